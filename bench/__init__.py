@@ -1,0 +1,1 @@
+"""One file a figure; each prints what it measured, `--json FILE` writes it."""

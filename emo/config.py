@@ -1,0 +1,240 @@
+"""One validated model a tier: YAML file, then `EMO_*` variables on top.
+
+    EMO_WAN__HOST=10.0.0.2 EMO_TRAINING__LR=0.05 emo cloud --config cloud.yaml
+
+Knows names, types and bounds. Opens no data, no model, no socket; imports no torch, so that
+`emo doctor` and the endpoint can read a configuration on a machine without it.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from emo.errors import ConfigError
+
+# No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Broker(Section):
+    """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 1883
+    root: Id = "emo"
+    keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
+    chunk_kib: Annotated[int, Field(ge=4, le=1024)] = 256
+    queue_messages: Positive = 64
+
+
+class Model(Section):
+    """A split network. `name`: vgg6, vgg11, mobilenet6, mobilenet12, cnn, or your `package.module:function`."""
+
+    name: str = "cnn"
+    width: Annotated[float, Field(gt=0, le=8)] = 1.0
+    norm: Literal["batch", "group", "none"] = "group"
+    input: tuple[Positive, ...] = (1, 8, 8)
+    classes: Annotated[int, Field(ge=2)] = 10
+
+
+class Data(Section):
+    """`name`: digits, cifar10, cifar100, folder, or your `package.module:function`; `dir` where it lies."""
+
+    name: str = "digits"
+    dir: Path | None = None
+    seed: int = 0
+
+
+class Partition(Section):
+    """This device's share when many devices share one dataset. Left out: all of the data is its own."""
+
+    scheme: Literal["iid", "dirichlet", "shards"] = "dirichlet"
+    devices: Positive
+    index: Annotated[int, Field(ge=0)]
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _index_in_range(self) -> "Partition":
+        if self.index >= self.devices:
+            msg = f"index {self.index} is not below devices {self.devices}"
+            raise ValueError(msg)
+        return self
+
+
+class Training(Section):
+    """What every device does in a round (sent to it by the cloud): SGD over its fixed batches."""
+
+    epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    lr: Annotated[float, Field(gt=0, le=10)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Rounds(Section):
+    """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late."""
+
+    rounds: Positive = 20
+    per_round: Positive | None = None
+    min_devices: Positive = 1
+    quorum: Annotated[float, Field(gt=0, le=1)] = 0.8
+    deadline_s: Seconds = 300.0
+    give_up_s: Seconds = 1800.0
+    seed: int = 0
+    evaluate_every: Positive = 1
+
+
+class Overlays(Section):
+    """The edges whose overlays make the ensemble, and how long to wait for them after the last round."""
+
+    edges: tuple[Id, ...] = ()
+    wait_s: Seconds = 600.0
+
+
+class Export(Section):
+    """A model repository in Triton's layout; each run adds a version of `name`."""
+
+    models: Path = Path("models")
+    name: Id = "emo"
+
+
+class Tap(Section):
+    """Activations to the edge. `codec` is named in each frame, so a fleet may mix them."""
+
+    enabled: bool = True
+    codec: Literal["fp32", "fp16", "int8"] = "fp16"
+
+
+class Cache(Section):
+    """`memory_mib`: level 1, in the overlay's device memory. Level 2 is the folder."""
+
+    dir: Path = Path("cache")
+    memory_mib: Positive = 256
+
+
+class Controller(Section):
+    """When a batch is sent again (Algorithm 1 of the paper, with a cap)."""
+
+    policy: Literal["svcca", "always", "once"] = "svcca"
+    max_interval: Annotated[float, Field(ge=1)] = 64.0
+    max_age: Positive = 128
+
+
+class Overlay(Section):
+    """`replay_ratio`: overlay steps per batch that a device offered; `patience_s`: wait for late batches."""
+
+    lr: Annotated[float, Field(gt=0, le=10)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    replay_ratio: Annotated[float, Field(gt=0)] = 4.0
+    seed: int = 0
+    patience_s: Seconds = 2.0
+    finish_s: Seconds = 540.0
+
+
+class Tier(Section):
+    """What every tier has. `state_dir` holds metrics.json and events.jsonl; `threads` is torch's."""
+
+    id: Id
+    wan: Broker = Broker()
+    model: Model = Model()
+    state_dir: Path = Path("state")
+    threads: Positive = 1
+
+
+class DeviceConfig(Tier):
+    lan: Broker = Broker()
+    edge: Id | None = None
+    data: Data = Data()
+    partition: Partition | None = None
+    batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
+    tap: Tap = Tap()
+
+
+class EdgeConfig(Tier):
+    lan: Broker = Broker()
+    devices: tuple[Id, ...]
+    cache: Cache = Cache()
+    controller: Controller = Controller()
+    overlay: Overlay = Overlay()
+
+
+class CloudConfig(Tier):
+    id: Id = "cloud"
+    data: Data = Data()
+    rounds: Rounds = Rounds()
+    training: Training = Training()
+    overlays: Overlays = Overlays()
+    export: Export = Export()
+
+
+T = TypeVar("T", bound=Section)
+
+
+def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> T:
+    """Read `path` as `kind`, with `EMO_*` on top. Raises ConfigError: file, key, and what would be right."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}. `emo init DIR` writes examples.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text") from error
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    return parse(kind, values, str(path), environ)
+
+
+def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[str, str] = os.environ) -> T:
+    """Validate `values` as `kind`; `where` is named in errors. Relative paths stay relative to the process."""
+    for name, text in sorted(environ.items()):
+        if name.startswith("EMO_"):
+            values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), yaml.safe_load(text))
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [f"{where}: {_say(kind, dict(each))}" for each in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _set(values: dict[str, Any], name: str, keys: list[str], value: Any) -> dict[str, Any]:
+    head, *rest = keys
+    if not rest:
+        return {**values, head: value}
+    inner = values.get(head) or {}
+    if not isinstance(inner, dict):
+        raise ConfigError(f"{name}: {head} is a single value, it has no {'.'.join(rest)}")
+    return {**values, head: _set(inner, name, rest, value)}
+
+
+def _say(kind: type[BaseModel], error: dict[str, Any]) -> str:
+    keys = [str(part) for part in error["loc"]]
+    place = ".".join(keys) or "(top)"
+    if error["type"] != "extra_forbidden":
+        shown = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+        return f"{place}: {error['msg'].removeprefix('Value error, ')}{shown}"
+    known = _fields(kind, keys[:-1])
+    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
+    return f"{place}: unknown key; {hint}"
+
+
+def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:
+    for key in keys:
+        annotation = kind.model_fields[key].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(kind.model_fields)

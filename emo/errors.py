@@ -1,0 +1,85 @@
+"""Every error that our code raises on bad input.
+
+    EmoError
+    ├── ConfigError       a configuration key or value; the text names the file and the key
+    ├── DataError         a dataset that is missing, damaged or of the wrong kind
+    ├── PartitionError    samples that cannot be dealt out to the devices as asked
+    ├── ModelError        an unknown network, or parts that do not fit each other
+    ├── WireError         bytes from a wire that must not be believed
+    │   ├── FrameError    header, checksum, version, chunks
+    │   ├── CodecError    an encoded array
+    │   └── TopicError    a topic or an id
+    ├── TooLarge          a message that the broker would not take: refused here, at once
+    ├── BrokerError       no broker, or one that refuses us
+    ├── UpdateRefused     a model update that must not be averaged
+    ├── QuorumError       a run that cannot go on; the text names the devices that are missing
+    ├── CacheError        the replay cache's folder
+    ├── ExportError       an ensemble that cannot be built, or an ONNX file that does not agree with torch
+    └── ServeError        a request or a model repository that the endpoint cannot serve
+
+Bad input is never an AssertionError or a KeyError: those are bugs of ours.
+"""
+
+
+class EmoError(Exception):
+    """Base of all; the text is written for the person who has to act on it."""
+
+
+class ConfigError(EmoError):
+    pass
+
+
+class DataError(EmoError):
+    pass
+
+
+class PartitionError(EmoError):
+    pass
+
+
+class ModelError(EmoError):
+    pass
+
+
+class WireError(EmoError):
+    pass
+
+
+class FrameError(WireError):
+    pass
+
+
+class CodecError(WireError):
+    pass
+
+
+class TopicError(WireError):
+    pass
+
+
+class TooLarge(EmoError):  # noqa: N818 - reads as the field says it
+    pass
+
+
+class BrokerError(EmoError):
+    pass
+
+
+class UpdateRefused(EmoError):  # noqa: N818
+    pass
+
+
+class QuorumError(EmoError):
+    pass
+
+
+class CacheError(EmoError):
+    pass
+
+
+class ExportError(EmoError):
+    pass
+
+
+class ServeError(EmoError):
+    pass

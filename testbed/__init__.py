@@ -1,0 +1,1 @@
+"""The simulator: the nodes that a fleet runs, without the fleet; and the demo."""
