@@ -1,0 +1,142 @@
+"""All that crosses a wire, as frozen dataclasses; each field is checked when a message is made.
+
+Knows fields and their bounds. Knows no bytes (frame.py), no topics (topics.py), no transport.
+`run` names one training run, so that retained messages of an earlier one are recognised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from emo.codec import Packed
+from emo.config import Id, Training
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Round = Annotated[int, Field(ge=0, lt=2**31)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=500)]
+Weights = Mapping[str, np.ndarray]
+
+_CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Status:
+    """A node is here, or (as its will) gone. `samples`: a device's training samples."""
+
+    node: Id
+    role: Literal["device", "edge", "cloud"]
+    online: bool
+    samples: Count = 0
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class GlobalModel:
+    """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train."""
+
+    run: Id
+    round: Round
+    devices: tuple[Id, ...]
+    training: Training
+    weights: Weights
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Update:
+    """Device -> cloud: weights after local training, the samples behind them, mean training loss."""
+
+    run: Id
+    device: Id
+    round: Round
+    samples: Annotated[int, Field(ge=1, lt=2**24)]
+    loss: Finite | None
+    weights: Weights
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Refused:
+    """Cloud -> device: why its update was not averaged."""
+
+    run: Id
+    device: Id
+    round: Round
+    reason: Text
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class RunState:
+    """Cloud -> edges: which run, how far. In `finishing` an edge ends its training and sends its overlay."""
+
+    run: Id
+    round: Round
+    rounds: Round
+    phase: Literal["training", "finishing", "done"]
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class OverlayWeights:
+    """Edge -> cloud: a trained overlay, with what its devices offered (`attempted`) and sent, in batches."""
+
+    run: Id
+    edge: Id
+    steps: Count
+    attempted: Count
+    received: Count
+    weights: Weights
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class ActivationBatch:
+    """Device -> edge: the split layer's output (N, C, ...) and labels (N,) int32 of one fixed batch.
+
+    `version` grows with every pass over the batch, so that a receiver can tell new from doubled.
+    """
+
+    run: Id
+    edge: Id
+    device: Id
+    batch: Round
+    version: Count
+    activations: Packed
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class TapReport:
+    """Device -> edge, once a round: how many batches the run has offered to the policy, how many were let through."""
+
+    run: Id
+    edge: Id
+    device: Id
+    round: Round
+    attempted: Count
+    sent: Count
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Interval:
+    """Edge -> device: the interval that follows from `version` of `batch` (Algorithm 1)."""
+
+    run: Id
+    edge: Id
+    device: Id
+    batch: Round
+    version: Count
+    interval: Finite = field(default=0.0)
+
+
+Message = (
+    Status
+    | GlobalModel
+    | Update
+    | Refused
+    | RunState
+    | OverlayWeights
+    | ActivationBatch
+    | TapReport
+    | Interval
+)

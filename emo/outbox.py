@@ -1,0 +1,47 @@
+"""A bounded queue of messages to send: newest version only, the droppable go first when it is full.
+
+Knows keys and sizes. Knows no transport; threads may share one.
+"""
+
+import threading
+from collections import OrderedDict
+
+from emo.channel import droppable, key
+from emo.journal import Journal
+from emo.messages import Message
+
+
+class Outbox:
+    def __init__(self, limit: int, journal: Journal) -> None:
+        """`limit`: messages held. Never blocks the one who puts: training must not wait for a network."""
+        self._limit, self._journal = limit, journal
+        self._items: OrderedDict[tuple[str, ...], Message] = OrderedDict()
+        self._change = threading.Condition()
+
+    def put(self, message: Message) -> bool:
+        """False when it is full of messages that may not be dropped, or this one was the one to drop."""
+        name = key(message)
+        with self._change:
+            if self._items.pop(name, None) is not None:
+                self._journal.count(f"outbox.superseded.{name[0]}")
+            elif len(self._items) >= self._limit:
+                victim = next((k for k, held in self._items.items() if droppable(held)), None)
+                self._journal.problem(
+                    "outbox.full", "more to send than the broker takes: the oldest is dropped"
+                )
+                if victim is None:
+                    return False
+                del self._items[victim]
+            self._items[name] = message
+            self._change.notify()
+        return True
+
+    def get(self, timeout: float) -> Message | None:
+        """The oldest message, or None after `timeout` seconds."""
+        with self._change:
+            if not self._items:
+                self._change.wait(timeout)
+            return self._items.popitem(last=False)[1] if self._items else None
+
+    def __len__(self) -> int:
+        return len(self._items)
