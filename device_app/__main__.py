@@ -1,0 +1,41 @@
+"""Runs one device, or several in one process: each has its own connections; they train in turn."""
+
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from device_app.node import DeviceNode
+from emo import data
+from emo.config import DeviceConfig
+from emo.journal import Journal
+from emo.messages import GlobalModel, Interval, Refused
+from emo.mqtt import MqttChannel
+from emo.runner import Runner
+from emo.topics import subscription
+
+
+def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 1) -> None:
+    """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    torch.set_num_threads(configs[0].threads)
+    turn = threading.Semaphore(parallel)
+    runners = [_runner(config, turn) for config in configs]
+    threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner in runners]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _runner(config: DeviceConfig, turn: threading.Semaphore) -> Runner:
+    train, _ = data.load(config.data)
+    journal = Journal(config.state_dir)
+    node = DeviceNode(config, train, journal)
+    root = config.wan.root
+    filters = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
+    name = f"{root}-{config.id}"
+    channels = {"wan": MqttChannel(config.wan, f"{name}-wan", filters, journal, node.hello(online=False))}
+    if config.edge is not None and config.tap.enabled:
+        intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
+        channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)
+    return Runner(node, channels, journal, turn=turn)

@@ -1,0 +1,143 @@
+"""The device: global model in, local epochs, model update out; beside it, the activations that the policy allows.
+
+Knows the FL round and the tap. Opens no socket, reads no clock. The FL path (`_train`) yields the same
+weights whether the tap is there or not.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from device_app.intervals import IntervalTable
+from device_app.tap import Tap
+from emo import models
+from emo.codec import Packed
+from emo.config import DeviceConfig
+from emo.data import Dataset, must_fit
+from emo.data.batches import Batch, FixedBatches
+from emo.data.partition import share
+from emo.journal import Journal
+from emo.messages import (
+    ActivationBatch,
+    GlobalModel,
+    Interval,
+    Message,
+    Refused,
+    Status,
+    TapReport,
+    Update,
+)
+from emo.training import train
+
+
+class DeviceNode:
+    def __init__(self, config: DeviceConfig, data: Dataset, journal: Journal) -> None:
+        """`data`: the training set that `config.partition` takes this device's share of.
+
+        Raises ModelError, PartitionError, or DataError where the data does not fit the model.
+        """
+        self.done = False
+        self._config, self._journal = config, journal
+        must_fit(data, config.model)
+        indices = (
+            share(data.labels, config.partition)
+            if config.partition
+            else np.arange(len(data.labels))
+        )
+        self._batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
+        self._net = models.network(config.model, seed=0)
+        self._intervals = IntervalTable()
+        self._run = ""
+        self._update: Update | None = None
+        self._offered: list[ActivationBatch] = []
+        self._attempted = self._sent = 0
+        self._version = 0
+        if config.edge is not None and config.tap.enabled:
+            self._tap: Tap | None = Tap(self._net.trunk, self._offer)
+        else:
+            self._tap = None
+
+    def hello(self, online: bool) -> Status:
+        return Status(self._config.id, "device", online, self._batches.samples)
+
+    def tick(self, now: float) -> Iterator[Message | None]:
+        """A device acts on messages only."""
+        del now
+        yield from ()
+
+    def handle(self, message: Message, now: float) -> Iterator[Message | None]:
+        """May be called by two threads: intervals come while the model trains."""
+        del now
+        if isinstance(message, GlobalModel):
+            yield from self._round(message)
+        elif isinstance(message, Interval) and message.run == self._run:
+            self._intervals.update(message.batch, message.version, message.interval)
+        elif isinstance(message, Refused):
+            self._journal.problem(
+                "updates.refused",
+                f"{message.device}: the cloud refused round {message.round}: {message.reason}",
+            )
+
+    def _round(self, model: GlobalModel) -> Iterator[Message | None]:
+        if model.run != self._run:
+            self._run, self._update = model.run, None
+            self._intervals.reset()
+            self._attempted = self._sent = 0
+        if self._config.id not in model.devices:
+            return
+        if self._update is not None and self._update.round == model.round:
+            yield self._update  # delivered twice, or the cloud came back: the same answer
+            return
+        models.load(self._net, model.weights)
+        losses: list[float] = []
+        for epoch in range(model.training.epochs):
+            self._version = model.round * model.training.epochs + epoch
+            stream = (self._batches.batch(j) for j in self._batches.order(model.round, epoch))
+            for loss in train(self._net, self._watched(stream), model.training):
+                losses.append(loss)
+                yield from self._offered or (None,)
+                self._offered = []
+        loss = sum(losses) / len(losses)
+        if self._tap is not None:  # before the update: the last round's closes the run
+            assert self._config.edge is not None
+            yield TapReport(
+                run=model.run,
+                edge=self._config.edge,
+                device=self._config.id,
+                round=model.round,
+                attempted=self._attempted,
+                sent=self._sent,
+            )
+        self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, loss=loss)
+        self._update = Update(
+            run=model.run,
+            device=self._config.id,
+            round=model.round,
+            samples=self._batches.samples,
+            loss=loss if math.isfinite(loss) else None,
+            weights=models.weights(self._net),
+        )
+        yield self._update
+
+    def _watched(self, stream: Iterator[Batch]) -> Iterator[Batch]:
+        return stream if self._tap is None else self._tap.watch(stream)
+
+    def _offer(self, batch: int, activations: torch.Tensor, labels: torch.Tensor) -> None:
+        self._attempted += 1
+        if not self._intervals.allow(batch, self._version):
+            return
+        self._sent += 1
+        assert self._config.edge is not None
+        self._offered.append(
+            ActivationBatch(
+                run=self._run,
+                edge=self._config.edge,
+                device=self._config.id,
+                batch=batch,
+                version=self._version,
+                activations=Packed(activations.numpy().copy(), self._config.tap.codec),
+                labels=labels.numpy().astype("<i4"),
+            )
+        )
