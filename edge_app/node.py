@@ -1,0 +1,144 @@
+"""The edge: receives activation batches, answers with intervals; beside that, trains the overlay.
+
+Knows who may send what, and when the overlay is done. Opens no socket, reads no clock. `handle` (receiving)
+and `work` (training) run on two threads and share only the cache, which waits for neither, and the
+counters below, each written by one side.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from edge_app.cache import ReplayCache
+from edge_app.controller import Controller
+from edge_app.overlay import Trainer
+from edge_app.svcca import fold, svcca
+from emo import models
+from emo.config import EdgeConfig
+from emo.errors import CacheError, WireError
+from emo.journal import Journal
+from emo.messages import ActivationBatch, Interval, Message, OverlayWeights, RunState, Status, TapReport
+
+_MAX_SAMPLES = 4096
+
+
+class EdgeNode:
+    def __init__(self, config: EdgeConfig, cache: ReplayCache, journal: Journal, device: str = "cpu") -> None:
+        """`device`: where the overlay trains ("cpu", "cuda"). Raises ModelError."""
+        self.done = False
+        self._config, self._cache, self._journal, self._device = config, cache, journal, device
+        self._shape = models.split_shape(config.model)
+        self._controller = Controller(**config.controller.model_dump())
+        self._trainer = self._fresh()
+        self._run = ""
+        self._received, self._last = 0, 0.0
+        self._reports: dict[str, int] = {}  # device -> batches it has offered to the policy
+        self._finishing: float | None = None
+        self._delivered = False
+
+    def _fresh(self) -> Trainer:
+        overlay = models.overlay(self._config.model, self._config.overlay.seed)
+        return Trainer(overlay, self._config.overlay, self._device)
+
+    def hello(self, online: bool) -> Status:
+        return Status(self._config.id, "edge", online)
+
+    def tick(self, now: float) -> Iterator[Message | None]:
+        """An edge acts on messages, and in `work`."""
+        del now
+        yield from ()
+
+    # -- receiving
+
+    def handle(self, message: Message, now: float) -> Iterator[Message | None]:
+        """Raises WireError on a batch that does not belong here."""
+        if isinstance(message, RunState):
+            self._state(message, now)
+        elif isinstance(message, ActivationBatch):
+            yield from self._receive(message, now)
+        elif isinstance(message, TapReport) and message.run == self._run and message.device in self._config.devices:
+            self._last = now
+            self._reports[message.device] = max(message.attempted, self._reports.get(message.device, 0))
+
+    def _state(self, state: RunState, now: float) -> None:
+        if state.run != self._run and state.phase == "training":
+            if self._run:
+                self._cache.clear()  # activations of another trunk
+            self._controller.reset()
+            self._trainer, self._reports, self._received = self._fresh(), {}, 0
+            self._finishing, self._delivered, self._run = None, False, state.run
+            self._journal.event("run", run=state.run)
+        if state.run == self._run and state.phase == "finishing" and self._finishing is None:
+            self._finishing = self._last = now
+
+    def _receive(self, batch: ActivationBatch, now: float) -> Iterator[Message | None]:
+        activations, labels = self._checked(batch)
+        self._received, self._last = self._received + 1, now
+        known = self._cache.get(batch.device, batch.batch)
+        if known is not None and known.version >= batch.version:
+            self._journal.count("activations.duplicate")
+            return
+        score = 0.0
+        if known is not None:
+            score = math.nan
+            if known.activations.shape == activations.shape:
+                score = svcca(fold(known.activations), fold(activations))
+        try:
+            stored = self._cache.put(batch.device, batch.batch, batch.version, activations, labels)
+        except CacheError as error:
+            self._journal.problem("cache.unwritten", str(error))
+            return  # no interval: the device will offer it again
+        if stored:
+            self._journal.count("activations.stored")
+            interval = self._controller.received(batch.device, batch.batch, score)
+            yield Interval(batch.run, batch.edge, batch.device, batch.batch, batch.version, interval)
+
+    def _checked(self, batch: ActivationBatch) -> tuple[np.ndarray, np.ndarray]:
+        where = f"batch {batch.batch} of {batch.device}"
+        if batch.device not in self._config.devices:
+            raise WireError(f"{where}: this edge's devices are {', '.join(self._config.devices[:5])} ...")
+        if batch.run != self._run:
+            raise WireError(f"{where}: of run {batch.run}, the cloud's is {self._run or 'not known yet'}")
+        labels = batch.labels.astype(np.int64)
+        if not 1 <= len(labels) <= _MAX_SAMPLES or labels.min() < 0 or labels.max() >= self._config.model.classes:
+            raise WireError(f"{where}: labels must be 1 to {_MAX_SAMPLES}, from 0 to {self._config.model.classes - 1}")
+        activations = batch.activations.array(limit=4 * len(labels) * math.prod(self._shape))
+        if activations.shape != (len(labels), *self._shape):
+            raise WireError(
+                f"{where}: activations {list(activations.shape)}, expected {[len(labels), *self._shape]}; "
+                "do device and edge have the same `model`?"
+            )
+        if not np.isfinite(activations).all():
+            raise WireError(f"{where}: activations hold NaN or infinity")
+        return activations, labels
+
+    # -- training
+
+    def work(self, now: float) -> Iterator[Message | None]:
+        """One overlay step, if the budget and the cache have one; the overlay itself when the run has ended.
+
+        Raises CacheError when the disk cannot be read."""
+        attempted = max(sum(self._reports.values()), self._received)
+        settings, trainer = self._config.overlay, self._trainer
+        if trainer.steps * settings.batches < settings.replay_ratio * attempted and not self._overdue(now):
+            samples = [sample for sample in (self._cache.sample() for _ in range(settings.batches)) if sample]
+            if samples:
+                trainer.step(
+                    torch.cat([sample.activations for sample in samples]),
+                    torch.cat([sample.labels for sample in samples]),
+                )
+                self._journal.count("overlay.steps")
+                yield None
+                return
+        finished = self._finishing is not None and now - self._last >= self._config.overlay.patience_s
+        if (finished or self._overdue(now)) and not self._delivered:
+            self._delivered = True
+            self._journal.event("overlay", steps=trainer.steps, attempted=attempted, received=self._received)
+            yield OverlayWeights(
+                self._run, self._config.id, trainer.steps, attempted, self._received, trainer.weights()
+            )
+
+    def _overdue(self, now: float) -> bool:
+        return self._finishing is not None and now - self._finishing >= self._config.overlay.finish_s
