@@ -1,0 +1,178 @@
+"""An ensemble becomes one ONNX file that has been proven to give what torch gives.
+
+Knows torch's exporter, the file's metadata and the tolerance. Knows neither where the model will be served nor
+how it was trained. The file holds nothing of the machine that wrote it: no paths, no source lines.
+"""
+
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from cloud_app.ensemble import Ensemble
+from cloud_app.session import open_session
+from emo import __version__
+from emo.errors import ExportError, ServeError
+
+TOLERANCE = 1e-4
+BATCHES = (1, 2, 7, 64)
+OUTPUTS = ("logits", "probabilities")
+
+
+@dataclass(frozen=True)
+class Report:
+    """`max_error`: the largest difference from torch, as `export` measures it. `bytes`: of the file."""
+
+    path: Path
+    bytes: int
+    seconds: float
+    max_error: float
+
+
+def export(
+    module: Ensemble,
+    path: Path,
+    input_shape: tuple[int, ...],
+    labels: Sequence[str],
+    metadata: Mapping[str, str],
+) -> Report:
+    """Write `module` to `path`, replacing the file there in one step; no other file is needed with it.
+
+    Input `images` (batch, *input_shape) of `module.dtype`; outputs `logits` and `probabilities`, float32
+    (batch, classes); any batch size. The file's metadata: `labels` (a JSON list), `mean`, `std`, `versions`, and
+    what `metadata` says (members, round, accuracy, ...).
+
+    Checked before `path` is touched: ONNX's own checker; then onnxruntime against torch at batches 1, 2, 7 and 64
+    of images drawn around `mean`: the largest absolute difference, over max(1, the largest logit), is at most
+    TOLERANCE = 1e-4.
+
+    Raises ExportError when torch cannot export a part, the labels do not fit, or the outputs differ.
+    """
+    started = time.perf_counter()
+    module.eval()
+    classes = _run(module, _images(module, 2, input_shape))[0].shape[1]
+    if len(labels) != classes:
+        raise ExportError(f"the ensemble gives {classes} classes, there are {len(labels)} labels")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        temporary = Path(folder) / "model.onnx"
+        model = _trace(module, input_shape)
+        _strip(model)
+        onnx.helper.set_model_props(model, {**metadata, **_facts(module, labels)})
+        onnx.checker.check_model(model, full_check=True)
+        temporary.write_bytes(model.SerializeToString())
+        max_error = _compare(module, temporary, input_shape)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    return Report(path, path.stat().st_size, time.perf_counter() - started, max_error)
+
+
+def _trace(module: Ensemble, input_shape: tuple[int, ...]) -> onnx.ModelProto:
+    # Two samples: a batch of one would be frozen into the graph.
+    example = torch.zeros(2, *input_shape, dtype=getattr(torch, module.dtype))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                (example,),
+                input_names=["images"],
+                output_names=list(OUTPUTS),
+                dynamo=True,
+                external_data=False,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                verbose=False,
+            )
+    except Exception as error:  # a user's own network may fail in any of the exporter's stages
+        raise ExportError(f"torch cannot export this network to ONNX: {error}") from error
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # It warns of torchvision's absence, and of its own deprecated calls.
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for each, level in zip(loggers, levels, strict=True):
+            each.setLevel(level)
+
+
+def _strip(model: onnx.ModelProto) -> None:
+    """The exporter notes on every node the stack trace of the line it came from, with the paths of this machine."""
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def _facts(module: Ensemble, labels: Sequence[str]) -> dict[str, str]:
+    versions = {"emo": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
+    return {
+        "labels": json.dumps(list(labels)),
+        "mean": json.dumps(module.mean.tolist()),
+        "std": json.dumps(module.std.tolist()),
+        "versions": json.dumps({**versions, "python": platform.python_version()}),
+    }
+
+
+def _compare(module: Ensemble, path: Path, input_shape: tuple[int, ...]) -> float:
+    try:
+        session = open_session(path)
+    except ServeError as error:
+        raise ExportError(f"the exported ensemble: {error}") from error
+    worst = 0.0
+    for batch in BATCHES:
+        images = _images(module, batch, input_shape)
+        expected = _run(module, images)
+        try:
+            found = session.run(list(OUTPUTS), {"images": images})
+        except Exception as error:  # as open_session says; a batch that the trace has frozen ends here too
+            raise ExportError(f"the exported ensemble does not run at batch {batch}: {error}") from error
+        scale = max(1.0, float(np.abs(expected[0]).max()))
+        for name, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+            if ours.shape != theirs.shape:
+                raise ExportError(f"{name} at batch {batch}: torch gives {ours.shape}, ONNX {theirs.shape}")
+            off = float(np.abs(ours - theirs).max()) / scale
+            if not off <= TOLERANCE:  # so that NaN fails too
+                raise ExportError(
+                    f"{name} at batch {batch}: ONNX differs from torch by {off:.2g} of the largest logit, "
+                    f"at most {TOLERANCE:g} is allowed; has a layer of the network a different meaning in ONNX?"
+                )
+            worst = max(worst, off)
+    return worst
+
+
+def _images(module: Ensemble, batch: int, input_shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Noise in the dataset's own units."""
+    per_channel = (-1, *[1] * (len(input_shape) - 1))
+    noise = np.random.default_rng(batch).standard_normal((batch, *input_shape))
+    images = module.mean.numpy().reshape(per_channel) + noise * module.std.numpy().reshape(per_channel)
+    if module.dtype == "uint8":
+        images = images.clip(0, 255).round()
+    return np.asarray(images, module.dtype)
+
+
+def _run(module: Ensemble, images: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], ...]:
+    with torch.inference_mode():
+        return tuple(output.numpy() for output in module(torch.from_numpy(images)))

@@ -1,0 +1,91 @@
+"""FedAvg (McMahan et al. 2017) as a pure (init, add, result) over named arrays.
+
+The sum is exact, so the same updates give the same bits whatever order they arrive in, and its memory is
+two float64 a weight however many devices there are.
+
+How: weight x samples is exact in float64 (24 + 24 bits). It is cut into two limbs, a multiple of 2^-10 and a
+multiple of 2^-48 below it. Integers of float64 add without rounding up to 2^53: the high limbs stay under
+2^16 x 2^24 x 2^10 = 2^50, the low ones under 2^14 updates x 2^38 = 2^52. What is left over is under
+2^-49 a sample. Knows no rounds and no devices.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from emo.errors import UpdateRefused
+
+MAX_WEIGHT, MAX_SAMPLES, MAX_UPDATES = 2.0**16, 2**24, 2**14
+MAX_COUNTER = 2.0**53
+_HIGH, _LOW = 2.0**10, 2.0**38
+
+Weights = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """Updates added so far. `like`: the round's global model, which says names, shapes and dtypes."""
+
+    like: Weights
+    high: Mapping[str, np.ndarray]
+    low: Mapping[str, np.ndarray]
+    samples: int = 0
+    updates: int = 0
+
+
+def init(like: Weights) -> Sum:
+    """The empty sum for a round that starts from the weights `like`."""
+    zeros = {name: np.zeros(array.shape) for name, array in like.items()}
+    return Sum(like, zeros, {name: np.zeros(array.shape) for name, array in like.items()})
+
+
+def add(total: Sum, weights: Weights, samples: int) -> Sum:
+    """`total` and one device's weights, which count `samples` times. Reuses the arrays of `total`.
+
+    Raises UpdateRefused, with `total` unchanged, on other names, shapes or dtypes, NaN, infinity, a weight
+    of 65,536 or more, and on more samples or updates than the exact sum holds.
+    """
+    check(total.like, weights)
+    if samples < 1 or total.samples + samples > MAX_SAMPLES or total.updates >= MAX_UPDATES:
+        raise UpdateRefused(
+            f"{samples} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates"
+        )
+    for name, array in weights.items():
+        if array.dtype.kind in "iu":  # batch norm's counters: the largest
+            np.maximum(total.high[name], array, out=total.high[name])
+            continue
+        scaled = array.astype(np.float64) * (samples * _HIGH)
+        whole = np.rint(scaled)
+        np.add(total.high[name], whole, out=total.high[name])
+        np.add(total.low[name], np.rint((scaled - whole) * _LOW), out=total.low[name])
+    return Sum(total.like, total.high, total.low, total.samples + samples, total.updates + 1)
+
+
+def result(total: Sum) -> dict[str, np.ndarray]:
+    """The mean, in the dtypes of `like`. Raises UpdateRefused when empty."""
+    if not total.updates:
+        raise UpdateRefused("no update to average")
+    mean = {}
+    for name, array in total.like.items():
+        value = total.high[name]
+        if array.dtype.kind not in "iu":
+            value = (value + total.low[name] / _LOW) / (_HIGH * total.samples)
+        mean[name] = value.astype(array.dtype)
+    return mean
+
+
+def check(like: Weights, weights: Weights) -> None:
+    """Raises UpdateRefused when `weights` cannot be averaged with `like`."""
+    if weights.keys() != like.keys():
+        odd = sorted(weights.keys() ^ like.keys())
+        raise UpdateRefused(f"weights do not match the global model: {', '.join(odd[:3])}")
+    for name, array in weights.items():
+        if array.shape != like[name].shape or array.dtype != like[name].dtype:
+            raise UpdateRefused(
+                f"{name} is {array.dtype}{list(array.shape)}, expected {like[name].dtype}{list(like[name].shape)}"
+            )
+        bound = MAX_COUNTER if array.dtype.kind in "iu" else MAX_WEIGHT
+        # Finds NaN and infinity too: comparisons with NaN are false.
+        if not ((array > -bound) & (array < bound)).all():
+            raise UpdateRefused(f"{name} has NaN, infinity or a value of {bound:.0f} or more")

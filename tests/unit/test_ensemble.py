@@ -1,0 +1,141 @@
+"""Ensemble: what it computes, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cloud_app.ensemble import Ensemble, boosted, build
+from emo import models
+from emo.config import Model
+from emo.errors import ExportError
+
+torch.set_num_threads(1)
+
+MEAN, STD = np.array([10.0, 20.0], np.float32), np.array([2.0, 4.0], np.float32)
+SPEC = Model(name="cnn", width=0.25, norm="batch", input=(1, 8, 8), classes=10)
+GREY = np.array([77.8], np.float32), np.array([95.9], np.float32)
+
+
+def _parts(members=3):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
+    return trunk, [nn.Sequential(nn.Flatten(), nn.Linear(4 * 9, 5)) for _ in range(members)]
+
+
+def _images(n=6):
+    return torch.randint(0, 256, (n, 2, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_it_is_the_mean_of_each_pairs_logits_on_normalised_images():
+    trunk, overlays = _parts()
+    logits, probabilities = Ensemble(trunk, overlays, MEAN, STD)(_images())
+    normal = (_images().double() - torch.tensor([10.0, 20.0]).view(2, 1, 1)) / torch.tensor([2.0, 4.0]).view(
+        2, 1, 1
+    )
+    expected = sum(overlay(trunk(normal.float())) for overlay in overlays) / 3
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close(probabilities, expected.softmax(1))
+
+
+def test_the_trunk_runs_once():
+    trunk, overlays = _parts()
+    calls = []
+    trunk.register_forward_hook(lambda *_: calls.append(1))
+    Ensemble(trunk, overlays, MEAN, STD)(_images())
+    assert calls == [1]
+
+
+def test_boosted_is_the_ensemble_of_one():
+    trunk, (overlay, *_) = _parts()
+    one = boosted(trunk, overlay, MEAN, STD)
+    assert torch.equal(one(_images())[0], Ensemble(trunk, [overlay], MEAN, STD)(_images())[0])
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+    trunk, overlays = _parts()
+    trunk.train()  # batch norm would take the batch's own statistics
+    module = Ensemble(trunk, overlays, MEAN, STD)
+    torch.testing.assert_close(module(_images())[0][:1], module(_images()[:1])[0])
+
+
+def test_float_and_uint8_images_mean_the_same():
+    trunk, overlays = _parts()
+    a = Ensemble(trunk, overlays, MEAN, STD, "uint8")(_images())
+    b = Ensemble(trunk, overlays, MEAN, STD, "float32")(_images().float())
+    assert torch.equal(a[0], b[0])
+
+
+@pytest.mark.parametrize(
+    ("overlays", "mean", "std", "dtype", "why"),
+    [
+        (0, MEAN, STD, "uint8", "none has arrived"),
+        (1, MEAN, np.zeros(2, np.float32), "uint8", "above zero"),
+        (1, np.array([np.nan, 1], np.float32), STD, "uint8", "finite"),
+        (1, MEAN[:1], STD, "uint8", "one value a channel"),
+        (1, MEAN, STD, "int16", "int16"),
+    ],
+)
+def test_it_refuses(overlays, mean, std, dtype, why):
+    trunk, members = _parts(overlays)
+    with pytest.raises(ExportError, match=why):
+        Ensemble(trunk, members, mean, std, dtype)
+
+
+def _sent(spec=SPEC, seed=0):
+    return models.weights(models.overlay(spec, seed))
+
+
+def test_build_gives_the_networks_that_the_weights_came_from():
+    network, overlay = models.network(SPEC, 3), models.overlay(SPEC, 4)
+    module = build(SPEC, models.weights(network), {"e": models.weights(overlay)}, *GREY)
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    assert torch.equal(module(images)[0], boosted(network.trunk, overlay, *GREY)(images)[0])
+
+
+def test_build_does_not_depend_on_the_order_of_arrival():
+    weights, sent = (
+        models.weights(models.network(SPEC, 3)),
+        {name: _sent(seed=i) for i, name in enumerate("cab")},
+    )
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    one = build(SPEC, weights, sent, *GREY)(images)
+    other = build(SPEC, weights, dict(sorted(sent.items())), *GREY)(images)
+    assert torch.equal(one[0], other[0])
+
+
+def _without(arrays):
+    return {name: array for name, array in arrays.items() if name != next(iter(arrays))}
+
+
+def _with_nan(arrays):
+    name = next(name for name, array in arrays.items() if array.dtype == np.float32)
+    return {**arrays, name: np.full_like(arrays[name], np.nan)}
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        (_sent(SPEC.model_copy(update={"width": 0.5})), r"expected float32\("),  # another split
+        (_sent(SPEC.model_copy(update={"classes": 7})), r"float32\(7,.*expected float32\(10,"),
+        (_without(_sent()), "is missing"),
+        ({**_sent(), "extra": np.zeros(1, np.float32)}, "extra is not known here"),
+        (_with_nan(_sent()), "NaN or infinity"),
+        ({name: array.astype(np.float64) for name, array in _sent().items()}, "float64"),
+    ],
+    ids=["split", "classes", "missing", "extra", "nan", "dtype"],
+)
+def test_build_names_the_edge_and_the_difference(bad, why):
+    weights = models.weights(models.network(SPEC, 0))
+    with pytest.raises(ExportError, match=rf"edge east.*{why}"):
+        build(SPEC, weights, {"west": _sent(), "east": bad}, *GREY)
+
+
+def test_build_names_the_global_model():
+    with pytest.raises(ExportError, match=r"the global model: .* is missing"):
+        build(SPEC, {}, {"west": _sent()}, *GREY)
+
+
+def test_build_refuses_a_mean_of_other_channels():
+    with pytest.raises(ExportError, match="one a channel"):
+        build(SPEC, models.weights(models.network(SPEC, 0)), {"west": _sent()}, MEAN, STD)
