@@ -20,6 +20,7 @@ from emo.errors import ConfigError
 # No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -53,17 +54,19 @@ class Data(Section):
 
     name: str = "digits"
     dir: Path | None = None
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Partition(Section):
-    """This device's share when many devices share one dataset. Left out: all of the data is its own."""
+    """This device's share when many devices share one dataset. Left out: all of the data is its own.
+
+    `alpha` is Hsu et al.'s, of Dir(alpha x prior): with ten classes, 5 is what others call Dir(0.5)."""
 
     scheme: Literal["iid", "dirichlet", "shards"] = "dirichlet"
     devices: Positive
     index: Annotated[int, Field(ge=0)]
-    alpha: Annotated[float, Field(gt=0)] = 0.5
-    seed: int = 0
+    alpha: Annotated[float, Field(gt=0)] = 5.0
+    seed: Seed = 0
 
     @model_validator(mode="after")
     def _index_in_range(self) -> "Partition":
@@ -90,13 +93,17 @@ class Rounds(Section):
     quorum: Annotated[float, Field(gt=0, le=1)] = 0.8
     deadline_s: Seconds = 300.0
     give_up_s: Seconds = 1800.0
-    seed: int = 0
+    seed: Seed = 0
     evaluate_every: Positive = 1
 
 
 class Overlays(Section):
-    """The edges whose overlays make the ensemble, and how long to wait for them after the last round."""
+    """The edges whose overlays make the ensemble, and how long to wait for them after the last round.
 
+    `combine`: the mean of the pairs' probabilities, or of their logits as in the paper, which an edge that
+    never saw a class spoils for that class."""
+
+    combine: Literal["probabilities", "logits"] = "probabilities"
     edges: tuple[Id, ...] = ()
     wait_s: Seconds = 600.0
 
@@ -131,13 +138,17 @@ class Controller(Section):
 
 
 class Overlay(Section):
-    """`replay_ratio`: overlay steps per batch that a device offered; `patience_s`: wait for late batches."""
+    """`batches`: how many cached batches make one step: each is one device's, often nearly one class.
+    `replay_ratio`: batches replayed per batch that a device offered. `clip`: largest norm of a gradient.
+    After the last round the overlay is sent when nothing has come for `patience_s`, at `finish_s` in any case."""
 
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    batches: Annotated[int, Field(ge=1, le=256)] = 4
     replay_ratio: Annotated[float, Field(gt=0)] = 4.0
-    seed: int = 0
+    seed: Seed = 0
     patience_s: Seconds = 2.0
     finish_s: Seconds = 540.0
 
@@ -186,7 +197,9 @@ def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> 
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}. `emo init DIR` writes examples.") from error
+        raise ConfigError(
+            f"{path}: cannot be read: {error.strerror}. `emo init DIR` writes examples."
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     try:
