@@ -41,11 +41,7 @@ class DeviceNode:
         self.done = False
         self._config, self._journal = config, journal
         must_fit(data, config.model)
-        indices = (
-            share(data.labels, config.partition)
-            if config.partition
-            else np.arange(len(data.labels))
-        )
+        indices = share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
         self._batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
         self._net = models.network(config.model, seed=0)
         self._intervals = IntervalTable()

@@ -27,7 +27,11 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         name = f"{config.wan.root}-{config.id}"
         channels = {
             "wan": MqttChannel(
-                config.wan, f"{name}-wan", [subscription(config.wan.root, RunState)], journal, node.hello(online=False)
+                config.wan,
+                f"{name}-wan",
+                [subscription(config.wan.root, RunState)],
+                journal,
+                node.hello(online=False),
             ),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal),
         }

@@ -53,19 +53,22 @@ class EdgeNode:
     # -- receiving
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
-        """Raises WireError on a batch that does not belong here."""
+        """Raises WireError on a batch that does not belong here, CacheError when the disk fails."""
         if isinstance(message, RunState):
             self._state(message, now)
         elif isinstance(message, ActivationBatch):
             yield from self._receive(message, now)
-        elif isinstance(message, TapReport) and message.run == self._run and message.device in self._config.devices:
+        elif (
+            isinstance(message, TapReport)
+            and message.run == self._run
+            and message.device in self._config.devices
+        ):
             self._last = now
             self._reports[message.device] = max(message.attempted, self._reports.get(message.device, 0))
 
     def _state(self, state: RunState, now: float) -> None:
         if state.run != self._run and state.phase == "training":
-            if self._run:
-                self._cache.clear()  # activations of another trunk
+            self._cache.begin(state.run)  # what it holds of another run came from another trunk
             self._controller.reset()
             self._trainer, self._reports, self._received = self._fresh(), {}, 0
             self._finishing, self._delivered, self._run = None, False, state.run
@@ -93,6 +96,7 @@ class EdgeNode:
         if stored:
             self._journal.count("activations.stored")
             interval = self._controller.received(batch.device, batch.batch, score)
+            interval = min(interval, self._config.controller.max_age)
             yield Interval(batch.run, batch.edge, batch.device, batch.batch, batch.version, interval)
 
     def _checked(self, batch: ActivationBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -102,8 +106,14 @@ class EdgeNode:
         if batch.run != self._run:
             raise WireError(f"{where}: of run {batch.run}, the cloud's is {self._run or 'not known yet'}")
         labels = batch.labels.astype(np.int64)
-        if not 1 <= len(labels) <= _MAX_SAMPLES or labels.min() < 0 or labels.max() >= self._config.model.classes:
-            raise WireError(f"{where}: labels must be 1 to {_MAX_SAMPLES}, from 0 to {self._config.model.classes - 1}")
+        if (
+            not 1 <= len(labels) <= _MAX_SAMPLES
+            or labels.min() < 0
+            or labels.max() >= self._config.model.classes
+        ):
+            raise WireError(
+                f"{where}: labels must be 1 to {_MAX_SAMPLES}, from 0 to {self._config.model.classes - 1}"
+            )
         activations = batch.activations.array(limit=4 * len(labels) * math.prod(self._shape))
         if activations.shape != (len(labels), *self._shape):
             raise WireError(

@@ -215,7 +215,11 @@ def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[st
     """Validate `values` as `kind`; `where` is named in errors. Relative paths stay relative to the process."""
     for name, text in sorted(environ.items()):
         if name.startswith("EMO_"):
-            values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), yaml.safe_load(text))
+            try:
+                value = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ConfigError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
+            values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

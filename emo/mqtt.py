@@ -11,7 +11,6 @@ import queue
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +26,7 @@ from emo.errors import BrokerError, TooLarge, WireError
 from emo.journal import Journal
 from emo.messages import Message, Status
 from emo.outbox import Outbox
+from emo.receiver import Receiver
 
 log = logging.getLogger("emo")
 
@@ -37,7 +37,6 @@ _RECEIVE = 20  # unacknowledged packets a broker may have on the way to us
 _HOLD = 8  # of these, how many may wait for the rest of their message; more would block the window for good
 _SESSION_S = 3600
 _CONNACK_S = 3.0  # after this a broker that took our connection has not understood it
-_MIB = 1 << 20
 
 
 class MqttChannel:
@@ -61,8 +60,7 @@ class MqttChannel:
         self._protocol = MQTTProtocolVersion.MQTTv5
         self._outbox = Outbox(broker.queue_messages, journal)
         self._inbox: queue.Queue[tuple[Message, list[int]] | None] = queue.Queue(4 * _RECEIVE)
-        self._parts = frame.Reassembler(memory_mib * _MIB)
-        self._waiting: deque[tuple[tuple[str, bytes], int]] = deque()  # chunks not yet acknowledged
+        self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD)
         self._window = threading.Semaphore(_WINDOW)
         self._connected, self._stopping, self._refused = (
             threading.Event(),
@@ -95,7 +93,7 @@ class MqttChannel:
 
     def stop(self, drain_s: float = 5.0) -> None:
         until = time.monotonic() + drain_s
-        while self._connected.is_set() and time.monotonic() < until and not self._drained():
+        while self._connected.is_set() and time.monotonic() < until and not self.drained():
             time.sleep(0.02)
         self._stopping.set()
         self._client.disconnect()
@@ -109,7 +107,8 @@ class MqttChannel:
         if not self._connected.wait(timeout):
             raise BrokerError(f"no MQTT broker answers at {self.broker.host}:{self.broker.port}")
 
-    def _drained(self) -> bool:
+    def drained(self) -> bool:
+        """True when the broker has everything that was published."""
         # The window is whole again when every packet is acknowledged.
         return not len(self._outbox) and not self._busy and self._window._value == _WINDOW  # noqa: SLF001
 
@@ -154,6 +153,7 @@ class MqttChannel:
         limit = getattr(properties, "MaximumPacketSize", None)
         self._chunk = min(self.broker.chunk_kib * 1024, (limit - 1024) if limit else 1 << 30)
         self._failures, self._next_line = 0, 0.0
+        self._receiver.forget_tokens()
         log.debug("%s: connected to %s:%d", self._id, self.broker.host, self.broker.port)
         if not flags.session_present:
             for name in self._filters:
@@ -202,31 +202,16 @@ class MqttChannel:
     # -- receiving
 
     def _on_message(self, client: paho.Client, _data: Any, packet: paho.MQTTMessage) -> None:
-        self._journal.count("mqtt.received_bytes", len(packet.payload) + len(packet.topic))
         try:
-            chunk = frame.parse(bytes(packet.payload))
-            kind = frame.KINDS[chunk.kind]
-            self._journal.count(f"received_bytes.{kind.__name__}", len(packet.payload) + len(packet.topic))
-            source = packet.topic.rsplit("/", 1)[0] if topics.ROUTES[kind].retain else packet.topic
-            self._waiting.append(((source, chunk.message), packet.mid if packet.qos else 0))
-            payload = self._parts.add(source, chunk, topics.ROUTES[kind].limit)
-            if payload is None:
-                while len(self._waiting) > _HOLD:
-                    self._ack(client, [self._waiting.popleft()[1]])
-                return
-            message = frame.unpack(chunk.kind, payload)
-            topics.check(self.broker.root, packet.topic, message, chunk.index)
-        except WireError as error:
-            self._journal.problem("frames.refused", f"{packet.topic}: {error}; dropped")
-            self._ack(client, [packet.mid])
-            return
+            token = packet.mid if packet.qos else 0
+            message, mids = self._receiver.take(packet.topic, bytes(packet.payload), token)
         except Exception:
             self._journal.count("bugs")  # paho's thread must outlive it
             log.exception("%s: could not read a packet from %s", self._id, packet.topic)
             return
-        key = (source, chunk.message)
-        mids = [mid for name, mid in self._waiting if name == key]
-        self._waiting = deque(item for item in self._waiting if item[0] != key)
+        if message is None:
+            self._ack(client, mids)
+            return
         try:
             self._inbox.put_nowait((message, mids))
         except queue.Full:  # not acknowledged: the broker keeps it

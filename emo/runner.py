@@ -104,6 +104,9 @@ class Runner:
                         self._send(message)
                 if idle:
                     self._stop.wait(_TICK_S)
+            except EmoError as error:
+                self._journal.problem("training.refused", str(error))
+                self._stop.wait(1.0)
             except Exception:
                 self._journal.count("bugs")
                 log.exception("a training step failed")

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from cloud_app.predict import predict
 
+from cloud_app.predict import predict
 from emo import data
 from emo.config import Data
 from emo.errors import ConfigError, EmoError
@@ -72,7 +72,9 @@ class Fleet:
         for name, process in self._running.items():
             if process.poll() not in {None, 0}:
                 lines = self.log(name).read_text(errors="replace").splitlines()[-15:]
-                raise EmoError("\n".join([f"{name} ended with {process.returncode}; its last lines:", *lines]))
+                raise EmoError(
+                    "\n".join([f"{name} ended with {process.returncode}; its last lines:", *lines])
+                )
 
     def stop(self, *names: str) -> None:
         chosen = [self._running.pop(name) for name in names or list(self._running) if name in self._running]
@@ -150,7 +152,11 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
 def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, Any]) -> list[str]:
     """The configuration files of every process; returns the devices' names. Raises DataError."""
     source = {"name": args.dataset, "dir": args.data_dir and str(args.data_dir), "seed": args.seed}
-    _, test = data.load(Data.model_validate(source))
+    train, test = data.load(Data.model_validate(source))
+    if args.devices > len(train.labels):
+        raise ConfigError(
+            f"--devices {args.devices}: there are only {len(train.labels)} training samples to share"
+        )
     names = [f"device-{index:02d}" for index in range(args.devices)]
     first = max(1, round(0.4 * args.devices))  # the paper's 40 and 60 %
     groups = {"edge-1": names[:first], "edge-2": names[first:]}
@@ -225,7 +231,9 @@ def _events(path: Path, fleet: Fleet, stop: threading.Event) -> Iterator[dict[st
             raise Interrupted
 
 
-def _figures(args: argparse.Namespace, folder: Path, result: dict[str, Any], names: list[str]) -> dict[str, Any]:
+def _figures(
+    args: argparse.Namespace, folder: Path, result: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
     counts = [json.loads((folder / name / "metrics.json").read_text()) for name in names]
 
     def total(*keys: str) -> int:
@@ -236,7 +244,9 @@ def _figures(args: argparse.Namespace, folder: Path, result: dict[str, Any], nam
         "accuracy": result["accuracy"],
         "bytes": {
             "fl": total("sent_bytes.Update", "sent_bytes.Status", "received_bytes.GlobalModel"),
-            "activations": total("sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"),
+            "activations": total(
+                "sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"
+            ),
             "sfl_equivalent": result["sfl_bytes"],
         },
         "sent_fraction": round(
@@ -245,7 +255,9 @@ def _figures(args: argparse.Namespace, folder: Path, result: dict[str, Any], nam
         "overlay_steps": sum(edge["steps"] for edge in edges),
         "rounds": result["rounds"],
         "onnx": result["onnx"],
-        "options": {key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")},
+        "options": {
+            key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")
+        },
     }
 
 

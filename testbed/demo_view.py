@@ -55,7 +55,10 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     """The table, and how to repeat the request."""
     console = Console(highlight=False)
     accuracy, sent = figures["accuracy"], figures["bytes"]
-    table = Table(title=f"{args.dataset}, {args.model} x {args.width:g}, {figures['rounds']} rounds", title_justify="left")
+    table = Table(
+        title=f"{args.dataset}, {args.model} x {args.width:g}, {figures['rounds']} rounds",
+        title_justify="left",
+    )
     table.add_column("")
     table.add_column("", justify="right")
     table.add_row("accuracy: FL alone", f"{accuracy['fl']:.2%}")
@@ -79,7 +82,9 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     if not args.keep:
-        console.print(f"to ask again: emo serve --models {shlex.quote(os.path.relpath(args.out / 'models'))}   then")
+        console.print(
+            f"to ask again: emo serve --models {shlex.quote(os.path.relpath(args.out / 'models'))}   then"
+        )
         console.print(f"  emo predict {shlex.quote(os.path.relpath(asked['image']))}", soft_wrap=True)
     else:
         console.print(f"to ask again: {asked['command']}", soft_wrap=True)

@@ -3,7 +3,7 @@
 Knows which version of a batch is the newest and joins disk, memory and sampling. Knows no message,
 no score and no training. It never waits for a batch: what is not there is None.
 
-One thread receives (`put`, `get`, `clear`), one trains (`sample`); any may ask for `stats`. Locks:
+One thread receives (`put`, `get`, `begin`), one trains (`sample`); any may ask for `stats`. Locks:
 
     ReplayCache._lock   newest versions, sampler, level 1, counters; held for dictionary work only
     DiskCache._lock     the index of files; held for dictionary work only
@@ -89,13 +89,13 @@ class ReplayCache:
                     self._memory.place(key, sample)
             return sample
 
-    def clear(self) -> None:
-        """A new run: forget and remove every batch. A `sample` under way may still return an old one."""
-        with self._lock:
-            self._newest.clear()
-            self._sampler.clear()
-            self._memory.clear()
-        self._disk.clear()
+    def begin(self, run: str) -> None:
+        """Forget and remove every batch, unless they are of `run`. A `sample` under way may return an old one."""
+        if self._disk.begin(run):
+            with self._lock:
+                self._newest.clear()
+                self._sampler.clear()
+                self._memory.clear()
 
     def stats(self) -> dict[str, int]:
         """What DiskCache.stats says, and of level 1: `memory_entries memory_bytes memory_hits disk_reads`;

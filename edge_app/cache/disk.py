@@ -3,6 +3,7 @@
     ROOT/lock                                      held while a DiskCache is open
     ROOT/batches/DEVICE/BB/BATCH-VERSION-CRC.h5    BB: BATCH mod 256, CRC: of the whole file, both hex
     ROOT/damaged/                                  files that were not what their name says
+    ROOT/run                                       the run that the batches are of
 
 Knows folders, names and HDF5; the only file that imports h5py. Knows no tensor, no sampling, no level 1.
 
@@ -151,7 +152,7 @@ class DiskCache:
             self._set_aside(stored.path)
 
     def version(self, device: str, batch: int) -> int | None:
-        """The stored version of a batch, from the index: no file is opened."""
+        """The stored version, from the index: no file is opened."""
         with self._lock:
             stored = self._index.get((device, batch))
         return None if stored is None else stored.version
@@ -170,20 +171,23 @@ class DiskCache:
             files.remove(stored.path)
         return stored is not None
 
-    def clear(self) -> None:
-        """Remove all batches, at once and for good: for a new run. From the thread that puts."""
+    def begin(self, run: str) -> bool:
+        """Remove all batches, at once and for good; False when they are of `run` already. Raises CacheError."""
         self._require_open()
-        old = self._root / "old"
+        old, marker = self._root / "old", self._root / "run"
         try:
+            if marker.is_file() and files.read(marker, 100) == run.encode():
+                return False
             with self._lock:
                 self._index.clear()
             shutil.rmtree(old, ignore_errors=True)
             self._batches.rename(old)
             self._batches.mkdir()
-            files.sync(self._root)
+            files.write(marker, run.encode())
             shutil.rmtree(old, ignore_errors=True)
         except OSError as error:
             raise CacheError(f"{self._root}: cannot be cleared: {error.strerror}") from error
+        return True
 
     def stats(self) -> dict[str, int]:
         """`entries` and their `bytes` now; `stored ignored hits misses damaged` since this was opened."""

@@ -103,10 +103,24 @@ def test_keys_and_delete(disk, tmp_path):
     assert not disk.delete("d", 1)
     assert disk.get("d", 1) is None
     assert len(batch_files(tmp_path)) == 2
-    disk.clear()
+    assert disk.begin("two")
     assert disk.keys() == []
-    assert everything(tmp_path) == ["lock"]
+    assert everything(tmp_path) == ["lock", "run"]
     assert disk.put("d", 0, 0, acts(0), LABELS)  # an older version than before: a new run
+    assert not disk.begin("two")
+    assert disk.keys() == [("d", 0)]
+
+
+def test_a_restart_knows_whose_batches_it_holds(tmp_path):
+    with DiskCache(tmp_path) as disk:
+        disk.begin("one")
+        disk.put("d", 0, 7, acts(0), LABELS)
+    with DiskCache(tmp_path) as disk:
+        assert not disk.begin("one")
+        assert disk.keys() == [("d", 0)]
+    with DiskCache(tmp_path) as disk:
+        assert disk.begin("two")
+        assert disk.keys() == []
 
 
 def test_every_flipped_or_missing_byte_is_a_miss(tmp_path):
@@ -429,14 +443,14 @@ def test_a_damaged_file_is_skipped(disk, tmp_path):
     assert disk.stats()["damaged"] == 3
 
 
-def test_restart_replays_what_is_on_disk_and_clear_forgets_it(tmp_path):
+def test_restart_replays_what_is_on_disk_and_another_run_forgets_it(tmp_path):
     with DiskCache(tmp_path) as disk:
         for batch, version in ((0, 9), (1, 3)):
             disk.put("d", batch, version, acts(batch), LABELS)
     with DiskCache(tmp_path) as disk:
         cache = ReplayCache(disk, 10**6, seed=0)
         assert [cache.sample().batch for _ in range(2)] == [0, 1]
-        cache.clear()
+        cache.begin("another run")
         assert cache.sample() is None
         assert cache.get("d", 0) is None
         assert cache.stats()["memory_bytes"] == 0

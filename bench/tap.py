@@ -1,0 +1,104 @@
+"""What the tap costs a device: its round's time with the tap on over that with the tap off.
+
+    python -m bench.tap [--json FILE] [--model vgg6 --width 0.25 --rounds 15]
+
+One process with one torch thread trains 512 images of CIFAR's shape a round, and really sends: a Mosquitto (or
+amqtt) runs on this machine. Nobody answers with intervals, so every batch is sent: the worst case. On and off
+take turns, round by round, each starting from the same weights; a round's time ends with its update.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from device_app.node import DeviceNode
+from emo import models
+from emo.config import DeviceConfig, Model, Tap, Training
+from emo.data import Dataset
+from emo.journal import Journal
+from emo.messages import GlobalModel, Update
+from emo.mqtt import MqttChannel
+from testbed.broker import LocalBroker
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="vgg6")
+    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument("--codec", default="fp16", choices=["fp32", "fp16", "int8"])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    spec = Model(name=args.model, width=args.width, input=(3, 32, 32))
+    with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder)) as broker:
+        journal = Journal()
+        channel = MqttChannel(broker.config, "bench", [], journal)
+        channel.start(lambda _message: None)
+        channel.wait_connected(10)
+        nodes = {on: _node(spec, args.codec, on) for on in (True, False)}
+        start = models.weights(models.network(spec, 0))
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        same = True
+        for number in range(1, args.rounds + 2):
+            weights = {}
+            for on in (True, False) if number % 2 else (False, True):
+                taken, weights[on] = _round(nodes[on], channel, number, start)
+                if number > 1:  # the first warms up
+                    seconds[on].append(taken)
+                while not channel.drained():  # what is left over must not fall on the other's time
+                    time.sleep(0.001)
+            same &= all(np.array_equal(weights[True][name], weights[False][name]) for name in start)
+        channel.stop()
+    medians = {on: statistics.median(times) for on, times in seconds.items()}
+    figures = {
+        "ratio": round(medians[True] / medians[False], 4),
+        "bit_identical": same,
+        "on_s": round(medians[True], 4),
+        "off_s": round(medians[False], 4),
+        "rounds": args.rounds,
+        "batches_sent": journal.counts["sent.ActivationBatch"],
+        "bytes_sent": journal.counts["sent_bytes.ActivationBatch"],
+        "model": f"{args.model} x {args.width:g}",
+        "codec": args.codec,
+        "broker": broker.kind,
+    }
+    for name, value in figures.items():
+        print(f"{name:14} {value}")
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def _node(spec: Model, codec: str, on: bool) -> DeviceNode:
+    rng = np.random.default_rng(0)
+    data = Dataset(
+        rng.integers(0, 256, (512, *spec.input), np.uint8),
+        rng.integers(0, spec.classes, 512),
+        tuple(str(label) for label in range(spec.classes)),
+        np.full(3, 127.5, np.float32),
+        np.full(3, 64.0, np.float32),
+    )
+    tap = Tap.model_validate({"enabled": on, "codec": codec})
+    return DeviceNode(DeviceConfig(id="bench", edge="edge", model=spec, tap=tap), data, Journal())
+
+
+def _round(
+    node: DeviceNode, channel: MqttChannel, number: int, start: dict[str, np.ndarray]
+) -> tuple[float, dict[str, np.ndarray]]:
+    began = time.perf_counter()
+    for message in node.handle(GlobalModel("bench", number, ("bench",), Training(), start), began):
+        if isinstance(message, Update):
+            return time.perf_counter() - began, dict(message.weights)
+        if message is not None:
+            channel.publish(message)
+    raise AssertionError("a round ends with an update")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""Packets -> messages: the receiving half of every channel.
+
+Knows frames, size limits, which topic a message must come by, and which packets its transport has still to
+acknowledge. Knows no transport and no thread: one caller at a time.
+"""
+
+from collections import deque
+from typing import Generic, TypeVar
+
+from emo import frame, topics
+from emo.errors import TopicError, WireError
+from emo.journal import Journal
+from emo.messages import Message
+
+Token = TypeVar("Token")
+_MIB = 1 << 20
+
+
+class Receiver(Generic[Token]):
+    """`Token`: what the transport needs to acknowledge one packet (MQTT's packet id)."""
+
+    def __init__(self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8) -> None:
+        """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
+        window towards us for good; the oldest are acknowledged early."""
+        self._root, self._journal, self._hold = root, journal, hold
+        self._parts = frame.Reassembler(memory_mib * _MIB)
+        self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
+        # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
+        self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
+
+    def take(self, name: str, data: bytes, token: Token) -> tuple[Message | None, list[Token]]:
+        """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
+
+        With a message: once it is handled. With None: now. What is no message of ours is dropped and counted
+        as `frames.refused`; raises nothing on bad bytes.
+        """
+        try:
+            chunk = frame.parse(data)
+            kind = frame.KINDS[chunk.kind]
+            route = topics.ROUTES[kind]
+            source, _, last = name.rpartition("/") if route.retain else (name, "", str(chunk.index))
+            if not matches(self._filters[kind], name) or last != str(chunk.index):
+                raise TopicError(f"part {chunk.index} of a {kind.__name__} has no business here")
+        except WireError as error:
+            self._refuse(name, error)
+            return None, [token]
+        self._journal.count(f"received_bytes.{kind.__name__}", len(data) + len(name))
+        key, abandoned = (source, chunk.message), self._parts.abandoned
+        self._waiting.append((key, token))
+        try:
+            payload = self._parts.add(source, chunk, route.limit)
+            if self._parts.abandoned > abandoned:
+                self._journal.problem("messages.abandoned", f"{name}: too many unfinished messages at once")
+            if payload is None:
+                early = max(0, len(self._waiting) - self._hold)
+                return None, [self._waiting.popleft()[1] for _ in range(early)]
+            message = frame.unpack(chunk.kind, payload)
+            topics.check(self._root, name, message, chunk.index)
+        except WireError as error:
+            self._refuse(name, error)
+            return None, self._release(key)
+        return message, self._release(key)
+
+    def forget_tokens(self) -> None:
+        """After a reconnect: what was not acknowledged comes again, under tokens of its own."""
+        self._waiting.clear()
+
+    def _release(self, key: tuple[str, bytes]) -> list[Token]:
+        tokens = [token for name, token in self._waiting if name == key]
+        self._waiting = deque(item for item in self._waiting if item[0] != key)
+        return tokens
+
+    def _refuse(self, name: str, error: WireError) -> None:
+        # The text may quote the sender: no line breaks, no escape codes, no megabytes in a log.
+        text = "".join(c if c.isprintable() else "?" for c in f"{name}: {error}"[:400])
+        self._journal.problem("frames.refused", f"{text}; dropped")
+
+
+def matches(pattern: str, name: str) -> bool:
+    """True where topic `name` falls under the filter `pattern`, whose levels may be '+' (MQTT 5, 4.7.1.3)."""
+    wanted, levels = pattern.split("/"), name.split("/")
+    return len(wanted) == len(levels) and all(
+        want in ("+", level) for want, level in zip(wanted, levels, strict=True)
+    )

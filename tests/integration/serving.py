@@ -1,0 +1,69 @@
+"""A tiny ONNX model, requests to it, and an endpoint in a process of its own."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+LABELS = ["red", "green", "blue"]
+WEIGHTS = np.array([[i == j // 4 for i in range(3)] for j in range(12)], np.float32) / 100
+START = "from pathlib import Path; from cloud_app.endpoint import serve; serve(Path({!r}), {!r}, 0, 1)"
+
+
+def write(path, dtype, batch="batch"):
+    """logits: the sum of each of three channels of 2x2, over 100; for float32 times 10, so that it can overflow."""
+    weights = WEIGHTS if dtype == "uint8" else WEIGHTS * 1000
+    kind = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}[dtype]
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["float"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3])
+        for name in ("logits", "probabilities")
+    ]
+    inputs = [helper.make_tensor_value_info("images", kind, [batch, 3, 2, 2])]
+    graph = helper.make_graph(nodes, "tiny", inputs, outputs, [numpy_helper.from_array(weights, "weights")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    helper.set_model_props(model, {"round": "7"})
+    onnx.save(model, path)
+    return path
+
+
+@contextmanager
+def serving(models, host="127.0.0.1"):
+    process = subprocess.Popen(
+        [sys.executable, "-c", START.format(str(models), host)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        yield process, line.strip()
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def request(data=None, shape=(1, 3, 2, 2), datatype="UINT8", name="images", **more):
+    data = list(range(12)) if data is None else data
+    return {"inputs": [{"name": name, "shape": list(shape), "datatype": datatype, "data": data}], **more}
+
+
+def changed(**change):
+    body = request()
+    body["inputs"][0].update(change)
+    return body
+
+
+def without(key):
+    body = request()
+    del body["inputs"][0][key]
+    return body

@@ -1,0 +1,156 @@
+"""`emo demo` as a user starts it: real processes, a real broker, a real endpoint, and nothing left behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+FEW = ("--devices", "4", "--rounds", "3", "--seed", "1")
+
+
+def start(tmp_path: Path, *args: str, **environ: str) -> subprocess.Popen[str]:
+    (tmp_path / "tmp").mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "emo.cli", "demo", *args],
+        cwd=tmp_path,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run(tmp_path: Path, *args: str, **environ: str) -> tuple[int, str]:
+    process = start(tmp_path, *args, **environ)
+    try:
+        out, _ = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    return process.returncode, out
+
+
+def left_behind(tmp_path: Path) -> list[str]:
+    folders = [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("emo-demo-")]
+    mine = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if str(tmp_path) in line:
+            mine.append(line)
+    return folders + mine
+
+
+def test_it_runs_through_and_writes_its_figures(tmp_path, mosquitto_program):
+    code, out = run(tmp_path, *FEW, "--json", "figures.json")
+    assert code == 0, out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures["accuracy"]) >= {"fl", "boosted", "bagged"}
+    assert len(figures["accuracy"]["boosted"]) == 2
+    assert set(figures["bytes"]) == {"fl", "activations", "sfl_equivalent"}
+    assert all(count > 0 for count in figures["bytes"].values())
+    assert 0 < figures["sent_fraction"] <= 1
+    assert figures["rounds"] == 3
+    assert figures["seconds"] > 0
+    assert figures["broker"].startswith("mosquitto")
+    assert Path(figures["onnx"]).stat().st_size > 1000
+    assert figures["prediction"]["label"] in "0123456789"
+    assert (tmp_path / "runs/demo/sample.png").exists()
+    assert "round   3/3" in out
+    assert left_behind(tmp_path) == []
+
+
+def test_without_mosquitto_it_brings_its_own_broker(tmp_path):
+    code, out = run(tmp_path, *FEW, "--broker", "amqtt", "--json", "figures.json")
+    assert code == 0, out
+    assert json.loads((tmp_path / "figures.json").read_text())["broker"].startswith("amqtt")
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_nothing_behind(tmp_path, how, mosquitto_program):
+    process = start(tmp_path, "--rounds", "500")
+    try:
+        assert process.stdout is not None
+        assert "broker" in process.stdout.readline()
+        line = process.stdout.readline()
+        assert line.startswith("round"), line
+        assert left_behind(tmp_path)
+        process.send_signal(how)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert left_behind(tmp_path) == []
+
+
+def test_your_own_network_and_data(tmp_path, mosquitto_program):
+    (tmp_path / "mine.py").write_text(
+        """
+import numpy as np
+from torch import nn
+from emo.data import Dataset
+from emo.models import Parts
+
+def network(spec):
+    features = spec.input[0] * spec.input[1]
+    return Parts(
+        lambda: nn.Sequential(nn.Flatten(), nn.Linear(features, 12), nn.ReLU()),
+        lambda: nn.Linear(12, spec.classes),
+        lambda: nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, spec.classes)),
+    )
+
+def sensors(spec):
+    rng = np.random.default_rng(0)
+    def part(n):
+        labels = rng.integers(0, 3, n)
+        signal = rng.normal(size=(n, 2, 16)) + labels[:, None, None]
+        scale = np.ones(2, np.float32)
+        return Dataset(signal.astype(np.float32), labels, ("still", "walk", "run"), scale, scale)
+    return part(200), part(60)
+"""
+    )
+    args = ("--dataset", "mine:sensors", "--model", "mine:network", "--json", "figures.json")
+    code, out = run(tmp_path, *FEW, *args, PYTHONPATH=str(tmp_path))
+    assert code == 0, out
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["accuracy"]["bagged"] > 0.6
+    assert figures["prediction"] is None  # not an image
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("--dataset", "cifar10"), "cifar-10-binary.tar.gz"),
+        (("--dataset", "digit"), "digits"),
+        (("--model", "vgg7"), "vgg6"),
+        (("--devices", "1"), "two edges"),
+        (("--devices", "5000"), "5000"),
+    ],
+)
+def test_bad_input_is_said_in_words(tmp_path, args, text, mosquitto_program):
+    code, out = run(tmp_path, *args)
+    assert code == 2
+    assert text in out
+    assert "Traceback" not in out
+    assert left_behind(tmp_path) == []
+
+
+def test_a_tier_that_dies_is_named_with_its_last_words(tmp_path, mosquitto_program):
+    process = start(tmp_path, "--rounds", "500")
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.stdout.readline()
+        for child in psutil.Process(process.pid).children():
+            if "edge-2.yaml" in " ".join(child.cmdline()):
+                child.kill()
+        out, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 2
+    assert "edge-2 ended with -9" in out
+    assert left_behind(tmp_path) == []
