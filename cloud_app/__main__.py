@@ -58,6 +58,7 @@ def run(config: CloudConfig, stop: threading.Event) -> dict[str, Any] | None:
     Runner(node, {"wan": channel}, journal).run(stop)
     if not node.done:
         return None
+    journal.event("exporting")
     result = finish(config, node.weights, node.overlays, test, name)
     result["sfl_bytes"] = _sfl_bytes(config, node)
     result["seconds"] = round(time.monotonic() - start, 1)

@@ -61,6 +61,17 @@ class CloudNode:
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "cloud", online)
 
+    def restore(self) -> Iterator[Message | None]:
+        """The retained messages of this phase."""
+        with self._lock:
+            total, training = self._config.rounds.rounds, self._config.training
+            if self.phase == "collecting":
+                yield RunState(self.run, self.round, total, "training")
+                yield GlobalModel(self.run, self.round, self._sampled, training, self.weights)
+            elif self.phase != "waiting":
+                yield RunState(self.run, self.round, total, "done" if self.done else "finishing")
+                yield GlobalModel(self.run, self.round + 1, (), training, self.weights)
+
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
             if isinstance(message, Status):
@@ -112,8 +123,7 @@ class CloudNode:
         self._sampled = tuple(sorted(live[i] for i in rng.choice(len(live), count, replace=False)))
         self._heard, self._loss, self._sum = {}, 0.0, fedavg.init(self.weights)
         self._enter("collecting", now)
-        yield RunState(self.run, self.round, rounds.rounds, "training")
-        yield GlobalModel(self.run, self.round, self._sampled, self._config.training, self.weights)
+        yield from self.restore()
         # Only now: the devices train meanwhile.
         if self.round > 1:
             self._closed(self.round - 1)
@@ -175,8 +185,7 @@ class CloudNode:
             yield from self._wait(now)
             return
         self._enter("overlays", now)
-        yield RunState(self.run, self.round, rounds.rounds, "finishing")
-        yield GlobalModel(self.run, self.round + 1, (), self._config.training, self.weights)
+        yield from self.restore()
         self._closed(self.round)
 
     def _closed(self, closed: int) -> None:
@@ -211,7 +220,7 @@ class CloudNode:
                 "overlays.missing", f"no overlay from {', '.join(missing)}: going on without"
             )
         self._enter("done", now)
-        yield RunState(self.run, self.round, self._config.rounds.rounds, "done")
+        yield from self.restore()
 
     def _patience(self, now: float, text: str) -> None:
         assert self._since is not None

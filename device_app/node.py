@@ -63,6 +63,10 @@ class DeviceNode:
         del now
         yield from ()
 
+    def restore(self) -> Iterator[Message | None]:
+        """Nothing: the global model comes again, and is answered again."""
+        yield from ()
+
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         """May be called by two threads: intervals come while the model trains."""
         del now

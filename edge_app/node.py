@@ -36,7 +36,7 @@ class EdgeNode:
         self._received, self._last = 0, 0.0
         self._reports: dict[str, int] = {}  # device -> batches it has offered to the policy
         self._finishing: float | None = None
-        self._delivered = False
+        self._delivered: OverlayWeights | None = None
 
     def _fresh(self) -> Trainer:
         overlay = models.overlay(self._config.model, self._config.overlay.seed)
@@ -49,6 +49,11 @@ class EdgeNode:
         """An edge acts on messages, and in `work`."""
         del now
         yield from ()
+
+    def restore(self) -> Iterator[Message | None]:
+        """The overlay, if it was sent."""
+        if self._delivered is not None:
+            yield self._delivered
 
     # -- receiving
 
@@ -71,7 +76,7 @@ class EdgeNode:
             self._cache.begin(state.run)  # what it holds of another run came from another trunk
             self._controller.reset()
             self._trainer, self._reports, self._received = self._fresh(), {}, 0
-            self._finishing, self._delivered, self._run = None, False, state.run
+            self._finishing, self._delivered, self._run = None, None, state.run
             self._journal.event("run", run=state.run)
         if state.run == self._run and state.phase == "finishing" and self._finishing is None:
             self._finishing = self._last = now
@@ -143,12 +148,12 @@ class EdgeNode:
                 yield None
                 return
         finished = self._finishing is not None and now - self._last >= self._config.overlay.patience_s
-        if (finished or self._overdue(now)) and not self._delivered:
-            self._delivered = True
+        if (finished or self._overdue(now)) and self._delivered is None:
             self._journal.event("overlay", steps=trainer.steps, attempted=attempted, received=self._received)
-            yield OverlayWeights(
+            self._delivered = OverlayWeights(
                 self._run, self._config.id, trainer.steps, attempted, self._received, trainer.weights()
             )
+            yield self._delivered
 
     def _overdue(self, now: float) -> bool:
         return self._finishing is not None and now - self._finishing >= self._config.overlay.finish_s

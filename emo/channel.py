@@ -16,8 +16,14 @@ Handler = Callable[[Message], None]
 
 
 class Channel(Protocol):
-    def start(self, handler: Handler, hello: Callable[[], Message | None] = lambda: None) -> None:
-        """Connect and deliver. `hello` is published after every (re)connect."""
+    def start(
+        self,
+        handler: Handler,
+        hello: Callable[[], Message | None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Connect and deliver. What `hello` gives is published after every (re)connect; `lost` is called when the
+        broker that we come back to has forgotten us, and with us perhaps what it retained."""
 
     def publish(self, message: Message) -> bool:
         """Queue a message; a newer one of the same key replaces it there. False: refused, counted, logged."""

@@ -31,7 +31,7 @@ class Section(BaseModel):
 class Broker(Section):
     """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
     root: Id = "emo"
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
@@ -190,6 +190,7 @@ class CloudConfig(Tier):
 
 
 T = TypeVar("T", bound=Section)
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # a month 13, a thousand brackets
 
 
 def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> T:
@@ -203,9 +204,10 @@ def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> 
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 text") from error
     try:
-        values = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(text)
+    except _NOT_YAML as error:
         raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+    values = {} if values is None else values
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     return parse(kind, values, str(path), environ)
@@ -217,7 +219,7 @@ def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[st
         if name.startswith("EMO_"):
             try:
                 value = yaml.safe_load(text)
-            except yaml.YAMLError as error:
+            except _NOT_YAML as error:
                 raise ConfigError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
             values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), value)
     try:

@@ -65,7 +65,7 @@ def _contiguous(weights: messages.Weights) -> dict[str, np.ndarray]:
 
 
 def pack(message: Message) -> bytes:
-    """The payload of a message: same message, same bytes."""
+    """The payload of a message: same message, same bytes. Raises TooLarge."""
     fields, blobs = {}, {}
     for item in dataclasses.fields(message):
         value = getattr(message, item.name)
@@ -75,6 +75,10 @@ def pack(message: Message) -> bytes:
             fields[item.name] = value.model_dump() if hasattr(value, "model_dump") else value
     fields["blobs"] = {name: len(data) for name, data in blobs.items()}
     header = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
+    if len(header) > _MAX_HEADER:
+        raise TooLarge(
+            f"{type(message).__name__}: a header of {len(header)} bytes; {_MAX_HEADER} is the most"
+        )
     return b"".join([_U32.pack(len(header)), header, *blobs.values()])
 
 
@@ -111,14 +115,16 @@ def unpack(kind: int, payload: bytes) -> Message:
     return checked
 
 
-def split(message: Message, message_id: bytes, chunk: int) -> Iterator[bytes]:
+def split(message: Message, message_id: bytes, chunk: int, limit: int = _MAX_PAYLOAD) -> Iterator[bytes]:
     """Frames of at most `chunk` bytes each, headers included. `message_id`: 8 bytes, unlike any other's.
 
-    Raises TooLarge before the first frame when the payload is over 1 GiB.
+    Raises TooLarge before the first frame when the payload is over `limit` bytes: no receiver would take it.
     """
     payload = memoryview(pack(message))
-    if len(payload) > _MAX_PAYLOAD:
-        raise TooLarge(f"{type(message).__name__} of {len(payload)} bytes; {_MAX_PAYLOAD} is the most")
+    if len(payload) > limit:
+        raise TooLarge(f"{type(message).__name__} of {len(payload)} bytes; {limit} is the most")
+    if chunk <= OVERHEAD:
+        raise TooLarge(f"packets of {chunk} bytes hold nothing but a frame's header")
     step = chunk - OVERHEAD
     count = max(1, -(-len(payload) // step))
     kind, crc = KINDS.index(type(message)), zlib.crc32(payload)
@@ -164,7 +170,7 @@ class Reassembler:
 
     def __init__(self, limit: int) -> None:
         self.limit, self.held, self.abandoned = limit, 0, 0
-        self._open: OrderedDict[tuple[str, bytes], dict[int, Chunk]] = OrderedDict()
+        self._open: OrderedDict[tuple[str, bytes], _Parts] = OrderedDict()
 
     def add(self, source: str, chunk: Chunk, limit: int) -> bytes | None:
         """The whole payload when `chunk` completes it. `source` keeps senders apart; `limit` bounds the message.
@@ -178,23 +184,17 @@ class Reassembler:
                 f"{source}: message of {chunk.size} bytes is over its limit of {min(limit, self.limit)}"
             )
         key = (source, chunk.message)
-        parts = self._open.setdefault(key, {})
-        if chunk.index in parts:
+        parts = self._open.setdefault(key, _Parts(chunk))
+        if chunk.index in parts.data:
             return None
-        first = next(iter(parts.values()), chunk)
-        same = (first.kind, first.count, first.size, first.crc) == (
-            chunk.kind,
-            chunk.count,
-            chunk.size,
-            chunk.crc,
-        )
-        if not same or sum(len(part.data) for part in parts.values()) + len(chunk.data) > chunk.size:
+        if not parts.fits(chunk):
             self._drop(key)
             raise FrameError(f"{source}: chunks of one message contradict each other")
-        parts[chunk.index] = chunk
-        self.held += _cost(chunk)
-        if len(parts) == chunk.count:
-            payload = b"".join(parts[index].data for index in range(chunk.count))
+        parts.data[chunk.index] = chunk.data
+        parts.bytes += len(chunk.data)
+        self.held += len(chunk.data) + _CHUNK_COST
+        if len(parts.data) == chunk.count:
+            payload = b"".join(parts.data[index] for index in range(chunk.count))
             self._drop(key)
             if len(payload) != chunk.size or zlib.crc32(payload) != chunk.crc:
                 raise FrameError(f"{source}: message does not agree with its checksum")
@@ -205,8 +205,19 @@ class Reassembler:
         return None
 
     def _drop(self, key: tuple[str, bytes]) -> None:
-        self.held -= sum(_cost(part) for part in self._open.pop(key).values())
+        parts = self._open.pop(key)
+        self.held -= parts.bytes + _CHUNK_COST * len(parts.data)
 
 
-def _cost(chunk: Chunk) -> int:
-    return len(chunk.data) + 300  # a chunk of one byte is not free either
+_CHUNK_COST = 300  # a chunk of one byte is not free either
+
+
+class _Parts:
+    def __init__(self, first: Chunk) -> None:
+        self.first, self.bytes = first, 0
+        self.data: dict[int, bytes] = {}
+
+    def fits(self, chunk: Chunk) -> bool:
+        one, two = self.first, chunk
+        same = (one.kind, one.count, one.size, one.crc) == (two.kind, two.count, two.size, two.crc)
+        return same and self.bytes + len(chunk.data) <= chunk.size

@@ -8,6 +8,7 @@ Knows a folder to write to, or none (tests, simulation). Threads may share one.
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -28,11 +29,10 @@ class Journal:
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._folder = folder
-        self._events = None
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                self._events = (folder / "events.jsonl").open("a", encoding="utf-8")
+                (folder / "events.jsonl").touch()
             except OSError as error:
                 raise ConfigError(f"state_dir {folder}: cannot be written: {error.strerror}") from error
 
@@ -53,11 +53,18 @@ class Journal:
             log.warning("%s%s", text, f" [{name}: {total} so far]" if total > 1 else "")
 
     def event(self, name: str, **fields: Any) -> None:
-        line = json.dumps({"time": round(time.time(), 3), "event": name, **fields})
-        with self._lock:
-            if self._events is not None:
-                self._events.write(line + "\n")
-                self._events.flush()
+        if self._folder is None:
+            return
+        # A loss may be NaN, which is no JSON.
+        fields = {
+            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()
+        }
+        line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=float)
+        try:
+            with self._lock, (self._folder / "events.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self.problem("events.unwritten", f"{self._folder}: events cannot be written: {error.strerror}")
 
     def snapshot(self) -> dict[str, int]:
         with self._lock:
@@ -73,10 +80,3 @@ class Journal:
             os.replace(partial, self._folder / "metrics.json")  # noqa: PTH105 - Path.replace says the same, twice
         except OSError as error:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
-
-    def close(self) -> None:
-        self.write()
-        with self._lock:
-            if self._events is not None:
-                self._events.close()
-                self._events = None

@@ -5,7 +5,6 @@ Knows fields and their bounds. Knows no bytes (frame.py), no topics (topics.py),
 """
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -126,7 +125,7 @@ class Interval:
     device: Id
     batch: Round
     version: Count
-    interval: Finite = field(default=0.0)
+    interval: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 Message = (

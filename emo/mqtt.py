@@ -1,14 +1,14 @@
 """The channel over paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no better.
 
 Knows packets, acknowledgements, reconnects. Knows no node. Three threads a channel: paho's network loop
-(receives chunks, never blocks), a worker (calls the handler, then acknowledges) and a sender.
+(receives packets), a worker (calls the handler, then acknowledges) and a sender.
 """
 
 import itertools
 import logging
 import math
-import queue
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +23,8 @@ from emo import frame, topics
 from emo.channel import Handler
 from emo.config import Broker
 from emo.errors import BrokerError, TooLarge, WireError
+from emo.flight import Flight
+from emo.inbox import Inbox
 from emo.journal import Journal
 from emo.messages import Message, Status
 from emo.outbox import Outbox
@@ -30,13 +32,15 @@ from emo.receiver import Receiver
 
 log = logging.getLogger("emo")
 
+_V5, _V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 _WINDOW = (
     4  # packets in flight: paho's own default of 20, and its endless queue behind, hold up everything else
 )
 _RECEIVE = 20  # unacknowledged packets a broker may have on the way to us
 _HOLD = 8  # of these, how many may wait for the rest of their message; more would block the window for good
 _SESSION_S = 3600
-_CONNACK_S = 3.0  # after this a broker that took our connection has not understood it
+_CONNACK_S = 3.0
+_FLAP_S = 2.0
 
 
 class MqttChannel:
@@ -49,7 +53,8 @@ class MqttChannel:
         will: Status | None = None,
         memory_mib: int = 1024,
     ) -> None:
-        """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish."""
+        """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish.
+        `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled."""
         self.broker, self._id, self._filters, self._journal, self._will = (
             broker,
             client_id,
@@ -57,50 +62,56 @@ class MqttChannel:
             journal,
             will,
         )
-        self._protocol = MQTTProtocolVersion.MQTTv5
+        self._protocol = _V5
         self._outbox = Outbox(broker.queue_messages, journal)
-        self._inbox: queue.Queue[tuple[Message, list[int]] | None] = queue.Queue(4 * _RECEIVE)
+        self._inbox = Inbox[tuple[Message, list[int]]](memory_mib << 20)
         self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD)
-        self._window = threading.Semaphore(_WINDOW)
-        self._connected, self._stopping, self._refused = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
+        self._connected, self._stopping, self._switch = (threading.Event() for _ in range(3))
         self._numbers = itertools.count(random.SystemRandom().getrandbits(48))
         self._chunk = broker.chunk_kib * 1024
-        self._failures, self._next_line = 0, 0.0
-        self._opened = math.inf  # when the TCP connection was made that waits for its CONNACK
-        self._busy = False
         self._handler: Handler = lambda _message: None
         self._hello: Callable[[], Message | None] = lambda: None
+        self._lost: Callable[[], None] = lambda: None
+        self._client: paho.Client | None = None
+        self._threads: list[threading.Thread] = []
+        self._flight = Flight(_WINDOW, journal)
+        # Of the connection, written by paho's thread.
+        self._failures, self._flaps, self._next_line, self._said = 0, 0, 0.0, False
+        self._opened, self._since = math.inf, -math.inf  # TCP made and waiting for its CONNACK; CONNACK came
+        self._subscribed = False
 
     # -- the port
 
-    def start(self, handler: Handler, hello: Callable[[], Message | None] = lambda: None) -> None:
+    def start(
+        self,
+        handler: Handler,
+        hello: Callable[[], Message | None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
         """Returns at once; connecting goes on in the background for as long as it takes."""
-        self._handler, self._hello = handler, hello
+        self._handler, self._hello, self._lost = handler, hello, lost
         self._client = self._make_client()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"{self._id}-worker", daemon=True),
-            threading.Thread(target=self._send, name=f"{self._id}-sender", daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
+        for run in (self._work, self._send):
+            self._threads.append(threading.Thread(target=run, name=f"{self._id}{run.__name__}", daemon=True))
+            self._threads[-1].start()
 
     def publish(self, message: Message) -> bool:
         return self._outbox.put(message)
 
     def stop(self, drain_s: float = 5.0) -> None:
-        until = time.monotonic() + drain_s
-        while self._connected.is_set() and time.monotonic() < until and not self.drained():
+        began = time.monotonic()
+        while not self.drained() and self._client is not None:
+            # A connection that is being made gets a second.
+            if time.monotonic() - began > (drain_s if self._connected.is_set() else min(drain_s, 1.0)):
+                break
             time.sleep(0.02)
         self._stopping.set()
-        self._client.disconnect()
-        self._client.loop_stop()
-        self._inbox.put(None)
+        self._inbox.close()
         for thread in self._threads:
             thread.join(timeout=10)
+        if self._client is not None:
+            self._client.disconnect()
+            self._client.loop_stop()
 
     def wait_connected(self, timeout: float) -> None:
         """Raises BrokerError when no broker has answered within `timeout` seconds."""
@@ -108,14 +119,13 @@ class MqttChannel:
             raise BrokerError(f"no MQTT broker answers at {self.broker.host}:{self.broker.port}")
 
     def drained(self) -> bool:
-        """True when the broker has everything that was published."""
-        # The window is whole again when every packet is acknowledged.
-        return not len(self._outbox) and not self._busy and self._window._value == _WINDOW  # noqa: SLF001
+        """True when the broker has acknowledged everything that was published."""
+        return not len(self._outbox) and self._flight.empty()
 
     # -- connecting
 
     def _make_client(self) -> paho.Client:
-        five = self._protocol == MQTTProtocolVersion.MQTTv5
+        five = self._protocol == _V5
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._id,
@@ -127,8 +137,7 @@ class MqttChannel:
         client.max_queued_messages_set(2 * _WINDOW)
         client.reconnect_delay_set(1, random.SystemRandom().randint(5, 15))  # apart, after a broker's restart
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_socket_open = self._on_socket_open
+        client.on_connect_fail, client.on_socket_open = self._on_connect_fail, self._on_socket_open
         client.on_message, client.on_publish = self._on_message, self._on_publish
         if self._will is not None:
             data = b"".join(frame.split(self._will, bytes(8), self._chunk))
@@ -146,36 +155,52 @@ class MqttChannel:
     def _on_connect(self, client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._opened = math.inf
         if reason.is_failure:
-            if self._protocol == MQTTProtocolVersion.MQTTv5 and "protocol" in str(reason).lower():
-                self._refused.set()
+            if self._protocol == _V5 and "protocol" in str(reason).lower():
+                self._switch.set()
             self._say(f"refuses this client: {reason}")
             return
         limit = getattr(properties, "MaximumPacketSize", None)
         self._chunk = min(self.broker.chunk_kib * 1024, (limit - 1024) if limit else 1 << 30)
-        self._failures, self._next_line = 0, 0.0
+        self._flight.window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+        self._failures, self._since = 0, time.monotonic()
+        if self._protocol == _V5:
+            self._switch.clear()
         self._receiver.forget_tokens()
-        log.debug("%s: connected to %s:%d", self._id, self.broker.host, self.broker.port)
-        if not flags.session_present:
+        if self._said:
+            log.info("%s: connected to %s:%d", self._id, self.broker.host, self.broker.port)
+            self._said = False
+        # Also to a session that was kept: a process that starts anew needs the retained messages again.
+        if not self._subscribed or not flags.session_present:
             for name in self._filters:
                 client.subscribe(name, qos=1)
+        if self._subscribed and not flags.session_present:
+            self._lost()
+        self._subscribed = True
         hello = self._hello()
         if hello is not None:
             self._outbox.put(hello)
         self._connected.set()
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        self._opened = math.inf
+        was, self._opened = self._connected.is_set(), math.inf
         self._connected.clear()
         if self._stopping.is_set():
             return
         self._journal.count("mqtt.disconnected")
-        if "taken over" in str(reason).lower():
-            self._say(f"says that another client calls itself {self._id!r}: give each node an id of its own")
+        self._failures += 1
+        self._flaps = self._flaps + 1 if was and time.monotonic() - self._since < _FLAP_S else 0
+        # Mosquitto 2.0 throws out the older of two clients of one name without a reason code.
+        if self._flaps >= 2 or "taken over" in str(reason).lower():
+            self._say(
+                f"closes again and again. Does another client call itself {self._id!r}? "
+                "Then give each node an id of its own",
+                now=self._flaps == 2,
+            )
         elif reason.is_failure:
             self._say(f"closed the connection ({reason})")
-        self._failures += 1
-        if self._failures >= 3 and self._protocol == MQTTProtocolVersion.MQTTv5:
-            self._refused.set()  # some 3.1.1 brokers hang up without a word
+        # Some 3.1.1 brokers hang up without a word; one that was only restarting deserves MQTT 5 again.
+        if self._failures % 3 == 0 or (was and self._protocol == _V311):
+            self._switch.set()
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
         self._say("does not answer; is it running, is the address right (`emo doctor`)?")
@@ -183,20 +208,23 @@ class MqttChannel:
     def _on_socket_open(self, _client: Any, _data: Any, _socket: Any) -> None:
         self._opened = time.monotonic()
 
-    def _say(self, what: str) -> None:
-        now = time.monotonic()
-        if now >= self._next_line:
-            self._next_line = now + 30
+    def _say(self, what: str, now: bool = False) -> None:
+        if now or time.monotonic() >= self._next_line:
+            self._next_line, self._said = time.monotonic() + 30, True
             log.warning(
                 "%s: broker %s:%d %s. Trying again.", self._id, self.broker.host, self.broker.port, what
             )
 
-    def _fall_back(self) -> None:
-        log.info("%s: the broker does not speak MQTT 5, going on with 3.1.1", self._id)
+    def _change_protocol(self) -> None:
+        assert self._client is not None
         self._client.disconnect()
         self._client.loop_stop()
-        self._refused.clear()  # only now: the callbacks of the old client set it too
-        self._protocol = MQTTProtocolVersion.MQTTv311
+        self._switch.clear()  # only now: the callbacks of the old client set it too
+        self._protocol = _V311 if self._protocol == _V5 else _V5
+        log.debug("%s: trying MQTT %s", self._id, "5" if self._protocol == _V5 else "3.1.1")
+        for message in self._flight.abandon():
+            self._outbox.put_back(message)
+        self._subscribed = False
         self._client = self._make_client()
 
     # -- receiving
@@ -212,10 +240,15 @@ class MqttChannel:
         if message is None:
             self._ack(client, mids)
             return
-        try:
-            self._inbox.put_nowait((message, mids))
-        except queue.Full:  # not acknowledged: the broker keeps it
-            self._journal.problem("inbox.full", f"{packet.topic}: more arrives than can be handled")
+        # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
+        # it gets acknowledgements. Longer than half the keepalive, and it would take us for dead.
+        if not self._inbox.put((message, mids), self._receiver.last_size, self.broker.keepalive_s / 2):
+            self._journal.problem(
+                "inbox.full", f"{packet.topic}: more arrives than can be handled; reconnecting"
+            )
+            connection = client.socket()
+            if isinstance(connection, socket.socket):  # what was not acknowledged comes again
+                connection.shutdown(socket.SHUT_RDWR)
 
     def _ack(self, client: paho.Client, mids: list[int]) -> None:
         for mid in mids:
@@ -230,50 +263,54 @@ class MqttChannel:
             except Exception:
                 self._journal.count("bugs")
                 log.exception("%s: could not handle a %s", self._id, type(message).__name__)
-            self._ack(self._client, mids)
+            if self._client is not None:
+                self._ack(self._client, mids)
 
     # -- sending
 
-    def _on_publish(self, _client: Any, _data: Any, _mid: int, reason: Any, _properties: Any) -> None:
-        self._window.release()
-        if reason.is_failure:
-            self._journal.problem(
-                "mqtt.publish_refused", f"{self._id}: the broker refused a message: {reason}"
-            )
+    def _on_publish(self, _client: Any, _data: Any, mid: int, reason: Any, _properties: Any) -> None:
+        self._flight.acknowledged(mid, reason.value)
 
     def _send(self) -> None:
         while not self._stopping.is_set():
-            if self._refused.is_set():
-                self._fall_back()
+            if self._switch.is_set():
+                self._change_protocol()
             if not self._connected.wait(0.1):
-                five = self._protocol == MQTTProtocolVersion.MQTTv5
                 # amqtt takes our MQTT 5 for the start of a longer packet, and waits for the rest of it.
-                if five and time.monotonic() - self._opened > _CONNACK_S:
-                    self._refused.set()
+                if self._protocol == _V5 and time.monotonic() - self._opened > _CONNACK_S:
+                    self._switch.set()
                 continue
-            message = self._outbox.get(0.1)
-            if message is None:
+            for message in self._flight.due():
+                self._outbox.put_back(message)
+            taken = self._outbox.get(0.1)
+            if taken is None:
                 continue
-            self._busy = True
             try:
-                self._send_one(message)
+                if not self._send_one(taken):
+                    self._outbox.put_back(taken)
             except (TooLarge, WireError) as error:
-                self._journal.problem("messages.refused", f"{type(message).__name__} cannot be sent: {error}")
+                self._journal.problem("messages.refused", f"{type(taken).__name__} cannot be sent: {error}")
             except Exception:
                 self._journal.count("bugs")
-                log.exception("%s: could not send a %s", self._id, type(message).__name__)
-            self._busy = False
+                log.exception("%s: could not send a %s", self._id, type(taken).__name__)
+            self._outbox.done()
 
-    def _send_one(self, message: Message) -> None:
+    def _send_one(self, message: Message) -> bool:
+        """False when it has to be sent once more, from the start."""
         if self._chunk < frame.OVERHEAD + 512:
             raise TooLarge(f"the broker takes packets of {self._chunk} bytes only; raise its max_packet_size")
-        route = topics.ROUTES[type(message)]
+        route, client = topics.ROUTES[type(message)], self._client
+        assert client is not None
         number = (next(self._numbers) & (2**64 - 1)).to_bytes(8, "little")
-        for index, data in enumerate(frame.split(message, number, self._chunk)):
-            while not self._window.acquire(timeout=0.2):
-                if self._stopping.is_set():
-                    return
+        for index, data in enumerate(frame.split(message, number, self._chunk, route.limit)):
+            if not self._flight.reserve(self._give_up):
+                return False
             name = topics.topic(self.broker.root, message, index)
-            self._client.publish(name, data, qos=route.qos, retain=route.retain)
+            info = client.publish(name, data, qos=route.qos, retain=route.retain)
+            self._flight.sent(info.mid, message)
             self._journal.count(f"sent_bytes.{type(message).__name__}", len(data) + len(name))
         self._journal.count(f"sent.{type(message).__name__}")
+        return True
+
+    def _give_up(self) -> bool:
+        return self._stopping.is_set() or self._switch.is_set()

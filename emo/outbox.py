@@ -17,6 +17,7 @@ class Outbox:
         self._limit, self._journal = limit, journal
         self._items: OrderedDict[tuple[str, ...], Message] = OrderedDict()
         self._change = threading.Condition()
+        self._in_hand = 0
 
     def put(self, message: Message) -> bool:
         """False when it is full of messages that may not be dropped, or this one was the one to drop."""
@@ -36,12 +37,27 @@ class Outbox:
             self._change.notify()
         return True
 
+    def put_back(self, message: Message) -> None:
+        """For what was taken and could not be sent: it waits again, unless something newer does."""
+        with self._change:
+            self._items.setdefault(key(message), message)
+            self._change.notify()
+
     def get(self, timeout: float) -> Message | None:
-        """The oldest message, or None after `timeout` seconds."""
+        """The oldest message, or None after `timeout` seconds. Call `done` when it is sent."""
         with self._change:
             if not self._items:
                 self._change.wait(timeout)
-            return self._items.popitem(last=False)[1] if self._items else None
+            if not self._items:
+                return None
+            self._in_hand += 1
+            return self._items.popitem(last=False)[1]
+
+    def done(self) -> None:
+        with self._change:
+            self._in_hand -= 1
 
     def __len__(self) -> int:
-        return len(self._items)
+        """Messages that wait or are being sent."""
+        with self._change:
+            return len(self._items) + self._in_hand

@@ -24,6 +24,7 @@ class Receiver(Generic[Token]):
         window towards us for good; the oldest are acknowledged early."""
         self._root, self._journal, self._hold = root, journal, hold
         self._parts = frame.Reassembler(memory_mib * _MIB)
+        self.last_size = 0
         self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
         # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
@@ -31,7 +32,7 @@ class Receiver(Generic[Token]):
     def take(self, name: str, data: bytes, token: Token) -> tuple[Message | None, list[Token]]:
         """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
 
-        With a message: once it is handled. With None: now. What is no message of ours is dropped and counted
+        With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message of ours is dropped and counted
         as `frames.refused`; raises nothing on bad bytes.
         """
         try:
@@ -54,6 +55,7 @@ class Receiver(Generic[Token]):
             if payload is None:
                 early = max(0, len(self._waiting) - self._hold)
                 return None, [self._waiting.popleft()[1] for _ in range(early)]
+            self.last_size = len(payload)
             message = frame.unpack(chunk.kind, payload)
             topics.check(self._root, name, message, chunk.index)
         except WireError as error:

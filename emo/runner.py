@@ -34,6 +34,9 @@ class Node(Protocol):
     def hello(self, online: bool) -> Message:
         """What announces the node; with online False, what says goodbye."""
 
+    def restore(self) -> Outgoing:
+        """What has to be said again to a broker that has forgotten everything."""
+
     def handle(self, message: Message, now: float) -> Outgoing:
         """React to a message. `now`: seconds of a monotonic clock."""
 
@@ -54,7 +57,7 @@ class Runner:
         `turn`: held while a WAN message is handled (a device's training), where many share a machine's cores."""
         self._node, self._channels, self._journal = node, channels, journal
         self._work, self._turn = work, turn
-        self._stop = threading.Event()
+        self._stop, self._forgotten = threading.Event(), threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set or the node is done. Leaves no thread and no connection."""
@@ -70,6 +73,9 @@ class Runner:
             while not stop.is_set() and not self._node.done:
                 now = time.monotonic()
                 self._publish(self._node.tick(now))
+                if self._forgotten.is_set():
+                    self._forgotten.clear()
+                    self._publish(self._node.restore())
                 if now - written > _METRICS_S:
                     self._journal.write()
                     written = now
@@ -81,7 +87,7 @@ class Runner:
             self._channels["wan"].publish(self._node.hello(online=False))
             for channel in self._channels.values():
                 channel.stop()
-            self._journal.close()
+            self._journal.write()
 
     def _handle(self, message: Message) -> None:
         mine = self._turn if ROUTES[type(message)].link == "wan" else None

@@ -34,7 +34,7 @@ ROUTES: dict[type[Message], Route] = {
     messages.GlobalModel: Route("wan/global", "wan", 1024 * _MIB, retain=True),
     messages.RunState: Route("wan/state", "wan", 4 * _KIB, retain=True),
     messages.Update: Route("wan/update/{device}", "wan", 1024 * _MIB),
-    messages.Refused: Route("wan/refused/{device}", "wan", 4 * _KIB),
+    messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB),
     messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB),
     messages.ActivationBatch: Route("lan/{edge}/activation/{device}", "lan", 64 * _MIB),
     messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB),
@@ -52,6 +52,10 @@ def topic(root: str, message: Message, index: int = 0) -> str:
 def subscription(root: str, kind: type[Message], **ids: str) -> str:
     """The filter for messages of `kind`; a field that is not given matches any. Raises TopicError."""
     route = ROUTES[kind]
+    if not set(ids) <= set(_fields(route)):
+        raise TopicError(
+            f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}"
+        )
     name = route.topic.format_map({n: _checked(n, ids[n]) if n in ids else "+" for n in _fields(route)})
     return f"{root}/{name}/+" if route.retain else f"{root}/{name}"
 

@@ -47,6 +47,8 @@ class View:
             self._bar.update(self._task, completed=event["round"], description=text)
         elif event["event"] == "overlay":
             self._console.print(f"overlay of {event['edge']} is here, {event['steps']} steps")
+        elif event["event"] == "exporting":
+            self._bar.update(self._task, description="ensemble, ONNX")
         elif event["event"] == "left_out":
             self._console.print(f"round {event['round']}: left out {', '.join(event['devices'])}")
 
@@ -58,6 +60,7 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     table = Table(
         title=f"{args.dataset}, {args.model} x {args.width:g}, {figures['rounds']} rounds",
         title_justify="left",
+        show_header=False,
     )
     table.add_column("")
     table.add_column("", justify="right")

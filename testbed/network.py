@@ -109,7 +109,7 @@ class Network:
     def _send(self, message: Message) -> int:
         # Returns bytes as a broker counts them. Split first: a message goes whole or not at all.
         number = next(self._numbers).to_bytes(8, "little")
-        frames = list(frame.split(message, number, self._chunk))
+        frames = list(frame.split(message, number, self._chunk, topics.ROUTES[type(message)].limit))
         names = [topics.topic(self.root, message, index) for index in range(len(frames))]
         retain = topics.ROUTES[type(message)].retain
         self._enqueue([(None, name, data, retain) for name, data in zip(names, frames, strict=True)])
@@ -138,7 +138,13 @@ class MemoryChannel:
         self._handler: Handler = lambda _message: None
         self._receiver = Receiver[None](network.root, journal)
 
-    def start(self, handler: Handler, hello: Callable[[], Message | None] = lambda: None) -> None:
+    def start(
+        self,
+        handler: Handler,
+        hello: Callable[[], Message | None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        del lost  # this network forgets nobody
         self._handler = handler
         with self._network._change:
             self._network._join(self)
@@ -147,6 +153,7 @@ class MemoryChannel:
                 self._outbox.put(first)
             while (message := self._outbox.get(0)) is not None:
                 self._send(message)
+                self._outbox.done()
 
     def publish(self, message: Message) -> bool:
         """Encoded at once while connected, queued in the outbox otherwise."""

@@ -1,8 +1,11 @@
-"""A real Mosquitto on a free loopback port, for tests."""
+"""A real Mosquitto on a free loopback port, and a TCP proxy that makes it misbehave."""
 
+import contextlib
 import os
+import select
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -45,3 +48,58 @@ class Mosquitto:
             self._process.terminate()
             self._process.wait(10)
             self._process = None
+
+
+class Proxy:
+    """TCP between client and broker. `hangs_up` decides by the protocol level of CONNECT; `deaf` keeps the
+    broker's answers from the client; `delay_s` before anything goes through."""
+
+    def __init__(self, target):
+        self.broker, self.hangs_up, self.polite = (
+            target.model_copy(update={"port": free_port()}),
+            lambda _: False,
+            False,
+        )
+        self.deaf, self.delay_s, self.refused = False, 0.0, 0
+        self._target, self._open = target, []
+        self._listen = socket.create_server(("127.0.0.1", self.broker.port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listen.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client):
+        with client, contextlib.suppress(OSError):
+            first = client.recv(65536)
+            level = first[first.index(b"MQTT") + 4]
+            if self.hangs_up(level):
+                self.refused += 1
+                if self.polite:
+                    client.sendall(b"\x20\x02\x00\x01")  # CONNACK: unacceptable protocol version
+                return
+            time.sleep(self.delay_s)
+            with socket.create_connection((self._target.host, self._target.port)) as server:
+                server.sendall(first)
+                self._open.append(client)
+                while True:
+                    for ready in select.select([client, server], [], [], 10)[0]:
+                        data = ready.recv(65536)
+                        if not data:
+                            return
+                        if ready is client:
+                            server.sendall(data)
+                        elif not self.deaf or data[0] >> 4 == 2:
+                            client.sendall(data)
+
+    def cut(self):
+        for client in self._open:
+            with contextlib.suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+        self._open.clear()
+
+    def close(self):
+        self._listen.close()
+        self.cut()

@@ -56,7 +56,7 @@ class FixedBatches:
             raise IndexError(j)
         return Batch(j, *tensors(self._dataset, self._rows[j]))
 
-    def order(self, round: int, epoch: int) -> list[int]:  # noqa: A002 - the field's word
+    def order(self, round: int, epoch: int) -> list[int]:
         """All batch ids, shuffled by (seed, round, epoch)."""
         shuffled = np.random.default_rng([1, self._seed, round, epoch]).permutation(len(self))
         return [int(j) for j in shuffled]

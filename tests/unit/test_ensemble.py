@@ -29,13 +29,36 @@ def _images(n=6):
 
 def test_it_is_the_mean_of_each_pairs_logits_on_normalised_images():
     trunk, overlays = _parts()
-    logits, probabilities = Ensemble(trunk, overlays, MEAN, STD)(_images())
+    logits, probabilities = Ensemble(trunk, overlays, MEAN, STD, combine="logits")(_images())
     normal = (_images().double() - torch.tensor([10.0, 20.0]).view(2, 1, 1)) / torch.tensor([2.0, 4.0]).view(
         2, 1, 1
     )
     expected = sum(overlay(trunk(normal.float())) for overlay in overlays) / 3
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(probabilities, expected.softmax(1))
+
+
+def test_by_default_it_is_the_mean_of_each_pairs_probabilities():
+    trunk, overlays = _parts()
+    pairs = [Ensemble(trunk, [overlay], MEAN, STD)(_images())[1] for overlay in overlays]
+    logits, probabilities = Ensemble(trunk, overlays, MEAN, STD)(_images())
+    torch.testing.assert_close(probabilities, sum(pairs) / 3)
+    torch.testing.assert_close(logits.exp(), probabilities)
+
+
+def test_a_pair_that_never_saw_a_class_is_outvoted_not_obeyed():
+    trunk = nn.Identity()
+    sure, blind = nn.Linear(2, 2), nn.Linear(2, 2)
+    for layer, logits in ((sure, [0.0, 5.0]), (blind, [0.0, -40.0])):  # class 1 was never shown to `blind`
+        nn.init.zeros_(layer.weight)
+        layer.bias.data = torch.tensor(logits)
+    images, one = torch.zeros(1, 2), np.ones(2, np.float32)
+
+    def says(combine):
+        return int(Ensemble(trunk, [sure, blind, sure], one, one, "float32", combine)(images)[0].argmax())
+
+    assert says("logits") == 0
+    assert says("probabilities") == 1
 
 
 def test_the_trunk_runs_once():

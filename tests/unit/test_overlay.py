@@ -39,7 +39,7 @@ def test_it_learns():
 
 def test_a_step_is_sgd_with_the_settings():
     module, reference = network(), network()
-    settings = Overlay(lr=0.1, momentum=0.5, weight_decay=0.01)
+    settings = Overlay(lr=0.1, momentum=0.5, weight_decay=0.01, clip=1e9)
     trainer = Trainer(module, settings)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.5, weight_decay=0.01)
     for seed in range(3):
@@ -51,6 +51,16 @@ def test_a_step_is_sgd_with_the_settings():
         assert trainer.step(activations, labels) == loss.item()
     for name, value in reference.state_dict().items():
         np.testing.assert_array_equal(trainer.weights()[name], value.numpy())
+
+
+def test_no_step_is_longer_than_the_clip_allows():
+    module = network()
+    trainer = Trainer(module, Overlay(lr=1.0, momentum=0.0, weight_decay=0.0, clip=0.01))
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    activations, _ = batch(0)
+    trainer.step(activations * 100, torch.zeros(len(activations), dtype=torch.int64))  # one class: pulls hard
+    moved = sum(((now - old) ** 2).sum().item() for now, old in zip(module.parameters(), before, strict=True))
+    assert 0 < moved**0.5 <= 0.0101
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "huge", "label 4", "label -1"])

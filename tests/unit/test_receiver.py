@@ -1,0 +1,133 @@
+"""The receiving path of every channel: what comes out, and which packets may be acknowledged when."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import any_message, examples, same
+
+from emo import frame, topics
+from emo.journal import Journal
+from emo.messages import GlobalModel, Refused, Update
+from emo.receiver import Receiver, matches
+
+NAME = "emo/wan/update/dev-1"
+
+
+def update(size=100, device="dev-1"):
+    return Update("run1", device, 1, 10, 0.5, {"w": np.ones(size, np.float32)})
+
+
+def packets(message, number=1, chunk=200):
+    frames = frame.split(message, number.to_bytes(8, "little"), chunk)
+    return [(topics.topic("emo", message, index), data) for index, data in enumerate(frames)]
+
+
+def receiver(**options):
+    journal = Journal()
+    return Receiver[int]("emo", journal, **options), journal
+
+
+@given(any_message, st.integers(60, 2000))
+def test_a_message_comes_with_the_tokens_of_its_packets(message, chunk):
+    taker, journal = receiver(hold=1 << 20)
+    sent = packets(message, chunk=chunk)
+    for token, (name, data) in enumerate(sent[:-1]):
+        assert taker.take(name, data, token) == (None, [])
+    got, tokens = taker.take(*sent[-1], len(sent) - 1)
+    assert got is not None
+    assert same(got, message)
+    assert tokens == list(range(len(sent)))
+    assert journal.counts[f"received_bytes.{type(message).__name__}"] == sum(len(n) + len(d) for n, d in sent)
+
+
+def test_packets_of_unfinished_messages_are_acknowledged_early_beyond_hold():
+    taker, _ = receiver(hold=3)
+    released = [taker.take(*packet, token)[1] for token, packet in enumerate(packets(update(400))[:6])]
+    assert released == [[], [], [], [0], [1], [2]]
+
+
+def test_no_token_is_given_twice_and_none_is_forgotten():
+    taker, _ = receiver(hold=4)
+    sent = [*packets(update(), 1), *packets(update(device="dev-2"), 2), *packets(update(), 3)]
+    sent.insert(3, sent[2])  # delivered twice
+    sent.insert(9, (NAME, b"rubbish"))
+    damaged = bytearray(sent[3][1])
+    damaged[-1] ^= 1
+    sent.insert(7, (NAME, bytes(damaged)))
+    released = [token for number, packet in enumerate(sent) for token in taker.take(*packet, number)[1]]
+    assert sorted(released) == list(range(len(sent)))
+
+
+def test_a_refused_message_releases_all_its_packets():
+    taker, journal = receiver()
+    first, last = packets(Refused("r", "dev-1", 1, "x" * 200), chunk=300)
+    wrong = last[0].replace("dev-1", "dev-2")
+    assert taker.take(wrong, first[1], 1) == (None, [])
+    assert taker.take(wrong, last[1], 2) == (None, [1, 2])
+    assert journal.counts["frames.refused"] == 1
+
+
+def test_another_kinds_topic_is_refused_before_a_byte_is_held():
+    # The limit of a global model is 1 GiB; on its own topic a device could make everybody hold that much.
+    taker, journal = receiver()
+    model = GlobalModel("r", 1, (), examples()[1].training, {"w": np.ones(1000, np.float32)})
+    for token, (_, data) in enumerate(packets(model)):
+        assert taker.take(NAME, data, token) == (None, [token])
+    assert taker._parts.held == 0
+    assert journal.counts["frames.refused"] == len(packets(model))
+
+
+def test_a_part_must_come_by_the_topic_of_its_index():
+    taker, journal = receiver()
+    model = GlobalModel("r", 1, (), examples()[1].training, {"w": np.ones(1000, np.float32)})
+    (_, data), *_ = packets(model)
+    assert taker.take("emo/wan/global/1", data, 7) == (None, [7])
+    assert journal.counts["frames.refused"] == 1
+
+
+def test_too_many_unfinished_messages_are_counted():
+    taker, journal = receiver(memory_mib=1)
+    for number in range(6):
+        (packet, *_) = packets(update(150_000), number, chunk=250_000)
+        taker.take(*packet, number)
+    assert journal.counts["messages.abandoned"] == 2
+
+
+def test_after_a_reconnect_no_old_token_comes_back():
+    taker, _ = receiver()
+    sent = packets(update())
+    for token, packet in enumerate(sent[:-1]):
+        taker.take(*packet, token)
+    taker.forget_tokens()
+    message, tokens = taker.take(*sent[-1], 99)
+    assert message is not None
+    assert tokens == [99]
+
+
+def test_what_a_sender_wrote_cannot_break_the_log(caplog):
+    taker, _ = receiver()
+    with caplog.at_level(logging.WARNING, "emo"):
+        taker.take("emo/\x1b[2J\nERROR all is lost/" + "x" * 10_000, b"?", 1)
+    (record,) = caplog.records
+    assert record.message.isprintable()
+    assert len(record.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "agrees"),
+    [
+        ("a/b", "a/b", True),
+        ("a/+", "a/b", True),
+        ("+/+", "a/", True),
+        ("a/+", "a/b/c", False),
+        ("a/+", "a", False),
+        ("a/b", "a/B", False),
+        ("a+", "ab", False),
+        ("+", "a/b", False),
+    ],
+)
+def test_filters(pattern, name, agrees):
+    assert matches(pattern, name) is agrees
