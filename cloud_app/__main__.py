@@ -140,7 +140,7 @@ def _dtype(test: Dataset) -> ensemble.DType:
 
 
 def _shares(overlay: OverlayWeights) -> dict[str, int]:
-    return {"steps": overlay.steps, "attempted": overlay.attempted, "received": overlay.received}
+    return {"steps": overlay.steps, "attempted": overlay.attempted, "sent": overlay.sent}
 
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:

@@ -34,7 +34,7 @@ class EdgeNode:
         self._trainer = self._fresh()
         self._run = ""
         self._received, self._last = 0, 0.0
-        self._reports: dict[str, int] = {}  # device -> batches it has offered to the policy
+        self._reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
 
@@ -69,7 +69,8 @@ class EdgeNode:
             and message.device in self._config.devices
         ):
             self._last = now
-            self._reports[message.device] = max(message.attempted, self._reports.get(message.device, 0))
+            known = self._reports.get(message.device, (0, 0))
+            self._reports[message.device] = max(known, (message.attempted, message.sent))
 
     def _state(self, state: RunState, now: float) -> None:
         if state.run != self._run and state.phase == "training":
@@ -135,7 +136,7 @@ class EdgeNode:
         """One overlay step, if the budget and the cache have one; the overlay itself when the run has ended.
 
         Raises CacheError when the disk cannot be read."""
-        attempted = max(sum(self._reports.values()), self._received)
+        attempted = max(sum(offered for offered, _ in self._reports.values()), self._received)
         settings, trainer = self._config.overlay, self._trainer
         if trainer.steps * settings.batches < settings.replay_ratio * attempted and not self._overdue(now):
             samples = [sample for sample in (self._cache.sample() for _ in range(settings.batches)) if sample]
@@ -149,9 +150,10 @@ class EdgeNode:
                 return
         finished = self._finishing is not None and now - self._last >= self._config.overlay.patience_s
         if (finished or self._overdue(now)) and self._delivered is None:
-            self._journal.event("overlay", steps=trainer.steps, attempted=attempted, received=self._received)
+            sent = sum(sent for _, sent in self._reports.values())
+            self._journal.event("overlay", steps=trainer.steps, attempted=attempted, sent=sent)
             self._delivered = OverlayWeights(
-                self._run, self._config.id, trainer.steps, attempted, self._received, trainer.weights()
+                self._run, self._config.id, trainer.steps, attempted, sent, trainer.weights()
             )
             yield self._delivered
 

@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--epochs", type=int, default=1, help="local epochs a round (1)")
     demo.add_argument("--lr", type=float, help="the devices' learning rate (by dataset)")
     demo.add_argument(
-        "--alpha", type=float, default=5.0, help="Dirichlet(alpha x prior): smaller is less alike (5)"
+        "--alpha", type=float, default=1.0, help="Dirichlet(alpha x prior): smaller is less alike (1)"
     )
     demo.add_argument("--replay-ratio", type=float, help="overlay steps per batch offered (by dataset)")
     demo.add_argument("--codec", choices=["fp32", "fp16", "int8"], default="fp16", help="of activations")

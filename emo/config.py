@@ -65,7 +65,7 @@ class Partition(Section):
     scheme: Literal["iid", "dirichlet", "shards"] = "dirichlet"
     devices: Positive
     index: Annotated[int, Field(ge=0)]
-    alpha: Annotated[float, Field(gt=0)] = 5.0
+    alpha: Annotated[float, Field(gt=0)] = 1.0
     seed: Seed = 0
 
     @model_validator(mode="after")

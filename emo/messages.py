@@ -78,13 +78,13 @@ class RunState:
 
 @dataclass(frozen=True, config=_CHECKED)
 class OverlayWeights:
-    """Edge -> cloud: a trained overlay, with what its devices offered (`attempted`) and sent, in batches."""
+    """Edge -> cloud: a trained overlay, with what its devices offered to the policy (`attempted`) and it let through (`sent`), in batches."""
 
     run: Id
     edge: Id
     steps: Count
     attempted: Count
-    received: Count
+    sent: Count
     weights: Weights
 
 

@@ -15,11 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
-from emo import frame, topics
+from emo import frame, mqtt_client, topics
 from emo.channel import Handler
 from emo.config import Broker
 from emo.errors import BrokerError, TooLarge, WireError
@@ -27,18 +24,13 @@ from emo.flight import Flight
 from emo.inbox import Inbox
 from emo.journal import Journal
 from emo.messages import Message, Status
+from emo.mqtt_client import V5, V311, WINDOW
 from emo.outbox import Outbox
 from emo.receiver import Receiver
 
 log = logging.getLogger("emo")
 
-_V5, _V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
-_WINDOW = (
-    4  # packets in flight: paho's own default of 20, and its endless queue behind, hold up everything else
-)
-_RECEIVE = 20  # unacknowledged packets a broker may have on the way to us
-_HOLD = 8  # of these, how many may wait for the rest of their message; more would block the window for good
-_SESSION_S = 3600
+_HOLD = 8  # of the packets that a broker may have on the way to us, how many may wait for the rest of their message; more would block the window for good
 _CONNACK_S = 3.0
 _FLAP_S = 2.0
 
@@ -55,16 +47,11 @@ class MqttChannel:
     ) -> None:
         """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish.
         `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled."""
-        self.broker, self._id, self._filters, self._journal, self._will = (
-            broker,
-            client_id,
-            filters,
-            journal,
-            will,
-        )
-        self._protocol = _V5
+        self.broker, self._id, self._filters = broker, client_id, filters
+        self._journal, self._will = journal, will
+        self._protocol = V5
         self._outbox = Outbox(broker.queue_messages, journal)
-        self._inbox = Inbox[tuple[Message, list[int]]](memory_mib << 20)
+        self._inbox = Inbox[int](memory_mib << 20, journal)
         self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD)
         self._connected, self._stopping, self._switch = (threading.Event() for _ in range(3))
         self._numbers = itertools.count(random.SystemRandom().getrandbits(48))
@@ -74,7 +61,7 @@ class MqttChannel:
         self._lost: Callable[[], None] = lambda: None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
-        self._flight = Flight(_WINDOW, journal)
+        self._flight = Flight(WINDOW, journal)
         # Of the connection, written by paho's thread.
         self._failures, self._flaps, self._next_line, self._said = 0, 0, 0.0, False
         self._opened, self._since = math.inf, -math.inf  # TCP made and waiting for its CONNACK; CONNACK came
@@ -125,45 +112,25 @@ class MqttChannel:
     # -- connecting
 
     def _make_client(self) -> paho.Client:
-        five = self._protocol == _V5
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=self._id,
-            protocol=self._protocol,
-            clean_session=None if five else False,
-            manual_ack=True,
-        )
-        client.max_inflight_messages_set(_WINDOW)
-        client.max_queued_messages_set(2 * _WINDOW)
-        client.reconnect_delay_set(1, random.SystemRandom().randint(5, 15))  # apart, after a broker's restart
+        client = mqtt_client.make(self.broker, self._id, self._protocol, self._will)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_socket_open = self._on_connect_fail, self._on_socket_open
         client.on_message, client.on_publish = self._on_message, self._on_publish
-        if self._will is not None:
-            data = b"".join(frame.split(self._will, bytes(8), self._chunk))
-            client.will_set(topics.topic(self.broker.root, self._will), data, qos=1, retain=True)
-        properties = None
-        if five:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own gap
-            properties.SessionExpiryInterval = _SESSION_S
-            properties.ReceiveMaximum = _RECEIVE
-        kwargs: dict[str, Any] = {"properties": properties, "clean_start": False} if five else {}
-        client.connect_async(self.broker.host, self.broker.port, self.broker.keepalive_s, **kwargs)
         client.loop_start()
         return client
 
     def _on_connect(self, client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._opened = math.inf
         if reason.is_failure:
-            if self._protocol == _V5 and "protocol" in str(reason).lower():
+            if self._protocol == V5 and "protocol" in str(reason).lower():
                 self._switch.set()
             self._say(f"refuses this client: {reason}")
             return
         limit = getattr(properties, "MaximumPacketSize", None)
         self._chunk = min(self.broker.chunk_kib * 1024, (limit - 1024) if limit else 1 << 30)
-        self._flight.window = min(_WINDOW, getattr(properties, "ReceiveMaximum", _WINDOW))
+        self._flight.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         self._failures, self._since = 0, time.monotonic()
-        if self._protocol == _V5:
+        if self._protocol == V5:
             self._switch.clear()
         self._receiver.forget_tokens()
         if self._said:
@@ -199,7 +166,7 @@ class MqttChannel:
         elif reason.is_failure:
             self._say(f"closed the connection ({reason})")
         # Some 3.1.1 brokers hang up without a word; one that was only restarting deserves MQTT 5 again.
-        if self._failures % 3 == 0 or (was and self._protocol == _V311):
+        if self._failures % 3 == 0 or (was and self._protocol == V311):
             self._switch.set()
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
@@ -220,8 +187,8 @@ class MqttChannel:
         self._client.disconnect()
         self._client.loop_stop()
         self._switch.clear()  # only now: the callbacks of the old client set it too
-        self._protocol = _V311 if self._protocol == _V5 else _V5
-        log.debug("%s: trying MQTT %s", self._id, "5" if self._protocol == _V5 else "3.1.1")
+        self._protocol = V311 if self._protocol == V5 else V5
+        log.debug("%s: trying MQTT %s", self._id, "5" if self._protocol == V5 else "3.1.1")
         for message in self._flight.abandon():
             self._outbox.put_back(message)
         self._subscribed = False
@@ -242,7 +209,7 @@ class MqttChannel:
             return
         # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
         # it gets acknowledgements. Longer than half the keepalive, and it would take us for dead.
-        if not self._inbox.put((message, mids), self._receiver.last_size, self.broker.keepalive_s / 2):
+        if not self._inbox.put(message, mids, self._receiver.last_size, self.broker.keepalive_s / 2):
             self._journal.problem(
                 "inbox.full", f"{packet.topic}: more arrives than can be handled; reconnecting"
             )
@@ -277,7 +244,7 @@ class MqttChannel:
                 self._change_protocol()
             if not self._connected.wait(0.1):
                 # amqtt takes our MQTT 5 for the start of a longer packet, and waits for the rest of it.
-                if self._protocol == _V5 and time.monotonic() - self._opened > _CONNACK_S:
+                if self._protocol == V5 and time.monotonic() - self._opened > _CONNACK_S:
                     self._switch.set()
                 continue
             for message in self._flight.due():

@@ -30,7 +30,7 @@ from testbed.demo_view import View, report
 
 # By dataset: what the figures in docs/results/demo.md were measured with.
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "digits": {"model": "cnn", "rounds": 20, "lr": 0.05, "replay_ratio": 4.0},
+    "digits": {"model": "cnn", "rounds": 12, "lr": 0.05, "replay_ratio": 4.0},
     "cifar10": {"model": "vgg6", "rounds": 20, "lr": 0.05, "replay_ratio": 4.0},
     "cifar100": {"model": "mobilenet6", "rounds": 20, "lr": 0.05, "replay_ratio": 4.0},
     "": {"model": "cnn", "rounds": 20, "lr": 0.05, "replay_ratio": 4.0},
@@ -250,7 +250,7 @@ def _figures(
             "sfl_equivalent": result["sfl_bytes"],
         },
         "sent_fraction": round(
-            sum(edge["received"] for edge in edges) / max(1, sum(edge["attempted"] for edge in edges)), 4
+            sum(edge["sent"] for edge in edges) / max(1, sum(edge["attempted"] for edge in edges)), 4
         ),
         "overlay_steps": sum(edge["steps"] for edge in edges),
         "rounds": result["rounds"],

@@ -40,7 +40,7 @@ _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.Update: {"samples": st.integers(1, 2**24 - 1), "loss": st.none() | finite},
     messages.Refused: {"reason": _reasons},
     messages.RunState: {"rounds": rounds, "phase": st.sampled_from(["training", "finishing", "done"])},
-    messages.OverlayWeights: {"steps": counts, "attempted": counts, "received": counts},
+    messages.OverlayWeights: {"steps": counts, "attempted": counts, "sent": counts},
     messages.ActivationBatch: {"version": counts, "activations": _activations, "labels": _labels},
     messages.TapReport: {"attempted": counts, "sent": counts},
     messages.Interval: {"version": counts, "interval": st.floats(0, 1e9)},

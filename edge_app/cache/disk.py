@@ -297,8 +297,8 @@ def _unpack(key: Key, stored: _Stored, image: bytes) -> Entry | None:
             of = (bytes(file.attrs["device"]).decode(), int(file.attrs["batch"]), int(file.attrs["version"]))
             activations, labels = np.asarray(file["activations"]), np.asarray(file["labels"])
             crc = int(file.attrs["crc32"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):  # whole, but not a file of ours
-        return None
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
+        return None  # whole, but not a file of ours
     if of != (*key, stored.version) or crc != _content_crc(activations, labels):
         return None
     return Entry(*key, stored.version, activations, labels)
