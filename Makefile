@@ -28,6 +28,7 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) -m bench.tap
+	@$(PY) -m bench.demo
 
 clean:
 	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """What the tap costs a device: its round's time with the tap on over that with the tap off.
 
-    python -m bench.tap [--json FILE] [--model vgg6 --width 0.25 --rounds 15]
+    python -m bench.tap [--json FILE] [--model vgg6 --widths 1 0.25 --codec fp16]
 
 One process with one torch thread trains 512 images of CIFAR's shape a round, and really sends: a Mosquitto (or
 amqtt) runs on this machine. Nobody answers with intervals, so every batch is sent: the worst case. On and off
@@ -13,13 +13,14 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from device_app.node import DeviceNode
 from emo import models
-from emo.config import DeviceConfig, Model, Tap, Training
+from emo.config import Broker, DeviceConfig, Model, Tap, Training
 from emo.data import Dataset
 from emo.journal import Journal
 from emo.messages import GlobalModel, Update
@@ -30,49 +31,58 @@ from testbed.broker import LocalBroker
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="vgg6")
-    parser.add_argument("--width", type=float, default=0.25)
+    parser.add_argument(
+        "--widths", type=float, nargs="+", default=[1.0, 0.25], help="the first gives `ratio`"
+    )
     parser.add_argument("--codec", default="fp16", choices=["fp32", "fp16", "int8"])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9, help="at width 1; narrower ones get more")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    spec = Model(name=args.model, width=args.width, input=(3, 32, 32))
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder)) as broker:
-        journal = Journal()
-        channel = MqttChannel(broker.config, "bench", [], journal)
-        channel.start(lambda _message: None)
-        channel.wait_connected(10)
-        nodes = {on: _node(spec, args.codec, on) for on in (True, False)}
-        start = models.weights(models.network(spec, 0))
-        seconds: dict[bool, list[float]] = {True: [], False: []}
-        same = True
-        for number in range(1, args.rounds + 2):
-            weights = {}
-            for on in (True, False) if number % 2 else (False, True):
-                taken, weights[on] = _round(nodes[on], channel, number, start)
-                if number > 1:  # the first warms up
-                    seconds[on].append(taken)
-                while not channel.drained():  # what is left over must not fall on the other's time
-                    time.sleep(0.001)
-            same &= all(np.array_equal(weights[True][name], weights[False][name]) for name in start)
-        channel.stop()
+        cases = [_case(args.model, width, args.codec, args.rounds, broker.config) for width in args.widths]
+    first = cases[0]
+    figures = {"ratio": first["ratio"], "bit_identical": all(case["bit_identical"] for case in cases)}
+    if args.json:
+        everything = {**figures, "broker": broker.kind, "cases": cases}
+        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+
+
+def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> dict[str, Any]:
+    spec = Model(name=name, width=width, input=(3, 32, 32))
+    rounds = round(rounds / min(1.0, width))
+    journal = Journal()
+    channel = MqttChannel(broker, "bench", [], journal)
+    channel.start(lambda _message: None)
+    channel.wait_connected(10)
+    nodes = {on: _node(spec, codec, on) for on in (True, False)}
+    start = models.weights(models.network(spec, 0))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    same = True
+    for number in range(1, rounds + 2):
+        weights = {}
+        for on in (True, False) if number % 2 else (False, True):
+            taken, weights[on] = _round(nodes[on], channel, number, start)
+            if number > 1:  # the first warms up
+                seconds[on].append(taken)
+            while not channel.drained():  # what is left over must not fall on the other's time
+                time.sleep(0.001)
+        same &= all(np.array_equal(weights[True][key], weights[False][key]) for key in start)
+    channel.stop()
     medians = {on: statistics.median(times) for on, times in seconds.items()}
     figures = {
+        "model": f"{name} x {width:g}",
+        "codec": codec,
         "ratio": round(medians[True] / medians[False], 4),
         "bit_identical": same,
         "on_s": round(medians[True], 4),
         "off_s": round(medians[False], 4),
-        "rounds": args.rounds,
+        "rounds": rounds,
         "batches_sent": journal.counts["sent.ActivationBatch"],
         "bytes_sent": journal.counts["sent_bytes.ActivationBatch"],
-        "model": f"{args.model} x {args.width:g}",
-        "codec": args.codec,
-        "broker": broker.kind,
     }
-    for name, value in figures.items():
-        print(f"{name:14} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
+    return figures
 
 
 def _node(spec: Model, codec: str, on: bool) -> DeviceNode:

@@ -145,9 +145,9 @@ def _shares(overlay: OverlayWeights) -> dict[str, int]:
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:
     """One test image as PNG, for a request to repeat by hand; None for data that is no image."""
-    pixels = test.images[0]
+    pixels = test.images[-1]
     if test.images.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[0] not in {1, 3}:
         return None
     path = folder / "sample.png"
     Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)).save(path)
-    return {"image": str(path.resolve()), "truth": test.classes[int(test.labels[0])]}
+    return {"image": str(path.resolve()), "truth": test.classes[int(test.labels[-1])]}
