@@ -44,6 +44,8 @@ class CloudNode:
         self.phase, self.round = "waiting", 1
         self._config, self._journal, self._evaluate = config, journal, evaluate
         self._samples: dict[str, int] = {}  # of the devices that are online
+        self._edges: set[str] = set()  # that are online
+        self._answered: set[str] = set()  # edges that have sent an overlay, trained or not
         self._sampled: tuple[str, ...] = ()
         self._heard: dict[str, int] = {}  # device -> samples, of this round's accepted updates
         self.trained = self.updates = 0  # samples that passed through training, updates averaged
@@ -104,9 +106,11 @@ class CloudNode:
     # -- who is there
 
     def _status(self, status: Status) -> None:
-        if status.role != "device":
+        if status.role == "edge":
+            (self._edges.add if status.online else self._edges.discard)(status.node)
+        elif status.role != "device":
             return
-        if status.online:
+        elif status.online:
             self._samples[status.node] = status.samples
         elif self._samples.pop(status.node, None) is not None:
             self._journal.event("device_gone", device=status.node, round=self.round)
@@ -116,6 +120,11 @@ class CloudNode:
         if len(self._samples) < rounds.min_devices:
             text = f"{len(self._samples)} of {rounds.min_devices} devices are here ({', '.join(sorted(self._samples))})"
             self._patience(now, f"round {self.round} cannot start: {text}")
+            return
+        edges = [edge for edge in self._config.overlays.edges if edge not in self._edges]
+        assert self._since is not None
+        if edges and self.round == 1 and now - self._since < self._config.overlays.start_s:
+            self._patience(now, f"the first round waits for {', '.join(edges)}")
             return
         live = sorted(self._samples)
         count = min(rounds.per_round or len(live), len(live))
@@ -207,12 +216,18 @@ class CloudNode:
                 "overlays.refused", f"overlay of {overlay.edge}, run {overlay.run}: not expected here"
             )
             return
+        self._answered.add(overlay.edge)
+        if not overlay.steps:
+            self._journal.problem(
+                "overlays.untrained", f"{overlay.edge} has received no batch: its overlay is left out"
+            )
+            return
         self.overlays[overlay.edge] = overlay
         self._journal.event("overlay", edge=overlay.edge, steps=overlay.steps)
 
     def _gather(self, now: float) -> Iterator[Message | None]:
         assert self._since is not None
-        missing = [edge for edge in self._config.overlays.edges if edge not in self.overlays]
+        missing = [edge for edge in self._config.overlays.edges if edge not in self._answered]
         if missing and now - self._since < self._config.overlays.wait_s:
             return
         if missing:

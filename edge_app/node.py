@@ -33,7 +33,7 @@ class EdgeNode:
         self._controller = Controller(**config.controller.model_dump())
         self._trainer = self._fresh()
         self._run = ""
-        self._received, self._last = 0, 0.0
+        self._received, self._missed, self._last = 0, 0, 0.0
         self._reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
@@ -73,10 +73,13 @@ class EdgeNode:
             self._reports[message.device] = max(known, (message.attempted, message.sent))
 
     def _state(self, state: RunState, now: float) -> None:
-        if state.run != self._run and state.phase == "training":
+        if state.run != self._run and state.phase != "done":
             self._cache.begin(state.run)  # what it holds of another run came from another trunk
             self._controller.reset()
             self._trainer, self._reports, self._received = self._fresh(), {}, 0
+            # After a restart in the middle of the run nobody repeats what was offered before: each batch on the
+            # disk about once a round.
+            self._missed = self._cache.stats()["entries"] * state.round
             self._finishing, self._delivered, self._run = None, None, state.run
             self._journal.event("run", run=state.run)
         if state.run == self._run and state.phase == "finishing" and self._finishing is None:
@@ -136,7 +139,7 @@ class EdgeNode:
         """One overlay step, if the budget and the cache have one; the overlay itself when the run has ended.
 
         Raises CacheError when the disk cannot be read."""
-        attempted = max(sum(offered for offered, _ in self._reports.values()), self._received)
+        attempted = max(sum(offered for offered, _ in self._reports.values()), self._received, self._missed)
         settings, trainer = self._config.overlay, self._trainer
         if trainer.steps * settings.batches < settings.replay_ratio * attempted and not self._overdue(now):
             samples = [sample for sample in (self._cache.sample() for _ in range(settings.batches)) if sample]

@@ -101,10 +101,11 @@ class Overlays(Section):
     """The edges whose overlays make the ensemble, and how long to wait for them after the last round.
 
     `combine`: the mean of the pairs' probabilities, or of their logits as in the paper, which an edge that
-    never saw a class spoils for that class."""
+    never saw a class spoils for that class. `start_s`: how long the first round waits for the edges."""
 
     combine: Literal["probabilities", "logits"] = "probabilities"
     edges: tuple[Id, ...] = ()
+    start_s: Annotated[float, Field(ge=0)] = 60.0
     wait_s: Seconds = 600.0
 
 

@@ -107,13 +107,13 @@ def sensors(spec):
     rng = np.random.default_rng(0)
     def part(n):
         labels = rng.integers(0, 3, n)
-        signal = rng.normal(size=(n, 2, 16)) + labels[:, None, None]
+        signal = rng.normal(size=(n, 2, 16)) + 2 * labels[:, None, None]
         scale = np.ones(2, np.float32)
         return Dataset(signal.astype(np.float32), labels, ("still", "walk", "run"), scale, scale)
     return part(200), part(60)
 """
     )
-    args = ("--dataset", "mine:sensors", "--model", "mine:network", "--json", "figures.json")
+    args = ("--dataset", "mine:sensors", "--model", "mine:network", "--alpha", "20", "--json", "figures.json")
     code, out = run(tmp_path, *FEW, *args, PYTHONPATH=str(tmp_path))
     assert code == 0, out
     figures = json.loads((tmp_path / "figures.json").read_text())

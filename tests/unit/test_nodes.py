@@ -82,10 +82,10 @@ def test_data_that_does_not_fit_the_model_is_refused():
 # -- the cloud
 
 
-def cloud(**rounds) -> CloudNode:
+def cloud(start_s=0, **rounds) -> CloudNode:
     values = {"rounds": 2, "min_devices": 2, "deadline_s": 10, "give_up_s": 100} | rounds
     config = CloudConfig.model_validate(
-        {"model": MODEL, "rounds": values, "overlays": {"edges": ["e"], "wait_s": 5}}
+        {"model": MODEL, "rounds": values, "overlays": {"edges": ["e"], "wait_s": 5, "start_s": start_s}}
     )
     return CloudNode(config, "run", {"w": np.zeros(2, np.float32)}, Journal())
 
@@ -211,6 +211,26 @@ def test_overlays_that_stay_away_do_not_hold_the_cloud():
     assert node._journal.counts["overlays.missing"] == node._journal.counts["overlays.refused"] == 1
 
 
+def test_the_first_round_waits_a_while_for_the_edges():
+    node = cloud(start_s=10)
+    assert opened(node, ("a", "b")) == []
+    assert list(node.tick(5)) == []
+    assert [m for m in node.handle(Status("e", "edge", online=True), 6) if isinstance(m, GlobalModel)]
+    alone = cloud(start_s=10)
+    opened(alone, ("a", "b"))
+    assert [m for m in alone.tick(11) if isinstance(m, GlobalModel)]  # FL does not depend on them
+
+
+def test_an_untrained_overlay_is_left_out_and_not_waited_for():
+    node = cloud(rounds=1)
+    opened(node, ("a", "b"))
+    list(node.handle(update("a"), 1))
+    list(node.handle(update("b"), 1))
+    list(node.handle(OverlayWeights("run", "e", 0, 0, 0, {}), 2))
+    assert node.done
+    assert node.overlays == {}
+
+
 # -- the edge
 
 
@@ -263,6 +283,20 @@ def test_an_edge_stores_once_and_answers_with_intervals(fleet):
     assert answer.interval == 64  # nothing moved: the cap
     (answer,) = node.handle(batch(version=4, activations=close[1]), 0)
     assert answer.interval < 64
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_an_edge_that_missed_the_run_still_answers(fleet, stored):
+    made = fleet()
+    node = made.edges["edge-1"]
+    if stored:  # it was there before, and lost all but its disk
+        list(node.handle(RunState("run-1", 1, 3, "training"), 0))
+        list(node.handle(batch(), 0))
+        node.__init__(node._config, node._cache, Journal())
+    list(node.handle(RunState("run-1", 3, 3, "finishing"), 10))
+    out = [m for _ in range(50) for m in node.work(20) if m]
+    assert [type(m) for m in out] == [OverlayWeights]
+    assert (out[0].steps > 0) is stored
 
 
 def test_a_new_run_starts_with_an_empty_cache(fleet):
