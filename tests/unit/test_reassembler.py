@@ -1,7 +1,5 @@
 """The reassembler: bounded in bytes, and parts of one message agree with each other."""
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -79,9 +77,8 @@ def test_the_oldest_unfinished_message_gives_way():
         parts.add("s", last, 1000)
 
 
-def test_many_tiny_chunks_cost_linear_time():
+def test_many_tiny_chunks_are_charged_for_what_they_cost():
     parts = Reassembler(64 * MIB)
-    began = time.perf_counter()
     for index in range(7999):
         parts.add("s", chunk(index, 8000), MIB)
-    assert time.perf_counter() - began < 0.35
+    assert parts.held > 300 * 7999
