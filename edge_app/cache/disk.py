@@ -22,9 +22,10 @@ import re
 import shutil
 import threading
 import zlib
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import h5py
 import numpy as np
@@ -61,7 +62,7 @@ class _Stored:
     path: Path
 
 
-class DiskCache:
+class DiskCache(AbstractContextManager["DiskCache"]):
     """One HDF5 file a (device, batch) under `root`, which is made when missing.
 
     Any thread may call; of two puts of one key at a time the newer version stays. One lock guards the
@@ -92,8 +93,7 @@ class DiskCache:
             raise CacheError(f"{root}: {why}") from error
 
     def put(self, device: str, batch: int, version: int, activations: Array, labels: Array) -> bool:
-        """Store a batch; on return it is on the disk. False, and nothing changed, unless `version` is newer
-        than the stored one: so a batch that is delivered twice is stored once.
+        """Store a batch; on return it is on the disk. False, and nothing changed, unless `version` is newer.
 
         `activations` (N, ...) of floats or integers, `labels` (N, ...) of integers. Raises CacheError
         for other arrays, for an id that is not one, and when the disk is full or fails: the version
@@ -196,13 +196,10 @@ class DiskCache:
         return {"entries": len(rows), "bytes": sum(row.size for row in rows), **counts}
 
     def close(self) -> None:
-        """Give the folder free for another. Twice is harmless; other calls then raise CacheError."""
+        """Leave the folder to others; harmless twice. Other calls then raise CacheError."""
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -217,8 +214,7 @@ class DiskCache:
             raise CacheError(f"({device!r}, {batch!r}) is not a device id and a batch number")
         return device, batch
 
-    def _is_newer(self, key: Key, version: int) -> bool:
-        """With the lock held."""
+    def _is_newer(self, key: Key, version: int) -> bool:  # with the lock held
         stored = self._index.get(key)
         newer = stored is None or stored.version < version
         self._counts["ignored"] += not newer

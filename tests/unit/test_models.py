@@ -16,12 +16,7 @@ CIFAR100 = {"input": (3, 32, 32), "classes": 100}
 SMALL = Model(name="cnn", norm="batch")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def count(module):

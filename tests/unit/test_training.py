@@ -17,12 +17,7 @@ from emo.training import evaluate, train
 SPEC = Model(name="cnn", norm="batch", width=0.5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def stream(rounds=1, rows=200):
