@@ -22,6 +22,7 @@ from typing import Literal, Protocol, Self
 from emo.config import Broker
 from emo.errors import BrokerError
 from emo.mqtt_probe import probe
+from testbed.child import Child
 
 log = logging.getLogger("emo")
 
@@ -132,14 +133,7 @@ class _Mosquitto:
         try:
             config.write_text(_MOSQUITTO.format(port=port), encoding="utf-8")
             # Started as root it becomes another user, who may not write here: we open the log, not it.
-            with self._log.open("wb") as stderr:
-                self._process = subprocess.Popen(  # noqa: S603 - the binary found on this machine's own PATH
-                    [binary, "-c", str(config)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=stderr,
-                    stderr=stderr,
-                    start_new_session=True,  # the terminal's Ctrl-C is for us: we end it last
-                )
+            self._process = Child([binary, "-c", str(config)], self._log)
         except OSError as error:
             raise BrokerError(f"{binary} cannot be started in {folder}: {error}") from error
 
@@ -152,14 +146,7 @@ class _Mosquitto:
         return ""
 
     def stop(self) -> None:
-        self._process.terminate()
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(_STOP_S)
-        finally:  # a second Ctrl-C must not leave it behind
-            if self._process.poll() is None:
-                self._process.kill()
-                self._process.wait()
+        self._process.stop(_STOP_S)
 
 
 class _Amqtt:

@@ -9,7 +9,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +25,7 @@ from emo import data
 from emo.config import Data
 from emo.errors import ConfigError, EmoError
 from testbed.broker import LocalBroker
+from testbed.child import Child
 from testbed.demo_view import View, report
 
 # By dataset: what the figures in docs/results/demo.md were measured with.
@@ -47,20 +47,12 @@ class Fleet:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, Child] = {}
 
     def start(self, name: str, *args: str) -> None:
         environ = {key: value for key, value in os.environ.items() if not key.startswith("EMO_")}
         environ |= {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-        with self.log(name).open("wb") as log:
-            self._running[name] = subprocess.Popen(
-                [sys.executable, "-m", "emo.cli", *args],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environ,
-                start_new_session=True,
-            )
+        self._running[name] = Child([sys.executable, "-m", "emo.cli", *args], self.log(name), environ)
 
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
@@ -72,20 +64,14 @@ class Fleet:
         for name, process in self._running.items():
             if process.poll() not in {None, 0}:
                 lines = self.log(name).read_text(errors="replace").splitlines()[-15:]
-                raise EmoError(
-                    "\n".join([f"{name} ended with {process.returncode}; its last lines:", *lines])
-                )
+                raise EmoError("\n".join([f"{name} ended with {process.poll()}; its last lines:", *lines]))
 
     def stop(self, *names: str) -> None:
         chosen = [self._running.pop(name) for name in names or list(self._running) if name in self._running]
         for process in chosen:
-            process.terminate()
+            process.ask()
         for process in chosen:
-            try:
-                process.wait(timeout=20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.stop(patience_s=20)
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:

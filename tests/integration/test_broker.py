@@ -200,7 +200,7 @@ def test_nothing_stays_behind_even_with_clients_connected(kind, tmp_path, caplog
         raise KeyboardInterrupt
     client.channel.stop(drain_s=0)
     assert set(threading.enumerate()) == threads
-    assert process is None or process.returncode is not None
+    assert process is None or process.poll() is not None
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", broker.config.port), timeout=1)
     assert logging.getLogger("amqtt").level == levels

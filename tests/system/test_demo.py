@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -87,6 +88,19 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, how, mosquitto_program):
     assert left_behind(tmp_path) == []
 
 
+def test_kill_9_leaves_no_process_behind(tmp_path, mosquitto_program):
+    process = start(tmp_path, "--rounds", "500")
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert process.stdout.readline().startswith("round")
+    process.kill()
+    process.communicate(timeout=10)
+    until = time.monotonic() + 30
+    while [each for each in left_behind(tmp_path) if not each.startswith("emo-demo-")]:
+        assert time.monotonic() < until, left_behind(tmp_path)
+        time.sleep(0.2)
+
+
 def test_your_own_network_and_data(tmp_path, mosquitto_program):
     (tmp_path / "mine.py").write_text(
         """
@@ -145,12 +159,13 @@ def test_a_tier_that_dies_is_named_with_its_last_words(tmp_path, mosquitto_progr
         assert process.stdout is not None
         process.stdout.readline()
         process.stdout.readline()
-        for child in psutil.Process(process.pid).children():
-            if "edge-2.yaml" in " ".join(child.cmdline()):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            line = child.cmdline()
+            if "/bin/sh" not in line and "edge-2.yaml" in " ".join(line):
                 child.kill()
         out, _ = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == 2
-    assert "edge-2 ended with -9" in out
+    assert "edge-2 ended with 137" in out
     assert left_behind(tmp_path) == []
