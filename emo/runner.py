@@ -62,9 +62,10 @@ class Runner:
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set or the node is done. Leaves no thread and no connection."""
         for link, channel in self._channels.items():
-            channel.start(
-                self._handle, (lambda: self._node.hello(online=True)) if link == "wan" else lambda: None
-            )
+            if link == "wan":
+                channel.start(self._handle, lambda: self._node.hello(online=True), self._forgotten.set)
+            else:
+                channel.start(self._handle)
         worker = threading.Thread(target=self._train, name="training", daemon=True)
         if self._work is not None:
             worker.start()
