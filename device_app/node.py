@@ -1,6 +1,6 @@
 """The device: global model in, local epochs, model update out; beside it, the activations that the policy allows.
 
-Knows the FL round and the tap. Opens no socket, reads no clock. The FL path (`_train`) yields the same
+Knows the FL round and the tap. Opens no socket, reads no clock. The FL path (`_round`) yields the same
 weights whether the tap is there or not.
 """
 

@@ -147,11 +147,13 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--per-round", type=int, help="devices sampled a round (10 at most)")
     demo.add_argument("--rounds", type=int, help="FL rounds (by dataset)")
     demo.add_argument("--epochs", type=int, default=1, help="local epochs a round (1)")
-    demo.add_argument("--lr", type=float, help="the devices' learning rate (by dataset)")
+    demo.add_argument("--lr", type=float, default=0.05, help="the devices' learning rate (0.05)")
     demo.add_argument(
         "--alpha", type=float, default=1.0, help="Dirichlet(alpha x prior): smaller is less alike (1)"
     )
-    demo.add_argument("--replay-ratio", type=float, help="overlay steps per batch offered (by dataset)")
+    demo.add_argument(
+        "--replay-ratio", type=float, default=4.0, help="batches replayed per batch offered (4)"
+    )
     demo.add_argument("--codec", choices=["fp32", "fp16", "int8"], default="fp16", help="of activations")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument(

@@ -6,8 +6,8 @@ Knows names, types and bounds. Opens no data, no model, no socket; imports no to
 `emo doctor` and the endpoint can read a configuration on a machine without it.
 """
 
-import difflib
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from emo.errors import ConfigError
+from emo.errors import ConfigError, nearest
 
 # No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
-Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -247,9 +248,7 @@ def _say(kind: type[BaseModel], error: dict[str, Any]) -> str:
         shown = "" if error["type"] == "missing" else f" (found {error['input']!r})"
         return f"{place}: {error['msg'].removeprefix('Value error, ')}{shown}"
     known = _fields(kind, keys[:-1])
-    near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(known))}"
-    return f"{place}: unknown key; {hint}"
+    return f"{place}: unknown key; {nearest(keys[-1], known)}"
 
 
 def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:

@@ -20,6 +20,16 @@
 Bad input is never an AssertionError or a KeyError: those are bugs of ours.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """What to say of a name that is not among `known`: the one that was meant, or all there are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+
 
 class EmoError(Exception):
     """Base of all; the text is written for the person who has to act on it."""

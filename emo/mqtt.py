@@ -30,7 +30,9 @@ from emo.receiver import Receiver
 
 log = logging.getLogger("emo")
 
-_HOLD = 8  # of the packets that a broker may have on the way to us, how many may wait for the rest of their message; more would block the window for good
+# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
+# to us: more would block that window for good.
+_HOLD = 8
 _CONNACK_S = 3.0
 _FLAP_S = 2.0
 

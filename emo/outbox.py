@@ -20,7 +20,7 @@ class Outbox:
         self._in_hand = 0
 
     def put(self, message: Message) -> bool:
-        """False when it is full of messages that may not be dropped, or this one was the one to drop."""
+        """False when it is full of messages that may not be dropped."""
         name = key(message)
         with self._change:
             if self._items.pop(name, None) is not None:

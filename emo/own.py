@@ -3,12 +3,11 @@
 Knows how to import and how to say that it did not work. Knows nothing of what the function gives.
 """
 
-import difflib
 import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from emo.errors import EmoError
+from emo.errors import EmoError, nearest
 
 
 def function(name: str, key: str, known: Iterable[str], error: type[EmoError]) -> Callable[..., Any]:
@@ -19,9 +18,7 @@ def function(name: str, key: str, known: Iterable[str], error: type[EmoError]) -
     """
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
-        names = sorted(known)
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
+        hint = nearest(name, known)
         raise error(f"{key}: unknown name {name!r}; {hint} Your own is written package.module:function.")
     try:
         found = getattr(importlib.import_module(module), attribute, None)

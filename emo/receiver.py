@@ -32,8 +32,8 @@ class Receiver(Generic[Token]):
     def take(self, name: str, data: bytes, token: Token) -> tuple[Message | None, list[Token]]:
         """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
 
-        With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message of ours is dropped and counted
-        as `frames.refused`; raises nothing on bad bytes.
+        With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message
+        of ours is dropped and counted as `frames.refused`; raises nothing on bad bytes.
         """
         try:
             chunk = frame.parse(data)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from emo import messages
+from emo.config import ID
 from emo.errors import TopicError
 from emo.messages import Message
 
 Link = Literal["wan", "lan"]
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
@@ -73,7 +73,7 @@ def _fields(route: Route) -> list[str]:
 
 
 def _checked(name: str, value: str) -> str:
-    if not _ID.fullmatch(value):
+    if not ID.fullmatch(value):
         raise TopicError(
             f"{name} {value!r} may not stand in a topic: letters, digits, '.', '_', '-', at most 64"
         )

@@ -52,6 +52,7 @@ class Fleet:
     ) -> None:
         self.network, self.now = Network(), 0.0
         self.journals: dict[str, Journal] = {}
+        self.publish: dict[str, Callable[[Iterable[Message | None]], None]] = {}
         names = [f"device-{index}" for index in range(devices)]
         first = round(0.4 * devices)
         groups = {"edge-1": names[:first], "edge-2": names[first:]}
@@ -114,10 +115,7 @@ class Fleet:
                     channel.publish(message)
 
         channel.start(handle, lambda: node.hello(online=True))
-        setattr(self, f"_publish_{name}", publish)
-
-    def publisher(self, name: str) -> Callable[[Iterable[Message | None]], None]:
-        return getattr(self, f"_publish_{name}")  # type: ignore[no-any-return]
+        self.publish[name] = publish
 
     def run(self, steps: int = 20_000) -> "Fleet":
         """Until the cloud is done. Time passes only when nothing else happens."""
@@ -125,8 +123,8 @@ class Fleet:
             handled = self.network.pump()
             for edge, node in self.edges.items():
                 if self.cloud.phase == "overlays":
-                    self.publisher(edge)(node.work(self.now))
-            self.publisher("cloud")(self.cloud.tick(self.now))
+                    self.publish[edge](node.work(self.now))
+            self.publish["cloud"](self.cloud.tick(self.now))
             if self.cloud.done:
                 break
             self.now += 0.05 if not handled else 0.0

@@ -32,12 +32,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_app.cache import files
+from emo.config import ID
 from emo.errors import CacheError
 
 Array = NDArray[Any]
 Key = tuple[str, int]
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # as emo.config.Id: no separator, no leading dot
 _NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})-([0-9a-f]{8})\.h5")
 _LIMIT = 10**19  # what _NAME can read back
 _hdf5 = threading.Lock()  # two files of one name in memory are one file to libhdf5; h5py is serial anyway
@@ -210,7 +210,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
 
     def _key(self, device: str, batch: int) -> Key:
         self._require_open()
-        if not _ID.fullmatch(device) or not 0 <= batch < _LIMIT:
+        if not ID.fullmatch(device) or not 0 <= batch < _LIMIT:
             raise CacheError(f"({device!r}, {batch!r}) is not a device id and a batch number")
         return device, batch
 
@@ -241,7 +241,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
                     continue
                 match = _NAME.fullmatch(path.name)
                 key = (folder.parent.name, int(match[1]) if match else 0)
-                if not match or not _ID.fullmatch(key[0]) or folder != self._folder(key):
+                if not match or not ID.fullmatch(key[0]) or folder != self._folder(key):
                     self._set_aside(path)
                     continue
                 found = [_Stored(int(match[2]), int(match[3], 16), path.lstat().st_size, path)]
