@@ -1,19 +1,21 @@
 """Messages <-> frames: the pieces of a message that go into one packet each.
 
-Knows the layout below. Knows no topic and no transport; opens nothing, reads no clock.
+Knows the layout below. Knows no topic and no transport; holds nothing, opens nothing, reads no clock.
 
-    frame    magic "EMO" | schema 1 | kind | 3 zero bytes | 8 bytes message id | u32 index | u32 count
+    frame    magic "EMO" | schema 2 | kind | 3 zero bytes | 8 bytes message id | u32 index | u32 count
              | u32 payload size | u32 payload crc32 | u32 crc32 over the 32 bytes before it and the chunk | chunk
-    payload  u32 size of the header | header: JSON object, with "blobs": {field: size} | the blobs in that order
+    payload  u32 size of the header | header | the blobs
+    header   JSON array: the message's fields in the order of messages.py, a blob's size in bytes in its place
+    blobs    in the same order: weights are safetensors, activations are codec.py's, labels are
+             u8 width (1, 2 or 4) | unsigned integers of that many bytes, below 2**31
 
-All integers little-endian. Blobs: weights are safetensors, activations are codec.py's, labels int32.
+All integers little-endian.
 """
 
 import dataclasses
 import json
 import struct
 import zlib
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
@@ -30,9 +32,12 @@ from emo.messages import Message
 HEAD = struct.Struct("<3sBB3x8sIIII")
 _U32 = struct.Struct("<I")
 OVERHEAD = HEAD.size + 4
-_MAGIC, _SCHEMA = b"EMO", 1
+_MAGIC, _SCHEMA = b"EMO", 2
 _MAX_HEADER = 1 << 20
 _MAX_PAYLOAD = 1 << 30
+_MAX_LABELS = (
+    1 << 16
+)  # a batch has 4,096 samples at most; as int32 they take four times what one byte each did
 
 # The number on the wire is the place in this tuple: only ever append.
 KINDS: tuple[type[Message], ...] = get_args(messages.Message)
@@ -47,15 +52,33 @@ def _weights(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _labels(data: bytes) -> np.ndarray:
-    if len(data) % 4:
-        raise FrameError(f"labels are {len(data)} bytes, not a multiple of 4")
-    return np.frombuffer(data, "<i4")
+    width = data[0] if data else 0
+    if width not in (1, 2, 4) or (len(data) - 1) % width or len(data) - 1 > width * _MAX_LABELS:
+        raise FrameError(
+            f"labels of {len(data)} bytes, {width} each: expected 1, 2 or 4 each, at most {_MAX_LABELS} labels"
+        )
+    labels = np.frombuffer(data, f"<u{width}", offset=1)
+    if width == 4 and labels.size and labels.max() >= 2**31:
+        raise FrameError("a label of 2**31 or more")
+    return labels.astype("<i4")
+
+
+def _narrow(labels: np.ndarray) -> bytes:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.size > _MAX_LABELS:
+        raise FrameError(
+            f"labels {labels.dtype} of shape {labels.shape}: expected integers (N,), N at most {_MAX_LABELS}"
+        )
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if low < 0 or high >= 2**31:
+        raise FrameError(f"labels from {low} to {high}: expected 0 to {2**31 - 1}")
+    width = 1 if high < 1 << 8 else 2 if high < 1 << 16 else 4
+    return bytes([width]) + labels.astype(f"<u{width}").tobytes()
 
 
 _BLOBS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
     "weights": (lambda weights: safetensors.numpy.save(_contiguous(weights)), _weights),
     "activations": (Packed.data, Packed),
-    "labels": (lambda labels: labels.astype("<i4").tobytes(), _labels),
+    "labels": (_narrow, _labels),
 }
 
 
@@ -65,21 +88,21 @@ def _contiguous(weights: messages.Weights) -> dict[str, np.ndarray]:
 
 
 def pack(message: Message) -> bytes:
-    """The payload of a message: same message, same bytes. Raises TooLarge."""
-    fields, blobs = {}, {}
+    """The payload of a message: same message, same bytes. Raises TooLarge, FrameError on impossible labels."""
+    fields: list[Any] = []
+    blobs: list[bytes] = []
     for item in dataclasses.fields(message):
         value = getattr(message, item.name)
         if item.name in _BLOBS:
-            blobs[item.name] = _BLOBS[item.name][0](value)
-        else:
-            fields[item.name] = value.model_dump() if hasattr(value, "model_dump") else value
-    fields["blobs"] = {name: len(data) for name, data in blobs.items()}
+            blobs.append(_BLOBS[item.name][0](value))
+            value = len(blobs[-1])
+        fields.append(value.model_dump() if hasattr(value, "model_dump") else value)
     header = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
     if len(header) > _MAX_HEADER:
         raise TooLarge(
             f"{type(message).__name__}: a header of {len(header)} bytes; {_MAX_HEADER} is the most"
         )
-    return b"".join([_U32.pack(len(header)), header, *blobs.values()])
+    return b"".join([_U32.pack(len(header)), header, *blobs])
 
 
 def unpack(kind: int, payload: bytes) -> Message:
@@ -91,19 +114,18 @@ def unpack(kind: int, payload: bytes) -> Message:
     if size > min(_MAX_HEADER, len(payload) - 4):
         raise FrameError(f"{cls.__name__}: header of {size} bytes does not fit")
     try:
-        fields = json.loads(payload[4 : 4 + size])
+        values = json.loads(payload[4 : 4 + size])
     except (ValueError, RecursionError) as error:
         raise FrameError(f"{cls.__name__}: header is not JSON") from error
-    wanted = [item.name for item in dataclasses.fields(cls) if item.name in _BLOBS]
-    blobs = fields.pop("blobs", None) if isinstance(fields, dict) else None
-    if not isinstance(blobs, dict) or sorted(blobs) != sorted(wanted) or set(fields) & set(wanted):
-        raise FrameError(f"{cls.__name__}: header must name the blobs {wanted}")
-    if not all(type(n) is int and n >= 0 for n in blobs.values()) or 4 + size + sum(blobs.values()) != len(
-        payload
-    ):
-        raise FrameError(f"{cls.__name__}: blobs do not add up to {len(payload)} bytes")
+    names = [item.name for item in dataclasses.fields(cls)]
+    if not isinstance(values, list) or len(values) != len(names):
+        raise FrameError(f"{cls.__name__}: header must be an array of {', '.join(names)}")
+    fields = dict(zip(names, values, strict=True))
+    sizes = {name: fields[name] for name in names if name in _BLOBS}
     at = 4 + size
-    for name, length in blobs.items():
+    if not all(type(n) is int and n >= 0 for n in sizes.values()) or at + sum(sizes.values()) != len(payload):
+        raise FrameError(f"{cls.__name__}: blobs do not add up to {len(payload)} bytes")
+    for name, length in sizes.items():
         fields[name] = _BLOBS[name][1](payload[at : at + length])
         at += length
     try:
@@ -134,8 +156,10 @@ def split(message: Message, message_id: bytes, chunk: int, limit: int = _MAX_PAY
         yield b"".join([head, _U32.pack(zlib.crc32(piece, zlib.crc32(head))), piece])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
+    """One frame's content. `message`: its id; `size` and `crc`: of the whole payload."""
+
     kind: int
     message: bytes
     index: int
@@ -160,64 +184,3 @@ def parse(frame: bytes) -> Chunk:
     if not index < count or kind >= len(KINDS) or any(frame[5:8]):
         raise FrameError(f"frame {index} of {count}, kind {kind}: impossible")
     return Chunk(kind, message, index, count, size, crc, frame[OVERHEAD:])
-
-
-class Reassembler:
-    """Chunks -> payloads, bounded in bytes; oldest unfinished message goes first when `limit` is reached.
-
-    Chunks may come doubled, in any order, and interleaved with other messages'.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.held, self.abandoned = limit, 0, 0
-        self._open: OrderedDict[tuple[str, bytes], _Parts] = OrderedDict()
-
-    def add(self, source: str, chunk: Chunk, limit: int) -> bytes | None:
-        """The whole payload when `chunk` completes it. `source` keeps senders apart; `limit` bounds the message.
-
-        Raises FrameError on a message over its limit, or whose parts contradict each other.
-        """
-        if not chunk.data or chunk.count > chunk.size:
-            raise FrameError(f"{source}: a chunk with nothing in it")
-        if chunk.size > min(limit, self.limit) or len(chunk.data) > chunk.size:
-            raise FrameError(
-                f"{source}: message of {chunk.size} bytes is over its limit of {min(limit, self.limit)}"
-            )
-        key = (source, chunk.message)
-        parts = self._open.setdefault(key, _Parts(chunk))
-        if chunk.index in parts.data:
-            return None
-        if not parts.fits(chunk):
-            self._drop(key)
-            raise FrameError(f"{source}: chunks of one message contradict each other")
-        parts.data[chunk.index] = chunk.data
-        parts.bytes += len(chunk.data)
-        self.held += len(chunk.data) + _CHUNK_COST
-        if len(parts.data) == chunk.count:
-            payload = b"".join(parts.data[index] for index in range(chunk.count))
-            self._drop(key)
-            if len(payload) != chunk.size or zlib.crc32(payload) != chunk.crc:
-                raise FrameError(f"{source}: message does not agree with its checksum")
-            return payload
-        while self.held > self.limit:
-            self.abandoned += 1
-            self._drop(next(iter(self._open)))
-        return None
-
-    def _drop(self, key: tuple[str, bytes]) -> None:
-        parts = self._open.pop(key)
-        self.held -= parts.bytes + _CHUNK_COST * len(parts.data)
-
-
-_CHUNK_COST = 300  # a chunk of one byte is not free either
-
-
-class _Parts:
-    def __init__(self, first: Chunk) -> None:
-        self.first, self.bytes = first, 0
-        self.data: dict[int, bytes] = {}
-
-    def fits(self, chunk: Chunk) -> bool:
-        one, two = self.first, chunk
-        same = (one.kind, one.count, one.size, one.crc) == (two.kind, two.count, two.size, two.crc)
-        return same and self.bytes + len(chunk.data) <= chunk.size

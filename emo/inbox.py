@@ -1,6 +1,7 @@
 """What has arrived and is not handled yet: bounded in bytes, newest version only.
 
-Knows keys and sizes. Knows no transport; one thread puts, one gets.
+Knows keys and sizes. Knows no transport; one thread puts, one gets. Drops nothing but the older version of the
+same thing (`inbox.superseded.KIND`): who puts has to wait.
 """
 
 import threading
@@ -13,6 +14,7 @@ from emo.journal import Journal
 from emo.messages import Message
 
 Token = TypeVar("Token")
+_COST = 1000  # of a message beside its bytes
 
 
 class Inbox(Generic[Token]):
@@ -30,23 +32,25 @@ class Inbox(Generic[Token]):
         What the run can do without (`channel.droppable`) takes the place of an older version of itself: an edge
         that falls behind would else answer each version only after the device has sent the next.
         """
-        until = time.monotonic() + wait_s
+        until, size = time.monotonic() + wait_s, size + _COST
         with self._change:
             name = key(message)
             if not droppable(message):
                 self._number += 1
                 name = (str(self._number),)
-            elif name in self._items:
-                _, older, bytes_ = self._items[name]
-                self._items[name] = (message, older + tokens, size)
-                self._held += size - bytes_
-                self._journal.count(f"inbox.superseded.{name[0]}")
-                return True
-            while self._items and self._held + size > self._limit and not self._closed:
+            while True:
+                older = self._items.get(name)  # anew each time: it may have been taken meanwhile
+                others = len(self._items) - (older is not None)
+                held = self._held - (older[2] if older else 0)
+                if not others or held + size <= self._limit or self._closed:
+                    break
                 if not self._change.wait(until - time.monotonic()) and time.monotonic() >= until:
                     return False
+            if older:
+                tokens = older[1] + tokens
+                self._journal.count(f"inbox.superseded.{name[0]}")
             self._items[name] = (message, tokens, size)
-            self._held += size
+            self._held = held + size
             self._change.notify_all()
         return True
 

@@ -1,12 +1,21 @@
 """The channel over paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no better.
 
 Knows packets, acknowledgements, reconnects. Knows no node. Three threads a channel: paho's network loop
-(receives packets), a worker (calls the handler, then acknowledges) and a sender.
+(receives packets), a worker (calls the handler, then acknowledges) and a sender. Both ends are bounded; what is
+dropped on the way is counted:
+
+    outbox.superseded.KIND  outbox.dropped.KIND  outbox.refused.KIND  outbox.full    outbox.py
+    messages.refused        over its limit, or nothing fits into the broker's packets; what is behind it goes on
+    mqtt.publish_refused    the broker refused a packet                              flight.py
+    unheard.KIND            nobody was subscribed: what must not be lost goes again  flight.py
+    frames.refused          bytes that are no message of ours                        receiver.py
+    messages.abandoned  chunks.late                                                  reassembly.py
+    inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
+    inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
 """
 
 import itertools
 import logging
-import math
 import random
 import socket
 import threading
@@ -21,6 +30,7 @@ from emo.channel import Handler
 from emo.config import Broker
 from emo.errors import BrokerError, TooLarge, WireError
 from emo.flight import Flight
+from emo.health import Health
 from emo.inbox import Inbox
 from emo.journal import Journal
 from emo.messages import Message, Status
@@ -33,8 +43,6 @@ log = logging.getLogger("emo")
 # Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
 # to us: more would block that window for good.
 _HOLD = 8
-_CONNACK_S = 3.0
-_FLAP_S = 2.0
 
 
 class MqttChannel:
@@ -52,21 +60,22 @@ class MqttChannel:
         self.broker, self._id, self._filters = broker, client_id, filters
         self._journal, self._will = journal, will
         self._protocol = V5
-        self._outbox = Outbox(broker.queue_messages, journal)
+        self._outbox = Outbox(broker.queue_messages, journal, broker.queue_mib << 20)
         self._inbox = Inbox[int](memory_mib << 20, journal)
         self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD)
-        self._connected, self._stopping, self._switch = (threading.Event() for _ in range(3))
+        self._connected, self._stopping = threading.Event(), threading.Event()
+        self._switch, self._renew = (
+            threading.Event(),
+            threading.Event(),
+        )  # to the other protocol; the same again
         self._numbers = itertools.count(random.SystemRandom().getrandbits(48))
-        self._chunk = broker.chunk_kib * 1024
+        self._health = Health(broker, client_id)
         self._handler: Handler = lambda _message: None
         self._hello: Callable[[], Message | None] = lambda: None
         self._lost: Callable[[], None] = lambda: None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
         self._flight = Flight(WINDOW, journal)
-        # Of the connection, written by paho's thread.
-        self._failures, self._flaps, self._next_line, self._said = 0, 0, 0.0, False
-        self._opened, self._since = math.inf, -math.inf  # TCP made and waiting for its CONNACK; CONNACK came
         self._subscribed = False
 
     # -- the port
@@ -122,22 +131,16 @@ class MqttChannel:
         return client
 
     def _on_connect(self, client: paho.Client, _data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        self._opened = math.inf
         if reason.is_failure:
             if self._protocol == V5 and "protocol" in str(reason).lower():
                 self._switch.set()
-            self._say(f"refuses this client: {reason}")
+            self._health.refused(str(reason))
             return
-        limit = getattr(properties, "MaximumPacketSize", None)
-        self._chunk = min(self.broker.chunk_kib * 1024, (limit - 1024) if limit else 1 << 30)
+        self._health.connected(getattr(properties, "MaximumPacketSize", None))
         self._flight.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
-        self._failures, self._since = 0, time.monotonic()
         if self._protocol == V5:
             self._switch.clear()
         self._receiver.forget_tokens()
-        if self._said:
-            log.info("%s: connected to %s:%d", self._id, self.broker.host, self.broker.port)
-            self._said = False
         # Also to a session that was kept: a process that starts anew needs the retained messages again.
         if not self._subscribed or not flags.session_present:
             for name in self._filters:
@@ -151,49 +154,36 @@ class MqttChannel:
         self._connected.set()
 
     def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
-        was, self._opened = self._connected.is_set(), math.inf
+        was = self._connected.is_set()
         self._connected.clear()
         if self._stopping.is_set():
             return
         self._journal.count("mqtt.disconnected")
-        self._failures += 1
-        self._flaps = self._flaps + 1 if was and time.monotonic() - self._since < _FLAP_S else 0
-        # Mosquitto 2.0 throws out the older of two clients of one name without a reason code.
-        if self._flaps >= 2 or "taken over" in str(reason).lower():
-            self._say(
-                f"closes again and again. Does another client call itself {self._id!r}? "
-                "Then give each node an id of its own",
-                now=self._flaps == 2,
-            )
-        elif reason.is_failure:
-            self._say(f"closed the connection ({reason})")
+        if self._health.disconnected(was, reason, unsent=not self._flight.empty()):
+            self._renew.set()
         # Some 3.1.1 brokers hang up without a word; one that was only restarting deserves MQTT 5 again.
-        if self._failures % 3 == 0 or (was and self._protocol == V311):
+        if self._health.failures % 3 == 0 or (was and self._protocol == V311):
             self._switch.set()
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
-        self._say("does not answer; is it running, is the address right (`emo doctor`)?")
+        self._health.say("does not answer; is it running, is the address right (`emo doctor`)?")
 
     def _on_socket_open(self, _client: Any, _data: Any, _socket: Any) -> None:
-        self._opened = time.monotonic()
+        self._health.opened()
 
-    def _say(self, what: str, now: bool = False) -> None:
-        if now or time.monotonic() >= self._next_line:
-            self._next_line, self._said = time.monotonic() + 30, True
-            log.warning(
-                "%s: broker %s:%d %s. Trying again.", self._id, self.broker.host, self.broker.port, what
-            )
-
-    def _change_protocol(self) -> None:
+    def _change_client(self) -> None:
         assert self._client is not None
+        other = self._switch.is_set()
+        self._connected.clear()
         self._client.disconnect()
         self._client.loop_stop()
-        self._switch.clear()  # only now: the callbacks of the old client set it too
-        self._protocol = V311 if self._protocol == V5 else V5
-        log.debug("%s: trying MQTT %s", self._id, "5" if self._protocol == V5 else "3.1.1")
+        self._switch.clear()  # only now: the callbacks of the old client set them too
+        self._renew.clear()
+        if other:
+            self._protocol, self._subscribed = V311 if self._protocol == V5 else V5, False
+            log.debug("%s: trying MQTT %s", self._id, "5" if self._protocol == V5 else "3.1.1")
         for message in self._flight.abandon():
             self._outbox.put_back(message)
-        self._subscribed = False
         self._client = self._make_client()
 
     # -- receiving
@@ -242,11 +232,11 @@ class MqttChannel:
 
     def _send(self) -> None:
         while not self._stopping.is_set():
-            if self._switch.is_set():
-                self._change_protocol()
+            if self._switch.is_set() or self._renew.is_set():
+                self._change_client()
             if not self._connected.wait(0.1):
                 # amqtt takes our MQTT 5 for the start of a longer packet, and waits for the rest of it.
-                if self._protocol == V5 and time.monotonic() - self._opened > _CONNACK_S:
+                if self._protocol == V5 and self._health.unanswered():
                     self._switch.set()
                 continue
             for message in self._flight.due():
@@ -266,12 +256,10 @@ class MqttChannel:
 
     def _send_one(self, message: Message) -> bool:
         """False when it has to be sent once more, from the start."""
-        if self._chunk < frame.OVERHEAD + 512:
-            raise TooLarge(f"the broker takes packets of {self._chunk} bytes only; raise its max_packet_size")
         route, client = topics.ROUTES[type(message)], self._client
         assert client is not None
         number = (next(self._numbers) & (2**64 - 1)).to_bytes(8, "little")
-        for index, data in enumerate(frame.split(message, number, self._chunk, route.limit)):
+        for index, data in enumerate(frame.split(message, number, self._health.chunk(), route.limit)):
             if not self._flight.reserve(self._give_up):
                 return False
             name = topics.topic(self.broker.root, message, index)
@@ -282,4 +270,4 @@ class MqttChannel:
         return True
 
     def _give_up(self) -> bool:
-        return self._stopping.is_set() or self._switch.is_set()
+        return self._stopping.is_set() or self._switch.is_set() or self._renew.is_set()

@@ -11,6 +11,7 @@ from emo import frame, topics
 from emo.errors import TopicError, WireError
 from emo.journal import Journal
 from emo.messages import Message
+from emo.reassembly import Reassembler
 
 Token = TypeVar("Token")
 _MIB = 1 << 20
@@ -23,7 +24,7 @@ class Receiver(Generic[Token]):
         """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
         window towards us for good; the oldest are acknowledged early."""
         self._root, self._journal, self._hold = root, journal, hold
-        self._parts = frame.Reassembler(memory_mib * _MIB)
+        self._parts = Reassembler(memory_mib * _MIB, journal)
         self.last_size = 0
         self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
         # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
@@ -34,6 +35,9 @@ class Receiver(Generic[Token]):
 
         With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message
         of ours is dropped and counted as `frames.refused`; raises nothing on bad bytes.
+
+        A part of a message that is over already is dropped and acknowledged at once: what came first has tokens of
+        its own. Only after a reconnect does it count again, since nobody may have handled it yet.
         """
         try:
             chunk = frame.parse(data)
@@ -46,13 +50,13 @@ class Receiver(Generic[Token]):
             self._refuse(name, error)
             return None, [token]
         self._journal.count(f"received_bytes.{kind.__name__}", len(data) + len(name))
-        key, abandoned = (source, chunk.message), self._parts.abandoned
+        key = (source, chunk.message)
         self._waiting.append((key, token))
         try:
-            payload = self._parts.add(source, chunk, route.limit)
-            if self._parts.abandoned > abandoned:
-                self._journal.problem("messages.abandoned", f"{name}: too many unfinished messages at once")
+            payload = self._parts.add(source, chunk, route.limit, once=not route.retain)
             if payload is None:
+                if not self._parts.unfinished(*key):
+                    return None, self._release(key)
                 early = max(0, len(self._waiting) - self._hold)
                 return None, [self._waiting.popleft()[1] for _ in range(early)]
             self.last_size = len(payload)
@@ -66,6 +70,7 @@ class Receiver(Generic[Token]):
     def forget_tokens(self) -> None:
         """After a reconnect: what was not acknowledged comes again, under tokens of its own."""
         self._waiting.clear()
+        self._parts.forget(self._hold)  # longer ones were acknowledged in part: they do not come again whole
 
     def _release(self, key: tuple[str, bytes]) -> list[Token]:
         tokens = [token for name, token in self._waiting if name == key]
@@ -74,7 +79,9 @@ class Receiver(Generic[Token]):
 
     def _refuse(self, name: str, error: WireError) -> None:
         # The text may quote the sender: no line breaks, no escape codes, no megabytes in a log.
-        text = "".join(c if c.isprintable() else "?" for c in f"{name}: {error}"[:400])
+        text = f"{name}: {error}"[:400]
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else "?" for c in text)
         self._journal.problem("frames.refused", f"{text}; dropped")
 
 

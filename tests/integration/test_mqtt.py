@@ -1,5 +1,6 @@
 """What only MQTT has: brokers that are away, restart, know no MQTT 5, take small packets, or lose the thread."""
 
+import dataclasses
 import logging
 import threading
 import time
@@ -11,6 +12,7 @@ from brokers import Mosquitto, Proxy, free_port
 from links import mqtt
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from emo import topics
 from emo.config import Broker
 from emo.errors import BrokerError
 from emo.messages import GlobalModel, Interval, Update
@@ -181,6 +183,45 @@ def test_a_brokers_packet_limit_is_kept(mosquitto_program, tmp_path):
             there.wait(1)
             assert here.journal.counts["mqtt.disconnected"] == 0
     finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("option", ["max_packet_size 3000", "message_size_limit 3000"])
+def test_a_message_that_is_too_large_holds_up_nothing(mosquitto_program, tmp_path, option, monkeypatch):
+    monkeypatch.setitem(topics.ROUTES, Update, dataclasses.replace(topics.ROUTES[Update], limit=10_000))
+    server = Mosquitto(mosquitto_program, tmp_path, option)
+    server.start()
+    try:
+        with mqtt(server.broker) as link:
+            there = link.end("there", [subscription(link.root, Update)]).start()
+            here = link.end("here", []).start()
+            here.channel.publish(update("large", size=5000))
+            here.channel.publish(update("small"))
+            assert [message.device for message in there.wait(1)] == ["small"]
+            assert here.journal.counts["messages.refused"] == 1
+            assert here.journal.counts["mqtt.disconnected"] == 0
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("level", [5, 4], ids=["5", "3.1.1"])
+def test_a_limit_that_the_broker_does_not_name_is_found(mosquitto_program, tmp_path, level):
+    # message_size_limit: to MQTT 5 a PUBACK that paho takes for a protocol error, so that it would send the same
+    # for ever. max_packet_size: to 3.1.1 a closed connection.
+    options = {5: "message_size_limit 3000", 4: "max_packet_size 3000"}
+    server = Mosquitto(mosquitto_program, tmp_path, options[level])
+    server.start()
+    proxy = Proxy(server.broker)
+    proxy.hangs_up, proxy.polite = (lambda asked: asked > level), True
+    try:
+        with mqtt(proxy.broker) as link:
+            there = link.end("there", [subscription(link.root, Update)]).start()
+            here = link.end("here", []).start()
+            here.channel.publish(update("large", size=5000))
+            here.channel.publish(update("small"))
+            assert {message.device for message in there.wait(2, timeout=20)} == {"large", "small"}
+    finally:
+        proxy.close()
         server.stop()
 
 

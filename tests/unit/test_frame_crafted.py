@@ -1,5 +1,6 @@
 """Payloads whose checksums agree, from somebody who knows the format; and what a sender must find out itself."""
 
+import dataclasses
 import json
 import struct
 import tracemalloc
@@ -11,7 +12,9 @@ from samples import examples, same
 
 from emo import frame, messages, topics
 from emo.errors import FrameError, TooLarge
-from emo.frame import Reassembler, parse
+from emo.frame import parse
+from emo.journal import Journal
+from emo.reassembly import Reassembler
 
 BY_NAME = {type(message).__name__: message for message in examples()}
 
@@ -25,9 +28,14 @@ def number_of(kind):
     return frame.KINDS.index(kind)
 
 
-STATUS = {"blobs": {}, "node": "n", "role": "device", "online": True, "samples": 1}
-UPDATE = {"run": "r", "device": "d", "round": 1, "samples": 1, "loss": 0.5}
 WEIGHTS = safetensors.numpy.save({"a": np.zeros(3, np.float32)})
+STATUS = {"node": "n", "role": "device", "online": True, "samples": 1}
+UPDATE = {"run": "r", "device": "d", "round": 1, "samples": 1, "loss": 0.5, "weights": len(WEIGHTS)}
+
+
+def update(**fields):
+    """Number of the kind, and payload."""
+    return number_of(messages.Update), payload(list((UPDATE | fields).values()), WEIGHTS)
 
 
 @pytest.mark.parametrize(
@@ -39,60 +47,69 @@ WEIGHTS = safetensors.numpy.save({"a": np.zeros(3, np.float32)})
         b"[]",
         b"null",
         b"{}",
-        b'{"blobs":[]}',
-        b'"\xff"',
+        json.dumps(STATUS).encode(),
+        b'["\xff"]',
         b"9" * 10_000,
-        json.dumps(STATUS | {"samples": -1}).encode(),
-        json.dumps(STATUS | {"samples": 2**53}).encode(),
-        json.dumps(STATUS | {"samples": 10**400}).encode(),
-        json.dumps(STATUS | {"samples": float("nan")}).encode(),
-        json.dumps(STATUS | {"samples": float("inf")}).encode(),
-        json.dumps(STATUS | {"samples": 1.5}).encode(),
-        json.dumps(STATUS | {"samples": [1]}).encode(),
-        json.dumps(STATUS | {"node": "a/b"}).encode(),
-        json.dumps(STATUS | {"node": "+"}).encode(),
-        json.dumps(STATUS | {"node": "a\n"}).encode(),
-        json.dumps(STATUS | {"node": "a" * 65}).encode(),
-        json.dumps(STATUS | {"node": "\ud800"}).encode(),
-        json.dumps(STATUS | {"node": None}).encode(),
-        json.dumps(STATUS | {"role": "king"}).encode(),
-        json.dumps(STATUS | {"more": 1}).encode(),
-        json.dumps(STATUS | {"self": 1}).encode(),
-        json.dumps(STATUS | {"__class__": "x"}).encode(),
-        json.dumps(STATUS | {"blobs": {"weights": 0}}).encode(),
-        json.dumps({"blobs": {}, "node": "n"}).encode(),
-        json.dumps(STATUS).encode() + b" x",
+        json.dumps([*STATUS.values()][:-1]).encode(),
+        json.dumps([*STATUS.values(), 1]).encode(),
+        json.dumps([*STATUS.values()]).encode() + b" x",
+        json.dumps([[*STATUS.values()]]).encode(),
     ],
 )
-def test_headers_that_are_not_a_status(header):
+def test_headers_that_are_no_array_of_the_fields(header):
     with pytest.raises(FrameError):
         frame.unpack(number_of(messages.Status), payload(header))
 
 
 @pytest.mark.parametrize(
-    ("blobs", "fields"),
+    "field",
     [
-        ({"weights": -1}, {}),
-        ({"weights": 1e3}, {}),
-        ({"weights": True}, {}),
-        ({"weights": "9"}, {}),
-        ({"weights": 2**70}, {}),
-        ({"weights": len(WEIGHTS) - 1}, {}),
-        ({"weights": len(WEIGHTS) + 1}, {}),
-        ({"weights": len(WEIGHTS), "labels": 0}, {}),
-        ({}, {}),
-        ({"weights": len(WEIGHTS)}, {"weights": {}}),
-        ({"weights": len(WEIGHTS)}, {"loss": float("nan")}),
-        ({"weights": len(WEIGHTS)}, {"loss": float("-inf")}),
-        ({"weights": len(WEIGHTS)}, {"samples": 0}),
-        ({"weights": len(WEIGHTS)}, {"round": 2**31}),
+        {"samples": -1},
+        {"samples": 2**53},
+        {"samples": 10**400},
+        {"samples": float("nan")},
+        {"samples": float("inf")},
+        {"samples": 1.5},
+        {"samples": [1]},
+        {"node": "a/b"},
+        {"node": "+"},
+        {"node": "a\n"},
+        {"node": "a" * 65},
+        {"node": "\ud800"},
+        {"node": None},
+        {"node": {"self": 1}},
+        {"role": "king"},
     ],
 )
-def test_headers_that_are_not_an_update(blobs, fields):
-    good = payload(UPDATE | {"blobs": {"weights": len(WEIGHTS)}}, WEIGHTS)
-    assert isinstance(frame.unpack(number_of(messages.Update), good), messages.Update)
+def test_headers_that_are_not_a_status(field):
+    good = payload([*STATUS.values()])
+    assert isinstance(frame.unpack(number_of(messages.Status), good), messages.Status)
     with pytest.raises(FrameError):
-        frame.unpack(number_of(messages.Update), payload(UPDATE | {"blobs": blobs} | fields, WEIGHTS))
+        frame.unpack(number_of(messages.Status), payload([*(STATUS | field).values()]))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"weights": -1},
+        {"weights": 1e3},
+        {"weights": True},
+        {"weights": "9"},
+        {"weights": None},
+        {"weights": {}},
+        {"weights": 2**70},
+        {"weights": len(WEIGHTS) - 1},
+        {"weights": len(WEIGHTS) + 1},
+        {"loss": float("nan")},
+        {"loss": float("-inf")},
+        {"samples": 0},
+        {"round": 2**31},
+    ],
+)
+def test_headers_that_are_not_an_update(field):
+    assert isinstance(frame.unpack(*update()), messages.Update)
+    with pytest.raises(FrameError):
+        frame.unpack(*update(**field))
 
 
 def crafted(header, data=b""):
@@ -116,30 +133,76 @@ def crafted(header, data=b""):
     ],
 )
 def test_weights_that_are_not_safetensors(weights):
+    header = [*(UPDATE | {"weights": len(weights)}).values()]
     with pytest.raises(FrameError):
-        frame.unpack(
-            number_of(messages.Update), payload(UPDATE | {"blobs": {"weights": len(weights)}}, weights)
-        )
+        frame.unpack(number_of(messages.Update), payload(header, weights))
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F8_E4M3", "F8_E5M2", "BOOL", "U64", "F64", "C64"])
 def test_weights_of_any_dtype_are_arrays_or_refused(dtype):
     size = {"BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "BOOL": 1}.get(dtype, 8)
     weights = crafted({"a": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}, bytes(size))
+    header = [*(UPDATE | {"weights": len(weights)}).values()]
     try:
-        update = frame.unpack(
-            number_of(messages.Update), payload(UPDATE | {"blobs": {"weights": len(weights)}}, weights)
-        )
+        message = frame.unpack(number_of(messages.Update), payload(header, weights))
     except FrameError:
         return
-    assert isinstance(update.weights["a"], np.ndarray)
+    assert isinstance(message.weights["a"], np.ndarray)
 
 
-def test_labels_of_odd_length():
-    header = {"run": "r", "edge": "e", "device": "d", "batch": 0, "version": 0}
-    header["blobs"] = {"activations": 0, "labels": 3}
-    with pytest.raises(FrameError, match="multiple of 4"):
-        frame.unpack(number_of(messages.ActivationBatch), payload(header, b"abc"))
+def batch_of(labels):
+    """Number of the kind, and a payload with these bytes as labels."""
+    batch = BY_NAME["ActivationBatch"]
+    blobs = {"activations": batch.activations.data(), "labels": labels}
+    names = [item.name for item in dataclasses.fields(batch)]
+    header = [len(blobs[name]) if name in blobs else getattr(batch, name) for name in names]
+    return number_of(messages.ActivationBatch), payload(header, *blobs.values())
+
+
+@pytest.mark.parametrize(
+    ("data", "labels"),
+    [
+        (b"\1", []),
+        (b"\1\0\xff", [0, 255]),
+        (b"\2\0\1\xff\xff", [256, 65535]),
+        (b"\4\xff\xff\xff\x7f", [2**31 - 1]),
+        (b"\4\1\0\0\0", [1]),  # wider than it must be
+    ],
+)
+def test_labels_of_any_width(data, labels):
+    message = frame.unpack(*batch_of(data))
+    assert message.labels.dtype == np.dtype("<i4")
+    assert message.labels.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"\0", b"\3\0\0\0", b"\x08" + bytes(8), b"\2\0", b"\4" + b"\xff" * 4, b"\1" + bytes(65_537)]
+)
+def test_labels_that_are_none(data):
+    with pytest.raises(FrameError, match="label"):
+        frame.unpack(*batch_of(data))
+
+
+@pytest.mark.parametrize(("highest", "width"), [(0, 1), (255, 1), (256, 2), (65535, 2), (65536, 4)])
+def test_labels_take_as_few_bytes_as_they_can(highest, width):
+    batch = dataclasses.replace(BY_NAME["ActivationBatch"], labels=np.array([0, highest], "<i4"))
+    assert frame.pack(batch).endswith(bytes([width]) + np.array([0, highest], f"<u{width}").tobytes())
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([-1], "<i4"),
+        np.array([2**31], "<i8"),
+        np.array([0.5]),
+        np.zeros((1, 1), "<i4"),
+        np.zeros(65_537, "<i4"),
+    ],
+    ids=["negative", "too large", "no integers", "two dims", "too many"],
+)
+def test_labels_that_cannot_be_sent(labels):
+    with pytest.raises(FrameError, match="labels"):
+        frame.pack(dataclasses.replace(BY_NAME["ActivationBatch"], labels=labels))
 
 
 def test_a_header_that_lies_about_its_size_allocates_nothing():
@@ -180,7 +243,7 @@ def test_what_can_be_sent_can_be_received(message):
         frames = list(frame.split(message, bytes(8), 256 * 1024, topics.ROUTES[type(message)].limit))
     except TooLarge:
         return
-    parts, out = Reassembler(1 << 30), None
+    parts, out = Reassembler(1 << 30, Journal()), None
     for data in frames:
         out = parts.add("s", parse(data), topics.ROUTES[type(message)].limit)
     assert same(frame.unpack(frame.KINDS.index(type(message)), out), message)

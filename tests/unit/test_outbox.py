@@ -3,17 +3,26 @@
 import threading
 import time
 
+import numpy as np
 import pytest
-from samples import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from samples import examples, same
 
 from emo import channel, messages
+from emo.codec import Packed
 from emo.journal import Journal
 from emo.messages import Interval, Status, TapReport, Update
 from emo.outbox import Outbox
 
 
-def update(device="d", round_=1):
-    return Update("r", device, round_, 1, None, {})
+def update(device="d", round_=1, kilobytes=0):
+    return Update("r", device, round_, 1, None, {"w": np.zeros(250 * kilobytes, "<f4")})
+
+
+def batch(number, version=0, kilobytes=10):
+    activations = Packed(np.zeros((1, 250 * kilobytes), np.float32))
+    return messages.ActivationBatch("r", "e", "d", number, version, activations, np.zeros(1, "<i4"))
 
 
 def interval(batch, version=0, device="d"):
@@ -27,9 +36,13 @@ def drain(box):
     return out
 
 
-def box(limit=4):
+def alike(one, two):
+    return len(one) == len(two) and all(map(same, one, two))
+
+
+def box(limit=4, memory=64 << 20):
     journal = Journal()
-    return Outbox(limit, journal), journal
+    return Outbox(limit, journal, memory), journal
 
 
 def test_first_in_first_out():
@@ -37,7 +50,7 @@ def test_first_in_first_out():
     sent = [update("a"), interval(1), update("b")]
     assert all(outbox.put(message) for message in sent)
     assert len(outbox) == 3
-    assert drain(outbox) == sent
+    assert alike(drain(outbox), sent)
     assert outbox.get(0) is None
 
 
@@ -62,7 +75,7 @@ def test_other_devices_batches_and_kinds_are_not_replaced():
     ]
     for message in sent:
         outbox.put(message)
-    assert drain(outbox) == sent
+    assert alike(drain(outbox), sent)
 
 
 def test_when_full_the_oldest_droppable_goes():
@@ -71,8 +84,8 @@ def test_when_full_the_oldest_droppable_goes():
         outbox.put(message)
     assert outbox.put(interval(3))
     assert outbox.put(update("b"))
-    assert drain(outbox) == [update("a"), interval(3), update("b")]
-    assert journal.counts["outbox.full"] == 2
+    assert alike(drain(outbox), [update("a"), interval(3), update("b")])
+    assert journal.counts["outbox.dropped.Interval"] == journal.counts["outbox.full"] == 2
 
 
 def test_when_full_of_what_must_not_be_lost_the_new_one_is_refused():
@@ -82,8 +95,79 @@ def test_when_full_of_what_must_not_be_lost_the_new_one_is_refused():
     assert not outbox.put(interval(1))
     assert not outbox.put(update("c"))
     assert outbox.put(update("a", 2))  # replaces, needs no room
-    assert drain(outbox) == [update("b"), update("a", 2)]
+    assert alike(drain(outbox), [update("b"), update("a", 2)])
+    assert journal.counts["outbox.refused.Interval"] == journal.counts["outbox.refused.Update"] == 1
     assert journal.counts["outbox.full"] == 2
+
+
+# -- bounded in bytes
+
+
+def test_when_its_bytes_are_full_the_oldest_droppable_go():
+    outbox, journal = box(100, memory=50_000)
+    outbox.put(update())
+    for number in range(6):
+        assert outbox.put(batch(number))
+    assert [message.batch for message in drain(outbox)[1:]] == [2, 3, 4, 5]
+    assert journal.counts["outbox.dropped.ActivationBatch"] == 2
+
+
+def test_a_newer_version_needs_no_more_room_than_the_older_had():
+    outbox, journal = box(100, memory=50_000)
+    for version in range(9):
+        for number in range(4):
+            assert outbox.put(batch(number, version))
+    assert [(message.batch, message.version) for message in drain(outbox)] == [(n, 8) for n in range(4)]
+    assert journal.counts["outbox.full"] == 0
+
+
+def test_what_must_not_be_lost_goes_even_if_it_is_larger_than_the_queue():
+    outbox, journal = box(100, memory=50_000)
+    outbox.put(Status("d", "device", online=True))
+    outbox.put(batch(1))
+    assert outbox.put(update(kilobytes=500))
+    assert not outbox.put(update("another", kilobytes=500))
+    assert not outbox.put(batch(2))
+    assert outbox.put(update(round_=2, kilobytes=500))
+    assert [type(message).__name__ for message in drain(outbox)] == ["Status", "Update"]
+    counts = journal.counts
+    assert counts["outbox.dropped.ActivationBatch"] == counts["outbox.refused.ActivationBatch"] == 1
+    assert counts["outbox.refused.Update"] == 1
+
+
+def test_what_is_put_back_makes_room_too():
+    outbox, _ = box(100, memory=50_000)
+    outbox.put(batch(0))
+    first = outbox.get(0)
+    for number in range(1, 5):
+        outbox.put(batch(number))
+    outbox.put_back(first)
+    assert [message.batch for message in drain(outbox)] == [2, 3, 4, 0]
+
+
+def test_what_is_put_back_does_not_replace_what_is_newer():
+    outbox, _ = box()
+    outbox.put(interval(1, 1))
+    older = outbox.get(0)
+    outbox.put(interval(1, 2))
+    outbox.put_back(older)
+    assert drain(outbox) == [interval(1, 2)]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5), st.integers(0, 30)), max_size=60))
+def test_it_holds_its_bytes_and_at_most_one_message_more(puts):
+    outbox, _ = box(8, memory=50_000)
+    largest = 31_100
+    for lossy, name, kilobytes in puts:
+        message = batch(name, kilobytes=kilobytes + 1) if lossy else update(f"d{name}", kilobytes=1)
+        outbox.put(message)
+        assert len(outbox) <= 8
+        assert outbox._held == sum(size for _, size in outbox._items.values()) <= 50_000 + largest
+    drain(outbox)
+    assert outbox._held == 0
+
+
+# -- threads
 
 
 def test_put_never_waits_and_get_wakes_at_once():
@@ -95,7 +179,7 @@ def test_put_never_waits_and_get_wakes_at_once():
     began = time.monotonic()
     outbox.put(update())
     reader.join(5)
-    assert got[0][0] == update()
+    assert same(got[0][0], update())
     assert got[0][1] - began < 1
 
 

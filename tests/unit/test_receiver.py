@@ -63,7 +63,7 @@ def test_no_token_is_given_twice_and_none_is_forgotten():
 
 def test_a_refused_message_releases_all_its_packets():
     taker, journal = receiver()
-    first, last = packets(Refused("r", "dev-1", 1, "x" * 200), chunk=300)
+    first, last = packets(Refused("r", "dev-1", 1, "x" * 300), chunk=300)
     wrong = last[0].replace("dev-1", "dev-2")
     assert taker.take(wrong, first[1], 1) == (None, [])
     assert taker.take(wrong, last[1], 2) == (None, [1, 2])
@@ -88,12 +88,58 @@ def test_a_part_must_come_by_the_topic_of_its_index():
     assert journal.counts["frames.refused"] == 1
 
 
-def test_too_many_unfinished_messages_are_counted():
+def test_a_device_that_ends_no_message_costs_the_others_nothing():
     taker, journal = receiver(memory_mib=1)
+    *parts, last = packets(update(20_000, "quiet"), chunk=30_000)
+    assert all(taker.take(*packet, 0)[0] is None for packet in parts)
     for number in range(6):
         (packet, *_) = packets(update(150_000), number, chunk=250_000)
         taker.take(*packet, number)
-    assert journal.counts["messages.abandoned"] == 2
+    assert journal.counts["messages.abandoned"] == 5
+    assert taker.take(*last, 0)[0] is not None
+
+
+def test_a_part_that_comes_after_its_message_is_acknowledged_and_leaves_nothing():
+    # The sender's connection was cut before it knew that the broker had the part: it sends it again.
+    taker, journal = receiver()
+    sent = packets(update())
+    for token, packet in enumerate(sent):
+        message, _ = taker.take(*packet, token)
+    assert message is not None
+    assert taker.take(*sent[1], 77) == (None, [77])
+    assert taker._parts.held == 0
+    assert journal.counts["chunks.late"] == 1
+
+
+def test_after_a_reconnect_a_message_comes_again_whole():
+    # The broker sends again what was not acknowledged: it may never have been handled.
+    taker, _ = receiver(hold=8)
+    sent = packets(update())
+    assert len(sent) < 8
+    for turn in range(3):
+        for token, packet in enumerate(sent):
+            message, tokens = taker.take(*packet, 100 * turn + token)
+        assert message is not None
+        assert tokens == [100 * turn + token for token in range(len(sent))]
+        taker.forget_tokens()
+
+
+def test_after_a_reconnect_the_rest_of_a_message_that_was_acknowledged_in_part_leaves_nothing():
+    taker, _ = receiver(hold=3)
+    sent = packets(update(400))
+    for token, packet in enumerate(sent):
+        message, _ = taker.take(*packet, token)
+    assert message is not None
+    taker.forget_tokens()
+    assert [taker.take(*packet, token)[1] for token, packet in enumerate(sent[-3:])] == [[0], [1], [2]]
+    assert taker._parts.held == 0
+
+
+def test_what_a_broker_retains_comes_as_often_as_it_is_asked_for():
+    taker, _ = receiver()
+    model = GlobalModel("r", 1, (), examples()[1].training, {"w": np.ones(1000, np.float32)})
+    got = [taker.take(*packet, 0)[0] for _ in range(3) for packet in packets(model)]
+    assert sum(message is not None for message in got) == 3
 
 
 def test_after_a_reconnect_no_old_token_comes_back():
