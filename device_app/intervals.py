@@ -23,11 +23,12 @@ class _Sent:
 class IntervalTable:
     """For one device; grows by one small entry a batch of its own.
 
-    `max_age`: a batch goes after this many skipped attempts, whatever the edge said. The training
-    thread calls `allow`, the receiving one `update`; one lock guards the table, held for no I/O.
+    `max_age`: a batch goes after this many skipped attempts, whatever the edge said. Infinite: the edge's
+    answers hold its own limit already. The training thread calls `allow`, the receiving one `update`; one
+    lock guards the table, held for no I/O.
     """
 
-    def __init__(self, max_age: int = 128) -> None:
+    def __init__(self, max_age: float = math.inf) -> None:
         self._max_age = max_age
         self._lock = threading.Lock()
         self._sent: dict[int, _Sent] = {}
@@ -45,6 +46,12 @@ class IntervalTable:
                 return True
             entry.skipped += 1
             return False
+
+    def answered(self, batch: int) -> bool:
+        """Whether the edge has answered for the version sent last: then that is what it holds."""
+        with self._lock:
+            entry = self._sent.get(batch)
+            return entry is not None and entry.interval is not None
 
     def update(self, batch: int, version: int, interval: float) -> bool:
         """The edge's answer for (batch, version). False, and nothing changed, unless it is the first

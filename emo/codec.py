@@ -1,58 +1,99 @@
-"""Arrays <-> bytes: fp32, fp16 and int8 per channel, each followed by zstd.
+"""Arrays <-> bytes: fp32, fp16, and 8, 4, 3 or 2 bits per channel, in full or against an earlier version; then zstd.
 
 Knows the layout below and how to refuse bytes that break it. Knows no message, no topic, no model.
 
-    magic "EA" | layout 1 | codec | ndim | 3 zero bytes | ndim x u32 dims | u32 raw size | zstd frame | u32 crc32
+    magic "EA" | layout 2 | codec | ndim | 3 zero bytes | ndim x u32 dims | u32 base | u32 raw size
+    | zstd frame | u32 crc32
 
-All integers little-endian; the crc covers everything before it. What is inside the zstd frame is `raw size`
-bytes: fp32 and fp16 as byte planes (all lowest bytes first: exponents compress, mantissas do not), int8 as
-C x f32 minimum, C x f32 step, then one byte an element. A decoded array is always float32.
+All integers little-endian; the crc covers everything before it. `base` is 0 in a full frame; else the codes are
+differences, and it is the crc32 of the float32 bytes of the array that they are to be added to. What is inside the
+zstd frame is `raw size` bytes, laid out by quantise.py. A decoded array is always float32. A delta is against
+codes, not values, and says what the codes are now: errors do not add up from version to version.
 """
 
 import math
 import struct
 import threading
 import zlib
-from collections.abc import Callable
+from typing import Literal, get_args
 
 import numpy as np
 import zstandard
 
-from emo.errors import CodecError
+from emo.errors import BaseError, CodecError
+from emo.quantise import Floats, Quantised
 
 Array = np.ndarray
 
 _HEAD = struct.Struct("<2sBBB3x")
 _U32 = struct.Struct("<I")
-_MAGIC, _LAYOUT, _MAX_DIMS = b"EA", 1, 8
+_MAGIC, _LAYOUT, _MAX_DIMS = b"EA", 2, 8
 _LEVEL = 3  # level 9 gains 4 % at four to eight times the time
-_FP16_MAX, _SANE = 65504.0, 1e30
+_SANE = 1e30
+
+# The number on the wire is the place in this table: only ever append.
+_FORMATS: dict[str, Floats | Quantised] = {
+    "fp32": Floats("<f4"),
+    "fp16": Floats("<f2"),
+    "int8": Quantised(8, 1),
+    "int4": Quantised(4, 2),
+    "int3": Quantised(3, 2),
+    "int2": Quantised(2, 4),
+}
+_NUMBERS = {name: number for number, name in enumerate(_FORMATS)}
+DELTA = "-delta"
+Codec = Literal[
+    "fp32", "fp16", "int8", "int4", "int3", "int2", "int8-delta", "int4-delta", "int3-delta", "int2-delta"
+]
+CODECS: tuple[str, ...] = get_args(Codec)
 
 
 def encode(array: Array, codec: str, base: Array | None = None) -> bytes:
     """Bytes of a float array (1 to 8 dims, channel axis 1). Raises CodecError on an unknown codec or shape.
 
-    An array with NaN, infinity or values of 1e30 and more goes as fp32, whatever was asked: no scale could
-    carry it, and the receiver has to see it. `base` is for codecs relative to an earlier version; none of these is.
+    `codec` is one of CODECS. Those in "-delta" use `base`, the float32 array that the receiver holds, where there is
+    one of the same shape and where that makes fewer bytes; else they give a full frame. An array with NaN, infinity
+    or values of 1e30 and more goes as fp32, whatever was asked: no scale could carry it, and the receiver has to see it.
     """
-    del base
-    if codec not in _CODECS:
-        raise CodecError(f"unknown codec {codec!r}; known: {', '.join(_CODECS)}")
+    return _encode(array, codec, base)[1]
+
+
+def _encode(array: Array, codec: str, base: Array | None) -> tuple[bytes, bytes]:
+    """(full frame, smallest frame), which decode to the same array; the same object, unless a delta is smaller."""
+    if codec not in CODECS:
+        raise CodecError(f"unknown codec {codec!r}; known: {', '.join(CODECS)}")
     array = np.asarray(array, dtype=np.float32)
     if not 1 <= array.ndim <= _MAX_DIMS or array.size == 0:
         raise CodecError(
             f"an array of shape {array.shape} cannot be encoded: 1 to {_MAX_DIMS} dims, none empty"
         )
     array = np.ascontiguousarray(array)
-    if codec != "fp32" and not np.abs(array).max() < _SANE:  # NaN too
-        codec = "fp32"
-    number, pack, _, _ = _CODECS[codec]
-    raw = pack(array)
-    body = b"".join(
+    name = codec.removesuffix(DELTA)
+    if name != "fp32" and not _sane(array):
+        name = "fp32"
+    kind = _FORMATS[name]
+    full = _seal(name, array.shape, 0, kind.pack(array))
+    if name == codec or base is None or not isinstance(kind, Quantised):
+        return full, full
+    base = np.ascontiguousarray(base, dtype=np.float32)
+    crc = zlib.crc32(base.data)
+    if base.shape != array.shape or not _sane(base) or not crc:
+        return full, full
+    changes, now = kind.pack_delta(array, base)
+    delta = _seal(name, array.shape, crc, changes)
+    return (_seal(name, array.shape, 0, now), delta) if len(delta) < len(full) else (full, full)
+
+
+def _sane(array: Array) -> bool:
+    return bool(np.abs(array).max() < _SANE)  # not, with a NaN in it
+
+
+def _seal(name: str, shape: tuple[int, ...], base: int, raw: bytes) -> bytes:
+    body: bytes = b"".join(
         [
-            _HEAD.pack(_MAGIC, _LAYOUT, number, array.ndim),
-            struct.pack(f"<{array.ndim}I", *array.shape),
-            _U32.pack(len(raw)),
+            _HEAD.pack(_MAGIC, _LAYOUT, _NUMBERS[name], len(shape)),
+            struct.pack(f"<{len(shape)}I", *shape),
+            struct.pack("<II", base, len(raw)),
             _compress(raw),
         ]
     )
@@ -61,33 +102,42 @@ def encode(array: Array, codec: str, base: Array | None = None) -> bytes:
 
 def decode(data: bytes, limit: int, base: Array | None = None) -> Array:
     """The float32 array in `data`. Raises CodecError on any flipped bit, cut or trailing byte, and,
-    before anything is allocated, on an array of more than `limit` bytes."""
-    del base
-    if len(data) < _HEAD.size + 2 * _U32.size:
+    before anything is allocated, on an array of more than `limit` bytes; BaseError (a CodecError) where `data` is
+    a delta and `base` is not the array it was made against. A full frame does not look at `base`."""
+    if len(data) < _HEAD.size + 3 * _U32.size:
         raise CodecError(f"encoded array is cut: {len(data)} bytes")
     if _U32.unpack_from(data, len(data) - 4)[0] != zlib.crc32(memoryview(data)[:-4]):
         raise CodecError("encoded array is damaged: its checksum does not agree")
     magic, layout, number, ndim = _HEAD.unpack_from(data)
     if magic != _MAGIC or layout != _LAYOUT or any(data[5:8]):
         raise CodecError(f"not an encoded array of layout {_LAYOUT}")
-    known = {code: (size, unpack) for code, _, size, unpack in _CODECS.values()}
-    if number not in known or not 1 <= ndim <= _MAX_DIMS:
-        raise CodecError(f"encoded array has codec {number} and {ndim} dims; codecs known: {sorted(known)}")
-    start = _HEAD.size + 4 * ndim + 4
+    if number >= len(_FORMATS) or not 1 <= ndim <= _MAX_DIMS:
+        raise CodecError(
+            f"encoded array has codec {number} and {ndim} dims; codecs known: 0-{len(_FORMATS) - 1}"
+        )
+    start = _HEAD.size + 4 * ndim + 8
     if len(data) < start + 4:
         raise CodecError("encoded array is cut inside its header")
-    *shape, raw_size = struct.unpack_from(f"<{ndim + 1}I", data, _HEAD.size)
+    *dims, wanted, raw_size = struct.unpack_from(f"<{ndim + 2}I", data, _HEAD.size)
+    shape, kind = tuple(dims), list(_FORMATS.values())[number]
     size = math.prod(shape)
     if size == 0 or size * 4 > limit:
+        raise CodecError(f"encoded array of shape {shape} is over the limit of {limit} bytes, or empty")
+    if raw_size != kind.size(shape):
         raise CodecError(
-            f"encoded array of shape {tuple(shape)} is over the limit of {limit} bytes, or empty"
+            f"encoded array says {raw_size} raw bytes, its shape {shape} makes {kind.size(shape)}"
         )
-    expected, unpack = known[number]
-    if raw_size != expected(shape):
-        raise CodecError(
-            f"encoded array says {raw_size} raw bytes, its shape {tuple(shape)} makes {expected(shape)}"
-        )
-    return unpack(_decompress(data[start:-4], raw_size), shape)
+    if not wanted:
+        whole: Array = kind.unpack(_decompress(data[start:-4], raw_size), shape)
+        return whole
+    if not isinstance(kind, Quantised):
+        raise CodecError("encoded array is a delta of floats: there is no such thing")
+    if base is None:
+        raise BaseError("encoded array is a delta, and the version before it is not here")
+    base = np.ascontiguousarray(base, dtype=np.float32)
+    if base.shape != shape or zlib.crc32(base.data) != wanted or not _sane(base):
+        raise BaseError("encoded array is a delta against another version than the one here")
+    return kind.unpack(_decompress(data[start:-4], raw_size), shape, base)
 
 
 _local = threading.local()  # a compressor is 1 MB of tables, and not for two threads at once
@@ -114,55 +164,6 @@ def _decompress(frame: bytes, size: int) -> bytes:
     return raw
 
 
-def _planes(array: Array) -> bytes:
-    planes: bytes = array.reshape(-1).view(np.uint8).reshape(array.size, array.itemsize).T.tobytes()
-    return planes
-
-
-def _unplanes(raw: bytes, shape: list[int], dtype: str) -> Array:
-    width = np.dtype(dtype).itemsize
-    together: Array = np.ascontiguousarray(np.frombuffer(raw, np.uint8).reshape(width, -1).T)
-    return together.view(dtype).reshape(shape).astype(np.float32)
-
-
-def _channels(shape: "list[int] | tuple[int, ...]") -> int:
-    return shape[1] if len(shape) > 1 else 1
-
-
-def _fp16(array: Array) -> bytes:
-    return _planes(np.clip(array, -_FP16_MAX, _FP16_MAX).astype("<f2"))
-
-
-def _int8(array: Array) -> bytes:
-    wide = array.reshape(array.shape[0] if array.ndim > 1 else array.size, _channels(array.shape), -1)
-    low = wide.min(axis=(0, 2))
-    step = ((wide.max(axis=(0, 2)) - low) / 255).astype("<f4")
-    safe = np.where(step > 0, step, 1).astype(np.float32)
-    codes = np.rint((wide - low[:, None]) / safe[:, None]).clip(0, 255).astype(np.uint8)
-    return b"".join([low.astype("<f4").tobytes(), step.tobytes(), codes.tobytes()])
-
-
-def _unint8(raw: bytes, shape: list[int]) -> Array:
-    channels = _channels(shape)
-    low, step = np.frombuffer(raw, "<f4", 2 * channels).reshape(2, channels, 1)
-    codes = np.frombuffer(raw, np.uint8, offset=8 * channels).reshape(shape[0], channels, -1)
-    array: Array = (codes * step + low).astype(np.float32).reshape(shape)
-    return array
-
-
-_Entry = tuple[int, Callable[[Array], bytes], Callable[[list[int]], int], Callable[[bytes, list[int]], Array]]
-_CODECS: dict[str, _Entry] = {
-    "fp32": (
-        0,
-        lambda a: _planes(a.astype("<f4")),
-        lambda s: 4 * math.prod(s),
-        lambda r, s: _unplanes(r, s, "<f4"),
-    ),
-    "fp16": (1, _fp16, lambda s: 2 * math.prod(s), lambda r, s: _unplanes(r, s, "<f2")),
-    "int8": (2, _int8, lambda s: 8 * _channels(s) + math.prod(s), _unint8),
-}
-
-
 class Packed:
     """An array on its way: encoded when the wire asks for bytes, decoded when a node asks for the array.
 
@@ -170,19 +171,30 @@ class Packed:
     batch by its labels before it decodes a megabyte.
     """
 
-    def __init__(self, source: "Array | bytes", codec: str = "fp32") -> None:
-        self._source, self._codec = source, codec
+    def __init__(self, source: "Array | bytes", codec: str = "fp32", base: "Packed | None" = None) -> None:
+        """`base`: what the receiver is known to hold, for the codecs in "-delta"; forgotten once encoded."""
+        self._source, self._codec, self._base = source, codec, base
+        self._full = b""  # of a delta: what the next one is made against
 
     def data(self) -> bytes:
         """The encoded bytes; an encoded array stays encoded."""
         if not isinstance(self._source, bytes):
-            self._source = encode(self._source, self._codec)
+            known = b"" if self._base is None else self._base.full()
+            base = decode(known, 4 * self._source.size) if known else None
+            full, least = _encode(self._source, self._codec, base)
+            self._full = full if self._codec.endswith(DELTA) else b""
+            self._source, self._base = least, None
         return self._source
 
-    def array(self, limit: int) -> Array:
+    def full(self) -> bytes:
+        """What a delta against this one is made from; empty where there is to be none, or it was never encoded."""
+        return self._full
+
+    def array(self, limit: int, base: "Array | None" = None) -> Array:
         """The float32 array as a receiver sees it, through the codec. Raises CodecError as `decode`."""
-        return decode(self.data(), limit)
+        return decode(self.data(), limit, base)
 
     def nbytes(self) -> int:
         """Bytes it holds now: for bounding queues."""
-        return len(self._source) if isinstance(self._source, bytes) else self._source.nbytes
+        held = len(self._source) if isinstance(self._source, bytes) else self._source.nbytes
+        return held + (0 if self._full is self._source else len(self._full))

@@ -8,6 +8,7 @@
     ├── WireError         bytes from a wire that must not be believed
     │   ├── FrameError    header, checksum, version, chunks
     │   ├── CodecError    an encoded array
+    │   │   └── BaseError a delta without what it was made against
     │   └── TopicError    a topic or an id
     ├── TooLarge          a message that the broker would not take: refused here, at once
     ├── BrokerError       no broker, or one that refuses us
@@ -61,6 +62,10 @@ class FrameError(WireError):
 
 class CodecError(WireError):
     pass
+
+
+class BaseError(CodecError):
+    """A delta whose base is not here: nothing is wrong with the bytes, and the sender has to send in full."""
 
 
 class TopicError(WireError):

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from emo.codec import Packed, decode, encode
 from emo.errors import CodecError
 
-CODECS = ["fp32", "fp16", "int8"]
+CODECS = ["fp32", "fp16", "int8", "int4", "int3", "int2"]
 LIMIT = 1 << 20
 _shapes = st.one_of(
     hnp.array_shapes(min_dims=1, max_dims=4, max_side=6), hnp.array_shapes(min_dims=5, max_dims=8, max_side=2)
@@ -26,10 +26,10 @@ def arrays(bound=None):
     return hnp.arrays(np.float32, _shapes, elements=st.floats(**floats))
 
 
-def forge(number, shape, raw_size, zstd):
+def forge(number, shape, raw_size, zstd, base=0):
     """An encoded array with a right checksum, whatever it says."""
-    body = struct.pack("<2sBBB3x", b"EA", 1, number, len(shape)) + struct.pack(
-        f"<{len(shape) + 1}I", *shape, raw_size
+    body = struct.pack("<2sBBB3x", b"EA", 2, number, len(shape)) + struct.pack(
+        f"<{len(shape) + 2}I", *shape, base, raw_size
     )
     return body + zstd + struct.pack("<I", zlib.crc32(body + zstd))
 
@@ -57,17 +57,18 @@ def test_fp16_keeps_eleven_bits(array):
     assert (np.abs(back - array) <= np.maximum(np.abs(array) * 2.0**-11, 2.0**-25)).all()
 
 
-@given(arrays(float(np.float32(1e30))))
-def test_int8_is_within_half_a_step_of_its_channel(array):
-    back = decode(encode(array, "int8"), LIMIT).astype(np.float64)
+@given(arrays(float(np.float32(1e29))), st.sampled_from([8, 4, 3, 2]))
+def test_few_bits_are_within_half_a_step_of_their_channel(array, bits):
+    back = decode(encode(array, f"int{bits}"), LIMIT).astype(np.float64)
     exact = array.astype(np.float64)
     assert back.shape == array.shape
     axes = tuple(axis for axis in range(array.ndim) if axis != 1)
     low, high = (f(exact, axis=axes, keepdims=True) for f in (np.min, np.max))
     if array.ndim == 1:
         low, high = exact.min(), exact.max()
-    rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)) + 1e-42
-    assert (np.abs(back - exact) <= (high - low) / 510 * 1.001 + rounding).all()
+    rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)) + 1e-40
+    half_a_step = (high - low) / (2**bits - 1) / 2 * (1 + 2**-7)
+    assert (np.abs(back - exact) <= half_a_step * 1.001 + rounding).all()
 
 
 @given(arrays(), st.sampled_from(CODECS), st.data())
@@ -91,7 +92,7 @@ def test_int8_of_a_range_wider_than_float32_stays_finite():
 def test_constant_and_strided_arrays():
     constant = np.full((4, 2, 3), 7.25, np.float32)
     strided = np.arange(24, dtype=np.float32).reshape(2, 3, 4).transpose(2, 1, 0)
-    assert (decode(encode(constant, "int8"), LIMIT) == constant).all()
+    assert (decode(encode(constant, "int2"), LIMIT) == constant).all()
     assert (decode(encode(strided, "fp32"), LIMIT) == strided).all()
 
 
@@ -158,7 +159,8 @@ def bombs():
         "raw size unlike the shape": forge(1, [4], 16, good),
         "no dims": forge(0, [], 16, good),
         "nine dims": forge(0, [1] * 8 + [4], 16, good),
-        "unknown codec": forge(3, [4], 16, good),
+        "unknown codec": forge(6, [4], 16, good),
+        "a delta of floats": forge(0, [4], 16, good, base=7),
     }
 
 
@@ -216,5 +218,7 @@ def test_activations_after_relu_shrink_to_the_sizes_measured():
     assert sizes["fp32"] < array.nbytes / 1.5
     assert sizes["fp16"] < array.nbytes / 3
     assert sizes["int8"] < array.nbytes / 5
+    assert sizes["int4"] < array.nbytes / 9
+    assert sizes["int2"] < array.nbytes / 20
     error = np.linalg.norm(decode(encode(array, "int8"), array.nbytes) - array) / np.linalg.norm(array)
     assert error < 0.01

@@ -1,0 +1,128 @@
+"""Deltas: they decode to the bits of the full frame, against the right base only."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from emo.codec import CODECS, Packed, decode, encode
+from emo.errors import BaseError, CodecError
+
+DELTAS = [codec for codec in CODECS if codec.endswith("-delta")]
+LIMIT = 1 << 20
+_shape = hnp.array_shapes(min_dims=1, max_dims=4, max_side=5)
+_values = st.floats(width=32, min_value=-(2.0**90), max_value=2.0**90)
+
+
+def pair(codec, drift=0.02):
+    """(what the receiver holds, the next version)."""
+    rng = np.random.default_rng(0)
+    old = np.maximum(rng.standard_normal((16, 8, 4, 4)), 0).astype(np.float32)
+    new = np.maximum(old + drift * rng.standard_normal(old.shape), 0).astype(np.float32)
+    return decode(encode(old, codec), LIMIT), new
+
+
+@given(
+    _shape.flatmap(lambda s: st.tuples(*[hnp.arrays(np.float32, s, elements=_values)] * 2)),
+    st.sampled_from(DELTAS),
+)
+def test_a_delta_is_within_five_eighths_of_a_step_and_never_larger_than_the_whole(arrays, codec):
+    base, array = arrays
+    delta = encode(array, codec, base)
+    assert len(delta) <= len(encode(array, codec)) == len(encode(array, codec.removesuffix("-delta")))
+    back, exact = decode(delta, LIMIT, base).astype(np.float64), array.astype(np.float64)
+    axes = tuple(axis for axis in range(array.ndim) if axis != 1) if array.ndim > 1 else None
+    low, high = (f(exact, axis=axes, keepdims=True) for f in (np.min, np.max))
+    step = (high - low) / (2 ** int(codec[3]) - 1) * (1 + 2**-7)
+    rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)) + 1e-40
+    assert (np.abs(back - exact) <= 0.6251 * step + rounding).all()
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_delta_and_full_frame_of_a_packed_array_decode_to_the_same_bits(codec):
+    base, new = pair(codec)
+    packed = Packed(new, codec, _encoded(base, codec))
+    assert packed.data() != packed.full()
+    held = decode(_encoded(base, codec).full(), LIMIT)
+    assert packed.array(LIMIT, held).tobytes() == decode(packed.full(), LIMIT).tobytes()
+
+
+def _encoded(array, codec):
+    packed = Packed(array, codec)
+    packed.data()
+    return packed
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_errors_do_not_add_up_over_a_hundred_versions(codec):
+    rng = np.random.default_rng(2)
+    exact = np.maximum(rng.standard_normal((16, 8, 4, 4)), 0).astype(np.float32)
+    held, off = decode(encode(exact, codec), LIMIT), []
+    for _ in range(100):
+        exact = np.maximum(exact + 0.01 * rng.standard_normal(exact.shape).astype(np.float32), 0)
+        held = decode(encode(exact, codec, held), LIMIT, held)
+        off.append(np.abs(held - exact).max() / ((exact.max() - exact.min()) / (2 ** int(codec[3]) - 1)))
+    assert max(off[90:]) <= 0.64
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_a_small_change_costs_much_less_than_the_whole(codec):
+    base, new = pair(codec)
+    assert len(encode(new, codec, base)) < 0.8 * len(encode(new, codec))
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_only_the_very_base_is_taken(codec):
+    base, new = pair(codec)
+    delta = encode(new, codec, base)
+    other = base.copy()
+    other[3, 2, 1, 0] = np.nextafter(other[3, 2, 1, 0], np.float32(9))
+    for wrong in (None, other, base[:8], base.reshape(8, 16, 4, 4)):
+        with pytest.raises(BaseError):
+            decode(delta, LIMIT, wrong)
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_every_flipped_bit_cut_and_trailing_byte_of_a_delta_is_refused(codec):
+    base, new = pair(codec)
+    base, new = base[:2, :3, :2, :2].copy(), base[:2, :3, :2, :2] * 1.01
+    delta = encode(new, codec, base)
+    assert delta[4 + 4 + 16 : 4 + 4 + 20] != bytes(4) or len(delta) == len(encode(new, codec))
+    broken = [
+        delta[:at] + bytes([delta[at] ^ 1 << bit]) + delta[at + 1 :]
+        for at in range(len(delta))
+        for bit in range(8)
+    ]
+    broken += [delta[:size] for size in range(len(delta))] + [delta + b"\0"]
+    for bad in broken:
+        with pytest.raises(CodecError):
+            decode(bad, LIMIT, base)
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_what_cannot_be_a_base_gives_a_full_frame(codec):
+    base, new = pair(codec)
+    full = encode(new, codec)
+    for unfit in (base[:4], np.full_like(base, np.nan), np.full_like(base, 2e30)):
+        assert encode(new, codec, unfit) == full
+    assert encode(np.full_like(new, np.inf), codec, base) == encode(np.full_like(new, np.inf), "fp32")
+
+
+def test_packed_deltas_chain_and_keep_no_chain():
+    rng = np.random.default_rng(1)
+    array = np.maximum(rng.standard_normal((16, 8, 4, 4)), 0).astype(np.float32)
+    held, base = None, None
+    for version in range(20):
+        packed = Packed(array, "int4-delta", base)
+        held = Packed(packed.data()).array(LIMIT, held)
+        assert held.tobytes() == decode(packed.full(), LIMIT).tobytes(), version
+        assert packed.nbytes() < 2 * len(encode(array, "int4"))
+        base, array = packed, np.maximum(array + 0.05, 0) * np.float32(0.99)
+    with pytest.raises(BaseError):
+        packed.array(LIMIT)
+
+
+def test_a_base_that_was_never_encoded_gives_a_full_frame():
+    array = np.ones((2, 3), np.float32)
+    assert Packed(array, "int8-delta", Packed(array, "int8-delta")).data() == encode(array, "int8")
