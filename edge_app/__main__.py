@@ -7,6 +7,7 @@ import torch
 from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
 from edge_app.node import EdgeNode
+from edge_app.table import TableFile
 from emo.config import EdgeConfig
 from emo.journal import Journal
 from emo.messages import ActivationBatch, RunState, TapReport
@@ -20,9 +21,9 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
     torch.set_num_threads(config.threads)
     journal = Journal(config.state_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    with DiskCache(config.cache.dir) as disk:
+    with DiskCache(config.cache.dir) as disk, TableFile(config.cache.dir, journal) as table:
         cache = ReplayCache(disk, config.cache.memory_mib << 20, config.overlay.seed, device)
-        node = EdgeNode(config, cache, journal, device)
+        node = EdgeNode(config, cache, journal, device, table)
         lan = [subscription(config.lan.root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
         name = f"{config.wan.root}-{config.id}"
         channels = {

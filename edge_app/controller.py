@@ -1,97 +1,137 @@
 """Algorithm 1 of the paper (section IV-C): when a device sends an activation batch again.
 
 Knows device ids, batch numbers and scores, and holds the paper's log: ID cache, interval, counter.
-Knows no activation, no SVCCA, no message and no clock: a counter counts attempts, not seconds.
+Knows no activation, no SVCCA, no message, no file and no clock: a counter counts attempts, not seconds.
 
-The paper asks `c == i` of a real i; read here as the first integer c >= i. It leaves s = 1 open:
-the interval is capped, and a batch goes in any case once `max_age` attempts were skipped, for SVCCA
-is blind to a rotation of channels. One thread at a time: the one that receives.
+What the paper leaves open. It asks `c == i` of a real i: read as the first integer c >= i. At s = 1 its i
+is infinite: capped. SVCCA and CKA score 1 when the channels are rotated, however far: so the relative
+change r = ||new - cached|| / ||cached|| bounds the interval too, i <= (max_change / r)^2. For versions of
+equal norm and max_change = 2 that says s <= (1 + cosine similarity) / 2. In training 1 - s grows as r^2
+too, and faster, so there the bound is silent; under a rotation it is all that speaks.
+
+One thread at a time: the one that receives.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+from emo.config import POLICY
 from emo.errors import ConfigError
 
-NEVER = 2.0**31  # above every max_age, and finite, so that it can go into a message
+# Policies that look at no score. `fixed(n)` is n: Algorithm 1 with i = n, so n attempts are skipped after
+# each send. Of `once`, max_age makes "never again" unless it is longer than the run.
+_CONSTANT = {"always": 0.0, "once": math.inf}
 
 
-def svcca_interval(score: float, max_interval: float) -> float:
-    """i = 1 / (1 - s), s clamped to [0, 1), at most `max_interval`; NaN: 0, send at the next attempt."""
-    if math.isnan(score):
+def score_interval(score: float, max_interval: float) -> float:
+    """i = 1 / (1 - s), s clamped to [0, 1), at most `max_interval`; not finite: 0, send at the next attempt."""
+    if not math.isfinite(score):
         return 0.0
     return max_interval if score >= 1.0 else min(1.0 / (1.0 - max(score, 0.0)), max_interval)
 
 
-POLICIES: dict[str, Callable[[float, float], float]] = {
-    "svcca": svcca_interval,
-    "always": lambda _score, _max_interval: 0.0,
-    "once": lambda _score, _max_interval: NEVER,
-}
+def change_bound(change: float, max_change: float) -> float:
+    """(max_change / change)^2: the longest interval after this relative change; NaN: 0, no change: infinite."""
+    if math.isnan(change):
+        return 0.0
+    ratio = max_change / change if change > 0.0 else math.inf
+    return ratio * ratio  # not ** 2, which raises where this is infinite
 
 
 @dataclass(slots=True)
 class Row:
-    """One line of the log. `interval` and `counter` in attempts, `score` of the last comparison."""
+    """One line of the log: the newest version of a batch that came.
+
+    `score` of its comparison with the version before it, 0 for a first one, NaN where nothing can be said
+    or the policy asks for no score. `interval` and `counter` in attempts. The counter counts the attempts
+    that this controller was asked about. A device decides by itself, with a counter of its own; the edge
+    hears of its attempts by the round (TapReport) and not by the batch, so there the counter stays 0.
+    """
 
     device: str
     batch: int
+    version: int
     score: float
     interval: float
-    counter: int
+    counter: int = 0
 
 
 class Controller:
-    """`policy` is a key of POLICIES; `max_interval` and `max_age` are attempts of the same batch.
+    """`policy`: always, fixed(n), once, svcca or cka. `max_interval` and `max_age` are attempts of the same
+    batch, `max_change` a relative L2 change; `max_age` binds every policy, the other two svcca and cka only.
 
-    Raises ConfigError for an unknown policy or a bound below 1.
+    Raises ConfigError for an unknown policy or a bound that cannot be.
     """
 
-    def __init__(self, policy: str = "svcca", max_interval: float = 64.0, max_age: int = 128) -> None:
-        if policy not in POLICIES:
-            raise ConfigError(f"controller.policy: {policy!r} is unknown; known: {', '.join(POLICIES)}")
-        if not (1 <= max_interval < math.inf and max_age >= 1):
+    def __init__(
+        self,
+        policy: str = "svcca",
+        max_interval: float = 64.0,
+        max_age: int = 128,
+        max_change: float = 2.0,
+    ) -> None:
+        match = POLICY.fullmatch(policy)
+        if match is None:
+            raise ConfigError(
+                f"controller.policy: {policy!r} is unknown; known: always, fixed(n), once, svcca, cka"
+            )
+        if not (1 <= max_interval < math.inf and 1 <= max_age < math.inf):
             raise ConfigError(
                 f"controller: max_interval ({max_interval}) and max_age ({max_age}) must be finite, 1 or more"
             )
-        self._policy = POLICIES[policy]
-        self._max_interval = max_interval
-        self.max_age = max_age
-        self.nan_scores = 0
+        if not max_change > 0:
+            raise ConfigError(f"controller.max_change ({max_change}) must be above 0")
+        self._constant = float(match["n"]) if match["n"] else _CONSTANT.get(policy)
+        self._max_interval, self._max_age, self._max_change = max_interval, max_age, max_change
+        self.nan_scores = 0  # scores that said nothing
+        self.guarded = 0  # intervals that the relative change made shorter
         self._rows: dict[tuple[str, int], Row] = {}
 
     def attempt(self, device: str, batch: int) -> bool:
         """Algorithm 1's answer to one transfer request: True to send, False to skip.
 
-        Unseen: send, with s = 0 (so i = 1 under `svcca`) and c = 0. Seen: send once c >= i or
-        c >= max_age, and until `received` says that it came; else c grows by one.
+        Unseen: send, with s = 0 (so i = 1 under `svcca`) and c = 0. Seen: send once c >= i, and until
+        `received` says that it came; else c grows by one.
         """
         row = self._rows.get((device, batch))
         if row is None:
-            self._rows[device, batch] = Row(device, batch, 0.0, self._policy(0.0, self._max_interval), 0)
+            self._rows[device, batch] = Row(device, batch, 0, 0.0, self._interval(0.0, 0.0))
             return True
-        if row.counter >= min(row.interval, self.max_age):
+        if row.counter >= row.interval:
             return True
         row.counter += 1
         return False
 
-    def received(self, device: str, batch: int, score: float) -> float:
-        """The batch came, with `score` against the version before it (0.0 for a first one); c = 0.
+    def received(self, device: str, batch: int, score: float, change: float = 0.0, version: int = 0) -> float:
+        """`version` of the batch came, with `score` and relative L2 `change` against the version before it
+        (0.0 and 0.0 for a first one); c = 0.
 
-        Returns the new interval: finite, 0 or more attempts to skip. What goes to the device is
-        min(this, max_age), so that its copy need not know this side's age limit. A NaN score is
-        counted in `nan_scores`.
+        Returns the new interval in attempts, 0 to `max_age`: the device is told just this, and needs no
+        limit of its own. A score that is not finite is counted in `nan_scores` and makes it 0.
         """
-        self.nan_scores += math.isnan(score)
-        interval = self._policy(score, self._max_interval)
-        self._rows[device, batch] = Row(device, batch, score, interval, 0)
+        interval = self._interval(score, change)
+        self._rows[device, batch] = Row(device, batch, version, score, interval)
         return interval
+
+    def row(self, device: str, batch: int) -> Row | None:
+        """A copy of the batch's line, to be kept or said again; None for one that is unseen."""
+        row = self._rows.get((device, batch))
+        return None if row is None else replace(row)
 
     def table(self) -> list[Row]:
         """All rows, in the order in which the batches were first seen. Copies: changing one changes nothing."""
-        return [Row(r.device, r.batch, r.score, r.interval, r.counter) for r in self._rows.values()]
+        return [replace(row) for row in self._rows.values()]
 
-    def reset(self) -> None:
-        """A new run: every batch is unseen again. The counter of NaN scores stays."""
-        self._rows.clear()
+    def reset(self, rows: Iterable[Row] = ()) -> None:
+        """A new run, or a restart in the middle of one: the log is `rows`, every other batch unseen."""
+        self._rows = {(row.device, row.batch): replace(row) for row in rows}
+
+    def _interval(self, score: float, change: float) -> float:
+        if self._constant is not None:
+            return min(self._constant, self._max_age)
+        self.nan_scores += not math.isfinite(score)
+        interval = score_interval(score, self._max_interval)
+        bound = change_bound(change, self._max_change)
+        self.guarded += bound < interval
+        return min(interval, bound, self._max_age)

@@ -2,35 +2,55 @@
 
 Knows who may send what, and when the overlay is done. Opens no socket, reads no clock. `handle` (receiving)
 and `work` (training) run on two threads and share only the cache, which waits for neither, and the
-counters below, each written by one side.
+counters below, each written by one side. A new run (by the WAN) and a batch (by the LAN) take turns.
 """
 
 import math
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
+from edge_app import scoring
 from edge_app.cache import ReplayCache
 from edge_app.controller import Controller
 from edge_app.overlay import Trainer
-from edge_app.svcca import fold, svcca
+from edge_app.table import TableFile
 from emo import models
 from emo.config import EdgeConfig
-from emo.errors import CacheError, WireError
+from emo.errors import BaseError, CacheError, WireError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, Interval, Message, OverlayWeights, RunState, Status, TapReport
+from emo.messages import (
+    ActivationBatch,
+    Interval,
+    Message,
+    OverlayWeights,
+    RunState,
+    Status,
+    TapReport,
+    Weights,
+)
 
 _MAX_SAMPLES = 4096
 
 
 class EdgeNode:
-    def __init__(self, config: EdgeConfig, cache: ReplayCache, journal: Journal, device: str = "cpu") -> None:
-        """`device`: where the overlay trains ("cpu", "cuda"). Raises ModelError."""
+    def __init__(
+        self,
+        config: EdgeConfig,
+        cache: ReplayCache,
+        journal: Journal,
+        device: str = "cpu",
+        table: TableFile | None = None,
+    ) -> None:
+        """`device`: where the overlay trains ("cpu", "cuda"). `table`: where the controller's log is kept, None
+        in a simulation. Raises ModelError."""
         self.done = False
         self._config, self._cache, self._journal, self._device = config, cache, journal, device
         self._shape = models.split_shape(config.model)
-        self._controller = Controller(**config.controller.model_dump())
+        self._controller, self._table = Controller(**config.controller.model_dump()), table
+        self._receiving = threading.Lock()
         self._trainer = self._fresh()
         self._run = ""
         self._received, self._missed, self._last = 0, 0, 0.0
@@ -59,23 +79,27 @@ class EdgeNode:
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         """Raises WireError on a batch that does not belong here, CacheError when the disk fails."""
-        if isinstance(message, RunState):
-            self._state(message, now)
-        elif isinstance(message, ActivationBatch):
-            yield from self._receive(message, now)
-        elif (
-            isinstance(message, TapReport)
-            and message.run == self._run
-            and message.device in self._config.devices
-        ):
+        answer: Message | None = None
+        with self._receiving:
+            if isinstance(message, RunState):
+                self._state(message, now)
+            elif isinstance(message, ActivationBatch):
+                answer = self._receive(message, now)
+            elif isinstance(message, TapReport):
+                self._report(message, now)
+        if answer is not None:
+            yield answer
+
+    def _report(self, report: TapReport, now: float) -> None:
+        if report.run == self._run and report.device in self._config.devices:
             self._last = now
-            known = self._reports.get(message.device, (0, 0))
-            self._reports[message.device] = max(known, (message.attempted, message.sent))
+            known = self._reports.get(report.device, (0, 0))
+            self._reports[report.device] = max(known, (report.attempted, report.sent))
 
     def _state(self, state: RunState, now: float) -> None:
         if state.run != self._run and state.phase != "done":
             self._cache.begin(state.run)  # what it holds of another run came from another trunk
-            self._controller.reset()
+            self._controller.reset(self._table.begin(state.run) if self._table else ())
             self._trainer, self._reports, self._received = self._fresh(), {}, 0
             # After a restart in the middle of the run nobody repeats what was offered before: each batch on the
             # disk about once a round.
@@ -85,31 +109,48 @@ class EdgeNode:
         if state.run == self._run and state.phase == "finishing" and self._finishing is None:
             self._finishing = self._last = now
 
-    def _receive(self, batch: ActivationBatch, now: float) -> Iterator[Message | None]:
-        activations, labels = self._checked(batch)
-        self._received, self._last = self._received + 1, now
+    def _receive(self, batch: ActivationBatch, now: float) -> Interval | None:
+        labels = self._labels(batch)
         known = self._cache.get(batch.device, batch.batch)
         if known is not None and known.version >= batch.version:
             self._journal.count("activations.duplicate")
-            return
-        score = 0.0
-        if known is not None:
-            score = math.nan
-            if known.activations.shape == activations.shape:
-                score = svcca(fold(known.activations), fold(activations))
-        try:
-            stored = self._cache.put(batch.device, batch.batch, batch.version, activations, labels)
-        except CacheError as error:
-            self._journal.problem("cache.unwritten", str(error))
-            return  # no interval: the device will offer it again
-        if stored:
+        else:
+            cached = None if known is None else known.activations
+            try:
+                activations = self._activations(batch, cached)
+            except BaseError as error:
+                self._journal.problem(
+                    "activations.baseless", f"{batch.device}: {error}; it will send in full"
+                )
+                return None
+            self._received, self._last = self._received + 1, now
+            score, change = scoring.compare(self._config.controller.policy, cached, activations)
+            try:
+                self._cache.put(batch.device, batch.batch, batch.version, activations, labels)
+            except CacheError as error:
+                self._journal.problem("cache.unwritten", str(error))
+                return None  # no interval: the device will offer it again
             self._journal.count("activations.stored")
-            interval = self._controller.received(batch.device, batch.batch, score)
-            interval = min(interval, self._config.controller.max_age)
-            yield Interval(batch.run, batch.edge, batch.device, batch.batch, batch.version, interval)
+            self._note(batch, score, change)
+        # Of a doubled batch too: the answer may have been lost, or this edge stopped before it gave one.
+        row = self._controller.row(batch.device, batch.batch)
+        if row is None or row.version != batch.version:
+            return None  # unknown to the device: it sends at the next attempt
+        return Interval(batch.run, batch.edge, batch.device, batch.batch, batch.version, row.interval)
 
-    def _checked(self, batch: ActivationBatch) -> tuple[np.ndarray, np.ndarray]:
-        where = f"batch {batch.batch} of {batch.device}"
+    def _note(self, batch: ActivationBatch, score: float, change: float) -> None:
+        controller = self._controller
+        before = controller.nan_scores, controller.guarded
+        controller.received(batch.device, batch.batch, score, change, batch.version)
+        self._journal.count("controller.nan_scores", controller.nan_scores - before[0])
+        self._journal.count("controller.guarded", controller.guarded - before[1])
+        row = controller.row(batch.device, batch.batch)
+        if self._table is not None and row is not None:
+            self._table.save(row)
+
+    def _labels(self, batch: ActivationBatch) -> np.ndarray:
+        """int64 (N,), once it is clear that the batch belongs here."""
+        where = _where(batch)
         if batch.device not in self._config.devices:
             raise WireError(f"{where}: this edge's devices are {', '.join(self._config.devices[:5])} ...")
         if batch.run != self._run:
@@ -123,15 +164,20 @@ class EdgeNode:
             raise WireError(
                 f"{where}: labels must be 1 to {_MAX_SAMPLES}, from 0 to {self._config.model.classes - 1}"
             )
-        activations = batch.activations.array(limit=4 * len(labels) * math.prod(self._shape))
-        if activations.shape != (len(labels), *self._shape):
+        return labels
+
+    def _activations(self, batch: ActivationBatch, cached: np.ndarray | None) -> np.ndarray:
+        """Float32 (N, C, ...); `cached` is what a delta is made against."""
+        shape = (len(batch.labels), *self._shape)
+        activations = batch.activations.array(4 * math.prod(shape), cached)
+        if activations.shape != shape:
             raise WireError(
-                f"{where}: activations {list(activations.shape)}, expected {[len(labels), *self._shape]}; "
+                f"{_where(batch)}: activations {list(activations.shape)}, expected {list(shape)}; "
                 "do device and edge have the same `model`?"
             )
         if not np.isfinite(activations).all():
-            raise WireError(f"{where}: activations hold NaN or infinity")
-        return activations, labels
+            raise WireError(f"{_where(batch)}: activations hold NaN or infinity")
+        return activations
 
     # -- training
 
@@ -160,5 +206,13 @@ class EdgeNode:
             )
             yield self._delivered
 
+    def overlay(self) -> Weights:
+        """The overlay as it is now: name -> array, copied."""
+        return self._trainer.weights()
+
     def _overdue(self, now: float) -> bool:
         return self._finishing is not None and now - self._finishing >= self._config.overlay.finish_s
+
+
+def _where(batch: ActivationBatch) -> str:
+    return f"batch {batch.batch} of {batch.device}"
