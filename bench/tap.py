@@ -20,6 +20,7 @@ import torch
 
 from device_app.node import DeviceNode
 from emo import models
+from emo.codec import CODECS
 from emo.config import Broker, DeviceConfig, Model, Tap, Training
 from emo.data import Dataset
 from emo.journal import Journal
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument(
         "--widths", type=float, nargs="+", default=[1.0, 0.25], help="the first gives `ratio`"
     )
-    parser.add_argument("--codec", default="fp16", choices=["fp32", "fp16", "int8"])
+    parser.add_argument("--codec", default="fp16", choices=CODECS)
     parser.add_argument("--rounds", type=int, default=9, help="at width 1; narrower ones get more")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()

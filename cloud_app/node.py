@@ -13,9 +13,10 @@ import numpy as np
 
 from cloud_app import fedavg
 from emo.config import CloudConfig
-from emo.errors import QuorumError, UpdateRefused
+from emo.errors import QuorumError, UpdateRefused, WireError
 from emo.journal import Journal, log
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
+from emo.weights import restore, shrink
 
 Evaluate = Callable[[Weights], tuple[float, float]]
 
@@ -40,9 +41,9 @@ class CloudNode:
 
         `tick` raises QuorumError when a round cannot be closed; the text names the devices.
         """
-        self.run, self.weights, self.overlays = run, dict(weights), dict[str, OverlayWeights]()
-        self.phase, self.round = "waiting", 1
         self._config, self._journal, self._evaluate = config, journal, evaluate
+        self.run, self.weights, self.overlays = run, self._as_sent(dict(weights)), dict[str, OverlayWeights]()
+        self.phase, self.round = "waiting", 1
         self._samples: dict[str, int] = {}  # of the devices that are online
         self._edges: set[str] = set()  # that are online
         self._answered: set[str] = set()  # edges that have sent an overlay, trained or not
@@ -66,13 +67,23 @@ class CloudNode:
     def restore(self) -> Iterator[Message | None]:
         """The retained messages of this phase."""
         with self._lock:
-            total, training = self._config.rounds.rounds, self._config.training
+            total = self._config.rounds.rounds
             if self.phase == "collecting":
                 yield RunState(self.run, self.round, total, "training")
-                yield GlobalModel(self.run, self.round, self._sampled, training, self.weights)
+                yield self._model(self.round, self._sampled)
             elif self.phase != "waiting":
                 yield RunState(self.run, self.round, total, "done" if self.done else "finishing")
-                yield GlobalModel(self.run, self.round + 1, (), training, self.weights)
+                yield self._model(self.round + 1, ())
+
+    def _model(self, number: int, devices: tuple[str, ...]) -> GlobalModel:
+        form = self._config.rounds.model
+        sent = shrink(self.weights, form, self.weights)
+        return GlobalModel(self.run, number, devices, self._config.training, sent, form)
+
+    def _as_sent(self, weights: Weights) -> Weights:
+        # The cloud goes on from what devices read: that is what their deltas are made against.
+        form = self._config.rounds.model
+        return restore(shrink(weights, form, weights), form, weights)
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
@@ -142,7 +153,7 @@ class CloudNode:
     def _update(self, update: Update) -> Iterator[Message | None]:
         try:
             self._accept(update)
-        except UpdateRefused as error:
+        except (UpdateRefused, WireError) as error:
             self._journal.problem("updates.refused", f"{update.device}, round {update.round}: {error}")
             yield Refused(update.run, update.device, update.round, str(error)[:500])
 
@@ -159,7 +170,8 @@ class CloudNode:
             raise UpdateRefused(f"{update.device} was not asked in round {update.round}")
         if update.loss is None:
             raise UpdateRefused("the training loss is not a number; is the learning rate too high?")
-        self._sum = fedavg.add(self._sum, update.weights, update.samples)
+        weights = restore(update.weights, update.form, self.weights)
+        self._sum = fedavg.add(self._sum, weights, update.samples)
         self._heard[update.device] = update.samples
         self._loss += update.loss * update.samples
 
@@ -179,7 +191,7 @@ class CloudNode:
             return
         if missing:
             self._journal.event("left_out", round=self.round, devices=missing)
-        self.weights = fedavg.result(self._sum)
+        self.weights = self._as_sent(fedavg.result(self._sum))
         self.trained += self._sum.samples * self._config.training.epochs
         self.updates += self._sum.updates
         self._record = {

@@ -10,10 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from device_app.intervals import IntervalTable
+from device_app.offers import Offers
 from device_app.tap import Tap
 from emo import models
-from emo.codec import Packed
 from emo.config import DeviceConfig
 from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
@@ -26,10 +25,10 @@ from emo.messages import (
     Message,
     Refused,
     Status,
-    TapReport,
     Update,
 )
 from emo.training import train
+from emo.weights import restore, shrink
 
 
 class DeviceNode:
@@ -44,16 +43,14 @@ class DeviceNode:
         indices = share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
         self._batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
         self._net = models.network(config.model, seed=0)
-        self._intervals = IntervalTable()
         self._run = ""
         self._update: Update | None = None
         self._offered: list[ActivationBatch] = []
-        self._attempted = self._sent = 0
         self._version = 0
+        self._offers: Offers | None = None
         if config.edge is not None and config.tap.enabled:
-            self._tap: Tap | None = Tap(self._net.trunk, self._offer)
-        else:
-            self._tap = None
+            self._offers = Offers(config.id, config.edge, config.tap.codec)
+            self._tap = Tap(self._net.trunk, self._offer)
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "device", online, self._batches.samples)
@@ -72,8 +69,8 @@ class DeviceNode:
         del now
         if isinstance(message, GlobalModel):
             yield from self._round(message)
-        elif isinstance(message, Interval) and message.run == self._run:
-            self._intervals.update(message.batch, message.version, message.interval)
+        elif isinstance(message, Interval) and self._offers is not None:
+            self._offers.answer(message)
         elif isinstance(message, Refused):
             self._journal.problem(
                 "updates.refused",
@@ -83,14 +80,15 @@ class DeviceNode:
     def _round(self, model: GlobalModel) -> Iterator[Message | None]:
         if model.run != self._run:
             self._run, self._update = model.run, None
-            self._intervals.reset()
-            self._attempted = self._sent = 0
+            if self._offers is not None:
+                self._offers.begin(model.run)
         if self._config.id not in model.devices:
             return
         if self._update is not None and self._update.round == model.round:
             yield self._update  # delivered twice, or the cloud came back: the same answer
             return
-        models.load(self._net, model.weights)
+        start = restore(model.weights, model.form, models.weights(self._net))
+        models.load(self._net, start)
         losses: list[float] = []
         for epoch in range(model.training.epochs):
             self._version = model.round * model.training.epochs + epoch
@@ -100,16 +98,8 @@ class DeviceNode:
                 yield from self._offered or (None,)
                 self._offered = []
         loss = sum(losses) / len(losses)
-        if self._tap is not None:  # before the update: the last round's closes the run
-            assert self._config.edge is not None
-            yield TapReport(
-                run=model.run,
-                edge=self._config.edge,
-                device=self._config.id,
-                round=model.round,
-                attempted=self._attempted,
-                sent=self._sent,
-            )
+        if self._offers is not None:  # before the update: the last round's closes the run
+            yield self._offers.report(model.round)
         self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, loss=loss)
         self._update = Update(
             run=model.run,
@@ -117,27 +107,17 @@ class DeviceNode:
             round=model.round,
             samples=self._batches.samples,
             loss=loss if math.isfinite(loss) else None,
-            weights=models.weights(self._net),
+            weights=shrink(models.weights(self._net), model.training.update, start),
+            form=model.training.update,
         )
         yield self._update
 
     def _watched(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        return stream if self._tap is None else self._tap.watch(stream)
+        return stream if self._offers is None else self._tap.watch(stream)
 
     def _offer(self, batch: int, activations: torch.Tensor, labels: torch.Tensor) -> None:
-        self._attempted += 1
-        if not self._intervals.allow(batch, self._version):
-            return
-        self._sent += 1
-        assert self._config.edge is not None
-        self._offered.append(
-            ActivationBatch(
-                run=self._run,
-                edge=self._config.edge,
-                device=self._config.id,
-                batch=batch,
-                version=self._version,
-                activations=Packed(activations.numpy().copy(), self._config.tap.codec),
-                labels=labels.numpy().astype("<i4"),
-            )
-        )
+        assert self._offers is not None
+        rows = activations.numpy().copy(), labels.numpy().astype("<i4")
+        message = self._offers.offer(batch, self._version, *rows)
+        if message is not None:
+            self._offered.append(message)

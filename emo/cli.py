@@ -7,11 +7,13 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from emo import __version__, config
-from emo.errors import EmoError
+from emo.codec import CODECS
+from emo.errors import ConfigError, EmoError, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,11 +50,33 @@ def _device(args: argparse.Namespace, stop: threading.Event) -> int:
 
 
 def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
+    if args.config is None:
+        raise ConfigError("which edge? Say --config FILE; `emo init DIR` writes examples.")
     settings = config.load(config.EdgeConfig, args.config)
     _unless_interrupted(stop)
     with _needs("edge"):
         from edge_app.__main__ import run
     run(settings, stop)
+    return 0
+
+
+def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
+    settings = config.load(config.EdgeConfig, args.config)
+    if args.device is not None and args.device not in settings.devices:
+        raise ConfigError(
+            f"{args.config}: no device {args.device!r} in devices; {nearest(args.device, settings.devices)}"
+        )
+    with _needs("edge"):
+        from edge_app import table
+    run, rows = table.read(settings.cache.dir)
+    rows = [row for row in rows if args.device in (None, row[0].device)]
+    cap = min(settings.controller.max_interval, settings.controller.max_age)
+    if not args.json:
+        print(table.text(run, rows, cap, time.time()))
+        return 0
+    mean, capped = table.summary(rows, cap)
+    found = {"edge": settings.id, "run": run, "mean_interval": mean, "share_at_cap": capped, "cap": cap}
+    print(json.dumps({**found, "rows": [table.as_json(*row) for row in rows]}))
     return 0
 
 
@@ -154,7 +178,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--replay-ratio", type=float, default=4.0, help="batches replayed per batch offered (4)"
     )
-    demo.add_argument("--codec", choices=["fp32", "fp16", "int8"], default="fp16", help="of activations")
+    demo.add_argument("--codec", choices=CODECS, default="fp16", help="of activations")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="model repository and sample image go here"
@@ -172,11 +196,20 @@ def _parser() -> argparse.ArgumentParser:
     device.add_argument(
         "--parallel", type=int, default=1, help="devices of this process that train at once (1)"
     )
-    for name, run, text in (("edge", _edge, "run an edge"), ("cloud", _cloud, "run the cloud")):
-        tier = add(name, run, text)
-        tier.add_argument("--config", type=Path, required=True, metavar="FILE")
-        if name == "cloud":
-            tier.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    edge = add("edge", _edge, "run an edge")
+    edge.add_argument("--config", type=Path, metavar="FILE")  # required too, but not before a subcommand
+    text = "the table of an edge, running or not: when each batch comes again"
+    intervals = edge.add_subparsers(metavar="[intervals]").add_parser(
+        "intervals", help=text, description=text
+    )
+    intervals.set_defaults(run=_intervals)
+    intervals.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
+    intervals.add_argument("--device", metavar="ID", help="only this device's batches")
+    intervals.add_argument("--json", action="store_true")
+
+    cloud = add("cloud", _cloud, "run the cloud")
+    cloud.add_argument("--config", type=Path, required=True, metavar="FILE")
+    cloud.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
     serve = add("serve", _serve, "serve a model repository (Open Inference Protocol v2)")
     serve.add_argument("--models", type=Path, required=True, metavar="DIR")

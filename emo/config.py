@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from emo.codec import Codec
 from emo.errors import ConfigError, nearest
+from emo.weights import Form, Whole
 
 # No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -30,7 +40,8 @@ class Section(BaseModel):
 
 
 class Broker(Section):
-    """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet."""
+    """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet; the
+    broker's own limit holds where it names one. `queue_*`: what may wait to be sent while it is away."""
 
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
@@ -38,6 +49,7 @@ class Broker(Section):
     keepalive_s: Annotated[int, Field(ge=5, le=3600)] = 30
     chunk_kib: Annotated[int, Field(ge=4, le=1024)] = 256
     queue_messages: Positive = 64
+    queue_mib: Positive = 64
 
 
 class Model(Section):
@@ -78,15 +90,19 @@ class Partition(Section):
 
 
 class Training(Section):
-    """What every device does in a round (sent to it by the cloud): SGD over its fixed batches."""
+    """What every device does in a round (sent to it by the cloud): SGD over its fixed batches.
+
+    `update`: the form its update comes back in (weights.py). All but fp32 round it."""
 
     epochs: Annotated[int, Field(ge=1, le=100)] = 1
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    update: Form = "fp32"
 
 
 class Rounds(Section):
-    """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late."""
+    """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late.
+    `model`: the form of the global model on its way to them; fp16 rounds it, for the cloud too."""
 
     rounds: Positive = 20
     per_round: Positive | None = None
@@ -96,6 +112,7 @@ class Rounds(Section):
     give_up_s: Seconds = 1800.0
     seed: Seed = 0
     evaluate_every: Positive = 1
+    model: Whole = "fp32"
 
 
 class Overlays(Section):
@@ -118,10 +135,11 @@ class Export(Section):
 
 
 class Tap(Section):
-    """Activations to the edge. `codec` is named in each frame, so a fleet may mix them."""
+    """Activations to the edge. `codec` is named in each frame, so a fleet may mix them: bits per channel, those in
+    "-delta" against the version that the edge has confirmed."""
 
     enabled: bool = True
-    codec: Literal["fp32", "fp16", "int8"] = "fp16"
+    codec: Codec = "fp16"
 
 
 class Cache(Section):
@@ -131,23 +149,39 @@ class Cache(Section):
     memory_mib: Positive = 256
 
 
-class Controller(Section):
-    """When a batch is sent again (Algorithm 1 of the paper, with a cap)."""
+POLICY = re.compile(r"always|once|svcca|cka|fixed\((?P<n>[1-9][0-9]{0,8})\)")
 
-    policy: Literal["svcca", "always", "once"] = "svcca"
+
+class Controller(Section):
+    """When a batch is sent again (Algorithm 1 of the paper, with a cap). `policy`: svcca and cka by the score of
+    that name, always, once, or fixed(n), which skips n attempts after each send. `max_change`: the relative L2
+    change of a batch at which svcca and cka skip one attempt at most; at half of it four, at a quarter 16."""
+
+    policy: str = "svcca"
     max_interval: Annotated[float, Field(ge=1)] = 64.0
     max_age: Positive = 128
+    max_change: Annotated[float, Field(gt=0)] = 2.0
+
+    @field_validator("policy")
+    @classmethod
+    def _policy_is_known(cls, policy: str) -> str:
+        if not POLICY.fullmatch(policy):
+            msg = "must be svcca, cka, always, once or fixed(n) with n of 1 or more, as in fixed(4)"
+            raise ValueError(msg)
+        return policy
 
 
 class Overlay(Section):
     """`batches`: how many cached batches make one step: each is one device's, often nearly one class.
     `replay_ratio`: batches replayed per batch that a device offered. `clip`: largest norm of a gradient.
+    `average`: of the weights over the last 1 / (1 - average) steps is what is sent; 0: the last step's own.
     After the last round the overlay is sent when nothing has come for `patience_s`, at `finish_s` in any case."""
 
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     clip: Annotated[float, Field(gt=0)] = 1.0
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.998
     batches: Annotated[int, Field(ge=1, le=256)] = 4
     replay_ratio: Annotated[float, Field(gt=0)] = 4.0
     seed: Seed = 0

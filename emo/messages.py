@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 
 from emo.codec import Packed
 from emo.config import Id, Training
+from emo.weights import Form, Whole
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Round = Annotated[int, Field(ge=0, lt=2**31)]
@@ -35,18 +36,25 @@ class Status:
 
 @dataclass(frozen=True, config=_CHECKED)
 class GlobalModel:
-    """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train."""
+    """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train.
+
+    It is retained, for whoever joins: so `form`, of the weights (weights.py), is one that needs no base.
+    """
 
     run: Id
     round: Round
     devices: tuple[Id, ...]
     training: Training
     weights: Weights
+    form: Whole = "fp32"
 
 
 @dataclass(frozen=True, config=_CHECKED)
 class Update:
-    """Device -> cloud: weights after local training, the samples behind them, mean training loss."""
+    """Device -> cloud: weights after local training, the samples behind them, mean training loss.
+
+    `form`: of the weights (weights.py); the base of a delta is the GlobalModel of this round.
+    """
 
     run: Id
     device: Id
@@ -54,6 +62,7 @@ class Update:
     samples: Annotated[int, Field(ge=1, lt=2**24)]
     loss: Finite | None
     weights: Weights
+    form: Form = "fp32"
 
 
 @dataclass(frozen=True, config=_CHECKED)

@@ -1,16 +1,17 @@
 """Messages of every kind: hypothesis strategies, one fixed example each, and how to compare two."""
 
 import dataclasses
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from emo import frame, messages
-from emo.codec import Packed
+from emo.codec import CODECS, Packed
 from emo.config import Training
 from emo.messages import Message
+from emo.weights import Form, Whole
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}", fullmatch=True)
 rounds = st.integers(0, 2**31 - 1)
@@ -26,18 +27,29 @@ weights = st.dictionaries(_names, _arrays, max_size=3)
 _activations = st.builds(
     Packed,
     hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=4, max_side=3)),
-    st.sampled_from(["fp32", "fp16", "int8"]),
+    st.sampled_from(CODECS),
 )
-_labels = hnp.arrays("<i4", st.integers(0, 5))
+_labels = st.sampled_from([2**8, 2**16, 2**31]).flatmap(
+    lambda top: hnp.arrays("<i4", st.integers(0, 5), elements=st.integers(0, top - 1))
+)
+_forms = st.sampled_from(get_args(Form))
 _training = st.builds(
-    Training, epochs=st.integers(1, 100), lr=st.floats(1e-6, 10), momentum=st.floats(0, 0.99)
+    Training,
+    epochs=st.integers(1, 100),
+    lr=st.floats(1e-6, 10),
+    momentum=st.floats(0, 0.99),
+    update=_forms,
 )
 _reasons = st.text(st.characters(codec="utf-8"), max_size=100)
 
 _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.Status: {"role": st.sampled_from(["device", "edge", "cloud"]), "samples": counts},
-    messages.GlobalModel: {"devices": st.lists(ids, max_size=3).map(tuple), "training": _training},
-    messages.Update: {"samples": st.integers(1, 2**24 - 1), "loss": st.none() | finite},
+    messages.GlobalModel: {
+        "devices": st.lists(ids, max_size=3).map(tuple),
+        "training": _training,
+        "form": st.sampled_from(get_args(Whole)),
+    },
+    messages.Update: {"samples": st.integers(1, 2**24 - 1), "loss": st.none() | finite, "form": _forms},
     messages.Refused: {"reason": _reasons},
     messages.RunState: {"rounds": rounds, "phase": st.sampled_from(["training", "finishing", "done"])},
     messages.OverlayWeights: {"steps": counts, "attempted": counts, "sent": counts},

@@ -11,6 +11,7 @@ from emo.config import CloudConfig
 from emo.errors import QuorumError
 from emo.journal import Journal
 from emo.messages import GlobalModel, OverlayWeights, Refused, RunState, Status, Update
+from emo.weights import shrink
 
 
 def cloud(start_s=0, **rounds) -> CloudNode:
@@ -24,6 +25,13 @@ def cloud(start_s=0, **rounds) -> CloudNode:
 def update(device, round=1, run="run", value=1.0, samples=4, **weights):
     arrays = weights or {"w": np.full(2, value, np.float32)}
     return Update(run, device, round, samples, 0.5, arrays)
+
+
+def shrunk(device, form, matrix):
+    """An update in `form` of a model whose only tensor is the (2, 3) matrix `w`."""
+    base = {"w": np.zeros(matrix.shape, np.float32)}
+    arrays = shrink({"w": matrix.astype(np.float32)}, form, base)
+    return dataclasses.replace(update(device, **arrays), form=form)
 
 
 def opened(node, devices=("a", "b", "c", "d"), now=0.0):
@@ -68,6 +76,40 @@ def test_a_bad_update_is_refused_counted_and_told_to_the_device(message, reason)
     assert out[0].device == message.device
     assert node._journal.counts["updates.refused"] == 1
     assert not node._heard
+
+
+@pytest.mark.parametrize("form", ["fp16", "delta-fp16", "delta-int8"])
+@pytest.mark.parametrize(
+    ("matrix", "reason"),
+    [
+        (np.full((2, 3), np.nan), "NaN"),
+        (np.full((2, 3), np.inf), "infinity"),
+        (np.full((2, 3), 1e10), "65536 or more"),
+        (np.zeros((3, 2)), "expected float32"),
+        (np.zeros((1, 2, 3)), "expected float32"),
+    ],
+)
+def test_a_bad_update_is_refused_in_every_form(form, matrix, reason):
+    node = cloud()
+    node.weights = {"w": np.zeros((2, 3), np.float32)}
+    opened(node, ("a", "b"))
+    (out,) = [m for m in node.handle(shrunk("a", form, matrix), 1) if m]
+    assert reason in out.reason
+    assert node._journal.counts["updates.refused"] == 1
+    assert not node._heard
+    assert [m for m in node.handle(shrunk("a", form, np.ones((2, 3))), 1) if m] == []  # and goes on
+    assert node._heard == {"a": 4}
+
+
+@pytest.mark.parametrize("data", [b"junk" * 10, b""])
+def test_an_update_whose_bytes_are_damaged_is_refused(data):
+    node = cloud()
+    node.weights = {"w": np.zeros((2, 3), np.float32)}
+    opened(node, ("a", "b"))
+    bad = dataclasses.replace(shrunk("a", "fp16", np.ones((2, 3))), weights={"w": np.frombuffer(data, "u1")})
+    (out,) = [m for m in node.handle(bad, 1) if m]
+    assert isinstance(out, Refused)
+    assert out.reason.startswith("w: ")
 
 
 def test_a_doubled_update_is_counted_once():

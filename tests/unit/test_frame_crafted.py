@@ -30,7 +30,15 @@ def number_of(kind):
 
 WEIGHTS = safetensors.numpy.save({"a": np.zeros(3, np.float32)})
 STATUS = {"node": "n", "role": "device", "online": True, "samples": 1}
-UPDATE = {"run": "r", "device": "d", "round": 1, "samples": 1, "loss": 0.5, "weights": len(WEIGHTS)}
+UPDATE = {
+    "run": "r",
+    "device": "d",
+    "round": 1,
+    "samples": 1,
+    "loss": 0.5,
+    "weights": len(WEIGHTS),
+    "form": "fp32",
+}
 
 
 def update(**fields):
