@@ -18,6 +18,8 @@ from emo.config import Overlay
 class Trainer:
     """Trains `module` in place, on `device`, with cross entropy and SGD as `settings` has it.
 
+    `weights` gives the running average of the weights (Polyak), which moves by 1 - `settings.average` a step, faster
+    in the beginning: at a constant rate the last step's own weights scatter by a point of accuracy.
     `steps` counts the steps that were applied, `refused_steps` those that were not.
     """
 
@@ -32,6 +34,8 @@ class Trainer:
             momentum=settings.momentum,
             weight_decay=settings.weight_decay,
         )
+        self._decay = settings.average
+        self._mean = [p.detach().clone() for p in self._parameters]
         self.steps = 0
         self.refused_steps = 0
 
@@ -54,6 +58,10 @@ class Trainer:
             return math.nan
         self._optimizer.step()
         self.steps += 1
+        weight = 1 - min(self._decay, self.steps / (self.steps + 9))
+        with torch.no_grad():
+            for mean, parameter in zip(self._mean, self._parameters, strict=True):
+                mean.lerp_(parameter, weight)
         return loss
 
     def _backward(self, logits: torch.Tensor, labels: torch.Tensor) -> float:
@@ -68,7 +76,10 @@ class Trainer:
         return loss.item() if torch.isfinite(norm) else math.nan
 
     def weights(self) -> dict[str, NDArray[np.generic]]:
-        """The whole state, buffers too: name -> array, copied, so that later steps do not change it."""
-        return {
-            name: value.detach().cpu().numpy().copy() for name, value in self._module.state_dict().items()
-        }
+        """The whole state, averaged, and buffers as they are: name -> array, copied, so that later steps do not
+        change it."""
+        state = self._module.state_dict()
+        means = zip(
+            (n for n, p in self._module.named_parameters() if p.requires_grad), self._mean, strict=True
+        )
+        return {name: value.detach().cpu().numpy().copy() for name, value in (state | dict(means)).items()}

@@ -7,8 +7,8 @@ Knows the layout below and how to refuse bytes that break it. Knows no message, 
 
 All integers little-endian; the crc covers everything before it. `base` is 0 in a full frame; else the codes are
 differences, and it is the crc32 of the float32 bytes of the array that they are to be added to. What is inside the
-zstd frame is `raw size` bytes, laid out by quantise.py. A decoded array is always float32. A delta is against
-codes, not values, and says what the codes are now: errors do not add up from version to version.
+zstd frame is `raw size` bytes, laid out by quantise.py. A decoded array is always float32. A delta is of
+codes and decodes to the very bits that the full frame would have given: errors do not add up.
 """
 
 import math
@@ -79,9 +79,8 @@ def _encode(array: Array, codec: str, base: Array | None) -> tuple[bytes, bytes]
     crc = zlib.crc32(base.data)
     if base.shape != array.shape or not _sane(base) or not crc:
         return full, full
-    changes, now = kind.pack_delta(array, base)
-    delta = _seal(name, array.shape, crc, changes)
-    return (_seal(name, array.shape, 0, now), delta) if len(delta) < len(full) else (full, full)
+    delta = _seal(name, array.shape, crc, kind.pack_delta(array, base))
+    return full, delta if len(delta) < len(full) else full
 
 
 def _sane(array: Array) -> bool:

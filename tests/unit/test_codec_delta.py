@@ -27,16 +27,11 @@ def pair(codec, drift=0.02):
     _shape.flatmap(lambda s: st.tuples(*[hnp.arrays(np.float32, s, elements=_values)] * 2)),
     st.sampled_from(DELTAS),
 )
-def test_a_delta_is_within_five_eighths_of_a_step_and_never_larger_than_the_whole(arrays, codec):
+def test_a_delta_decodes_to_the_bits_of_the_full_frame_and_is_never_larger(arrays, codec):
     base, array = arrays
     delta = encode(array, codec, base)
     assert len(delta) <= len(encode(array, codec)) == len(encode(array, codec.removesuffix("-delta")))
-    back, exact = decode(delta, LIMIT, base).astype(np.float64), array.astype(np.float64)
-    axes = tuple(axis for axis in range(array.ndim) if axis != 1) if array.ndim > 1 else None
-    low, high = (f(exact, axis=axes, keepdims=True) for f in (np.min, np.max))
-    step = (high - low) / (2 ** int(codec[3]) - 1) * (1 + 2**-7)
-    rounding = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(low), np.abs(high)) + 1e-40
-    assert (np.abs(back - exact) <= 0.6251 * step + rounding).all()
+    assert decode(delta, LIMIT, base).tobytes() == decode(encode(array, codec), LIMIT).tobytes()
 
 
 @pytest.mark.parametrize("codec", DELTAS)
@@ -63,7 +58,7 @@ def test_errors_do_not_add_up_over_a_hundred_versions(codec):
         exact = np.maximum(exact + 0.01 * rng.standard_normal(exact.shape).astype(np.float32), 0)
         held = decode(encode(exact, codec, held), LIMIT, held)
         off.append(np.abs(held - exact).max() / ((exact.max() - exact.min()) / (2 ** int(codec[3]) - 1)))
-    assert max(off[90:]) <= 0.64
+    assert max(off[90:]) <= 0.51
 
 
 @pytest.mark.parametrize("codec", DELTAS)

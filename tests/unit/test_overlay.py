@@ -33,7 +33,7 @@ def test_it_learns():
 
 def test_a_step_is_sgd_with_the_settings():
     module, reference = network(), network()
-    settings = Overlay(lr=0.1, momentum=0.5, weight_decay=0.01, clip=1e9)
+    settings = Overlay(lr=0.1, momentum=0.5, weight_decay=0.01, clip=1e9, average=0)
     trainer = Trainer(module, settings)
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1, momentum=0.5, weight_decay=0.01)
     for seed in range(3):
@@ -45,6 +45,22 @@ def test_a_step_is_sgd_with_the_settings():
         assert trainer.step(activations, labels) == loss.item()
     for name, value in reference.state_dict().items():
         np.testing.assert_array_equal(trainer.weights()[name], value.numpy())
+
+
+def test_what_is_given_is_the_running_average_and_training_goes_on_from_the_last_step():
+    averaged, plain = (Trainer(network(), Overlay(lr=0.1, average=average)) for average in (0.75, 0.0))
+    mean = plain.weights()
+    for seed in range(60):
+        assert averaged.step(*batch(seed)) == plain.step(*batch(seed))
+        kept = min(0.75, (seed + 1) / (seed + 10))
+        mean = {name: kept * mean[name] + (1 - kept) * value for name, value in plain.weights().items()}
+    parameters, last = dict(network().named_parameters()), plain.weights()
+    for name, value in averaged.weights().items():
+        expected = (
+            mean[name] if name in parameters else last[name]
+        )  # batch norm's figures are averages already
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+    assert any(not np.allclose(mean[name], last[name], rtol=1e-3) for name in parameters)
 
 
 def test_no_step_is_longer_than_the_clip_allows():
