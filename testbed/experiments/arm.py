@@ -1,0 +1,223 @@
+"""One policy with one codec, on a recorded run: what it sends, and what the ensemble is worth.
+
+The device's side (device_app/offers.py), the frames and the edge's node are the fleet's own. The network is a loop:
+each message arrives before the next batch is offered, and an edge trains up to its budget in between. Knows no
+federated learning: trace.py has recorded that.
+"""
+
+import json
+import tempfile
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from device_app.offers import Offers
+from edge_app.cache import DiskCache, ReplayCache
+from edge_app.node import EdgeNode
+from emo import frame, models, topics
+from emo.codec import Codec
+from emo.config import Controller, EdgeConfig, Overlay
+from emo.data import Dataset
+from emo.data.batches import tensors
+from emo.journal import Journal
+from emo.messages import Interval, Message, RunState
+from emo.models import inference
+from testbed.experiments import trace
+
+_RUN = "study"
+_MEMORY = 2 << 30  # level 1 holds everything: reading HDF5 back is not what is studied
+
+
+@dataclass(frozen=True)
+class Arm:
+    """`policy`: as in the configuration of an edge. `first`: how many of the devices belong to the first edge."""
+
+    policy: str
+    codec: Codec
+    first: int
+    overlay: Overlay
+    max_interval: float = 64.0
+
+
+class Study:
+    """`options` and `folder`: the recorded run; it is read round by round."""
+
+    def __init__(self, arm: Arm, options: trace.Options, folder: Path, scratch: Path) -> None:
+        self._arm, self._options, self._folder = arm, options, folder
+        self._spec = options.model
+        groups = (range(arm.first), range(arm.first, options.devices))
+        self.journal = Journal()
+        self._disks = [DiskCache(scratch / f"edge-{number}") for number in (1, 2)]
+        self._edges = [
+            self._edge(number, group, disk)
+            for number, (group, disk) in enumerate(zip(groups, self._disks, strict=True), 1)
+        ]
+        self._offers = [
+            Offers(_name(device), f"edge-{1 + (device >= arm.first)}", arm.codec)
+            for device in range(options.devices)
+        ]
+        for offers in self._offers:
+            offers.begin(_RUN)
+        self.bytes = dict.fromkeys(("activations", "control"), 0)
+        self.attempted = self.sent = self.raw = 0
+
+    def _edge(self, number: int, group: range, disk: DiskCache) -> EdgeNode:
+        config = EdgeConfig(
+            id=f"edge-{number}",
+            devices=tuple(_name(device) for device in group),
+            model=self._spec,
+            controller=Controller(
+                policy=self._arm.policy, max_interval=self._arm.max_interval, max_age=10**6
+            ),
+            overlay=self._arm.overlay.model_copy(update={"seed": self._options.seed + number}),
+        )
+        node = EdgeNode(config, ReplayCache(disk, _MEMORY, self._options.seed), self.journal)
+        list(node.handle(RunState(_RUN, 0, 1, "training"), 0.0))
+        return node
+
+    def round(self, number: int) -> trace.Round:
+        """Offer what the devices of round `number` see, and train the overlays."""
+        recorded = trace.read(self._folder, number)
+        passed: set[int] = set()
+        for device, batch, activations, labels in recorded.offered():
+            if device in passed:  # every device has offered one more: the edges have had time to train
+                self._train(passed, number)
+                passed.clear()
+            passed.add(device)
+            self._offer(device, batch, number, activations, labels)
+        self._train(passed, number)
+        for device in np.unique(recorded.batches[:, 0]):
+            self._over_the_wire(self._offers[device].report(number), "control")
+        return recorded
+
+    def _offer(
+        self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray
+    ) -> None:
+        which, offers = int(device >= self._arm.first), self._offers[device]
+        self.attempted += 1
+        self.raw += 2 * activations.nbytes  # SFL: activations up, gradients down, fp32, no framing
+        message = offers.offer(batch, version, activations.copy(), labels)
+        if message is None:
+            return
+        self.sent += 1
+        for answer in self._edges[which].handle(self._over_the_wire(message, "activations"), 0.0):
+            if isinstance(answer, Interval):
+                carried = self._over_the_wire(answer, "control")
+                assert isinstance(carried, Interval)
+                offers.answer(carried)
+
+    def _over_the_wire(self, message: Message, kind: str) -> Message:
+        parts = list(frame.split(message, self.sent.to_bytes(8, "little"), 256 * 1024))
+        self.bytes[kind] += sum(
+            len(part) + len(topics.topic("emo", message, index)) for index, part in enumerate(parts)
+        )
+        assert len(parts) == 1
+        chunk = frame.parse(parts[0])
+        return frame.unpack(chunk.kind, chunk.data)
+
+    def _train(self, devices: set[int], number: int) -> None:
+        for device in devices:  # a fleet's edge hears of them once a round, and these are not counted
+            list(self._edges[device >= self._arm.first].handle(self._offers[device].report(number), 0.0))
+        for edge in self._edges:
+            while any(True for _ in edge.work(0.0)):
+                pass
+
+    def result(self, recorded: trace.Round, test: Dataset) -> dict[str, Any]:
+        """Accuracies in percent with the model of `recorded`, and the bytes so far."""
+        net = models.network(self._spec, 0)
+        models.load(net, recorded.weights)
+        overlays = [models.overlay(self._spec, 0) for _ in self._edges]
+        for overlay, edge in zip(overlays, self._edges, strict=True):
+            models.load(overlay, edge.overlay())
+        logits = _logits(test, net.trunk, [net.head, *overlays])
+        chances = [_softmax(each) for each in logits]
+
+        def percent(scores: np.ndarray) -> float:
+            return float(100 * (scores.argmax(axis=1) == test.labels).mean())
+
+        total = sum(self.bytes.values())
+        return {
+            "policy": self._arm.policy,
+            "max_interval": self._arm.max_interval,
+            "codec": self._arm.codec,
+            "sent_fraction": self.sent / self.attempted,
+            "bytes_activations": self.bytes["activations"],
+            "bytes_control": self.bytes["control"],
+            "bytes_sfl": self.raw,
+            "reduction": self.raw / total,
+            "accuracy_bagged": percent(chances[1] + chances[2]),
+            "accuracy_bagged_logits": percent(logits[1] + logits[2]),
+            "accuracy_overlays": [percent(each) for each in logits[1:]],
+            "accuracy_fl": percent(logits[0]),
+        }
+
+    def close(self) -> None:
+        for disk in self._disks:
+            disk.close()
+
+
+def run(
+    arm: Arm, options: trace.Options, folder: Path, rounds: int, every: int, say: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """`Study.result` after every `every` rounds and the last one, each with its `round` and `seed`.
+
+    Kept in `folder`: the same arm with the same rounds is not run again.
+    """
+    plan = {"arm": {**asdict(arm), "overlay": arm.overlay.model_dump()}, "rounds": rounds, "every": every}
+    name = f"{arm.policy}-{arm.codec}-{zlib.crc32(json.dumps(plan, sort_keys=True).encode()):08x}.json"
+    kept = folder / name
+    if kept.exists():
+        found: list[dict[str, Any]] = json.loads(kept.read_text())["rows"]
+        return found
+    torch.set_num_threads(1)
+    _, test = options.load()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="emo-intervals-") as scratch:
+        study = Study(arm, options, folder, Path(scratch))
+        try:
+            for number in range(1, rounds + 1):
+                recorded = study.round(number)
+                if number % every == 0 or number == rounds:
+                    row = {"round": number, "seed": options.seed, **study.result(recorded, test)}
+                    rows.append(row)
+                    say(
+                        f"seed {options.seed} {arm.policy} {arm.codec}: round {number} of {rounds}: "
+                        f"{100 * row['sent_fraction']:.1f} % sent, {row['reduction']:.1f}x, "
+                        f"bagged {row['accuracy_bagged']:.2f} %, FL {row['accuracy_fl']:.2f} %"
+                    )
+        finally:
+            study.close()
+    kept.write_text(json.dumps({**plan, "rows": rows}, indent=1))
+    return rows
+
+
+def title(row: dict[str, Any]) -> str:
+    """The policy, with the cap of its intervals where it has one."""
+    capped = row["policy"] in ("svcca", "cka")
+    return f"{row['policy']}@{row['max_interval']:g}" if capped else str(row["policy"])
+
+
+def _name(device: int) -> str:
+    return f"device-{device}"
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
+    return chances
+
+
+def _logits(test: Dataset, trunk: torch.nn.Module, heads: list[torch.nn.Module]) -> list[np.ndarray]:
+    found: list[list[np.ndarray]] = [[] for _ in heads]
+    with inference(trunk):
+        for start in range(0, len(test.labels), 500):
+            activations = trunk(tensors(test, slice(start, start + 500))[0])
+            for logits, head in zip(found, heads, strict=True):
+                with inference(head):
+                    logits.append(head(activations).numpy())
+    return [np.concatenate(each) for each in found]
