@@ -28,6 +28,9 @@ check: .venv/ready
 
 bench: .venv/ready
 	@$(PY) -m bench.tap
+	@$(PY) -m bench.wire
+	@$(PY) -m bench.svcca
+	@$(PY) -m bench.updates
 	@$(PY) -m bench.demo
 
 clean:

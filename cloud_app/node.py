@@ -78,7 +78,8 @@ class CloudNode:
     def _model(self, number: int, devices: tuple[str, ...]) -> GlobalModel:
         form = self._config.rounds.model
         sent = shrink(self.weights, form, self.weights)
-        return GlobalModel(self.run, number, devices, self._config.training, sent, form)
+        fresh = number > self._config.rounds.rounds - self._config.overlays.fresh_rounds
+        return GlobalModel(self.run, number, devices, self._config.training, sent, form, fresh)
 
     def _as_sent(self, weights: Weights) -> Weights:
         # The cloud goes on from what devices read: that is what their deltas are made against.

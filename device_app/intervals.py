@@ -33,15 +33,21 @@ class IntervalTable:
         self._lock = threading.Lock()
         self._sent: dict[int, _Sent] = {}
 
-    def allow(self, batch: int, version: int) -> bool:
+    def allow(self, batch: int, version: int, fresh: bool = False) -> bool:
         """Decide one transfer request. True: send it as `version`, which must grow from send to send.
+        `fresh`: always true.
 
         True also notes it as sent, with its interval unknown: if it is then lost, or dropped from a
         full queue, the next attempt sends.
         """
         with self._lock:
             entry = self._sent.get(batch)
-            if entry is None or entry.interval is None or entry.skipped >= min(entry.interval, self._max_age):
+            if (
+                fresh
+                or entry is None
+                or entry.interval is None
+                or entry.skipped >= min(entry.interval, self._max_age)
+            ):
                 self._sent[batch] = _Sent(version)
                 return True
             entry.skipped += 1

@@ -46,7 +46,7 @@ class DeviceNode:
         self._run = ""
         self._update: Update | None = None
         self._offered: list[ActivationBatch] = []
-        self._version = 0
+        self._version, self._fresh = 0, False
         self._offers: Offers | None = None
         if config.edge is not None and config.tap.enabled:
             self._offers = Offers(config.id, config.edge, config.tap.codec)
@@ -89,6 +89,7 @@ class DeviceNode:
             return
         start = restore(model.weights, model.form, models.weights(self._net))
         models.load(self._net, start)
+        self._fresh = model.fresh
         losses: list[float] = []
         for epoch in range(model.training.epochs):
             self._version = model.round * model.training.epochs + epoch
@@ -118,6 +119,6 @@ class DeviceNode:
     def _offer(self, batch: int, activations: torch.Tensor, labels: torch.Tensor) -> None:
         assert self._offers is not None
         rows = activations.numpy().copy(), labels.numpy().astype("<i4")
-        message = self._offers.offer(batch, self._version, *rows)
+        message = self._offers.offer(batch, self._version, *rows, self._fresh)
         if message is not None:
             self._offered.append(message)

@@ -27,15 +27,20 @@ class Offers:
         self._last.clear()
 
     def offer(
-        self, batch: int, version: int, activations: NDArray[np.float32], labels: NDArray[np.int32]
+        self,
+        batch: int,
+        version: int,
+        activations: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        fresh: bool = False,
     ) -> ActivationBatch | None:
-        """`activations` (N, C, ...) and `labels` (N,) of one batch as a message, or None: not this time.
+        """`activations` (N, C, ...) and `labels` (N,) of one batch as a message, or None: not this time (`fresh`: never).
 
         The arrays are kept, not copied. A delta is made only where the edge has answered for what was sent last.
         """
         self._attempted += 1
         base = self._last.get(batch) if self._intervals.answered(batch) else None
-        if not self._intervals.allow(batch, version):
+        if not self._intervals.allow(batch, version, fresh):
             return None
         self._sent += 1
         packed = Packed(activations, self._codec, base)

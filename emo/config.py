@@ -119,11 +119,14 @@ class Overlays(Section):
     """The edges whose overlays make the ensemble, and how long to wait for them after the last round.
 
     `combine`: the mean of the pairs' probabilities, or of their logits as in the paper, which an edge that
-    never saw a class spoils for that class. `start_s`: how long the first round waits for the edges."""
+    never saw a class spoils for that class. `start_s`: how long the first round waits for the edges.
+    `fresh_rounds`: in so many of the last rounds the edges get every batch, whatever the policy: what the overlay
+    trains on last is what it will be served with."""
 
     combine: Literal["probabilities", "logits"] = "probabilities"
     edges: tuple[Id, ...] = ()
     start_s: Annotated[float, Field(ge=0)] = 60.0
+    fresh_rounds: Annotated[int, Field(ge=0)] = 0
     wait_s: Seconds = 600.0
 
 

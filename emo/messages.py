@@ -38,7 +38,8 @@ class Status:
 class GlobalModel:
     """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train.
 
-    It is retained, for whoever joins: so `form`, of the weights (weights.py), is one that needs no base.
+    It is retained, for whoever joins: so `form`, of the weights (weights.py), is one that needs no base. `fresh`:
+    let the edges have every batch of this round, whatever their intervals say.
     """
 
     run: Id
@@ -47,6 +48,7 @@ class GlobalModel:
     training: Training
     weights: Weights
     form: Whole = "fp32"
+    fresh: bool = False
 
 
 @dataclass(frozen=True, config=_CHECKED)

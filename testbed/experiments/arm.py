@@ -42,12 +42,14 @@ class Arm:
     first: int
     overlay: Overlay
     max_interval: float = 64.0
+    fresh_rounds: int = 0
 
 
 class Study:
-    """`options` and `folder`: the recorded run; it is read round by round."""
+    """`options` and `folder`: the recorded run of `rounds` rounds; it is read round by round."""
 
-    def __init__(self, arm: Arm, options: trace.Options, folder: Path, scratch: Path) -> None:
+    def __init__(self, arm: Arm, options: trace.Options, folder: Path, rounds: int, scratch: Path) -> None:
+        self._fresh_after = rounds - arm.fresh_rounds
         self._arm, self._options, self._folder = arm, options, folder
         self._spec = options.model
         groups = (range(arm.first), range(arm.first, options.devices))
@@ -101,7 +103,7 @@ class Study:
         which, offers = int(device >= self._arm.first), self._offers[device]
         self.attempted += 1
         self.raw += 2 * activations.nbytes  # SFL: activations up, gradients down, fp32, no framing
-        message = offers.offer(batch, version, activations.copy(), labels)
+        message = offers.offer(batch, version, activations.copy(), labels, version > self._fresh_after)
         if message is None:
             return
         self.sent += 1
@@ -144,6 +146,7 @@ class Study:
         return {
             "policy": self._arm.policy,
             "max_interval": self._arm.max_interval,
+            "fresh_rounds": self._arm.fresh_rounds,
             "codec": self._arm.codec,
             "sent_fraction": self.sent / self.attempted,
             "bytes_activations": self.bytes["activations"],
@@ -178,7 +181,7 @@ def run(
     _, test = options.load()
     rows = []
     with tempfile.TemporaryDirectory(prefix="emo-intervals-") as scratch:
-        study = Study(arm, options, folder, Path(scratch))
+        study = Study(arm, options, folder, rounds, Path(scratch))
         try:
             for number in range(1, rounds + 1):
                 recorded = study.round(number)
@@ -197,9 +200,9 @@ def run(
 
 
 def title(row: dict[str, Any]) -> str:
-    """The policy, with the cap of its intervals where it has one."""
-    capped = row["policy"] in ("svcca", "cka")
-    return f"{row['policy']}@{row['max_interval']:g}" if capped else str(row["policy"])
+    """The policy as `--arms` has it: with the cap of its intervals where it has one, and its fresh rounds."""
+    cap = f"@{row['max_interval']:g}" if row["policy"] in ("svcca", "cka") else ""
+    return f"{row['policy']}{cap}" + (f"+{row['fresh_rounds']}" if row["fresh_rounds"] else "")
 
 
 def _name(device: int) -> str:

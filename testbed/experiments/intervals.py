@@ -2,10 +2,11 @@
 
     python -m testbed.experiments.intervals --dataset cifar10 --data-dir DIR --width 0.25 --rounds 60 --json FILE
 
-Each seed's federated run is recorded once (it is the same with any policy), then every arm `POLICY:CODEC` replays it
-through the nodes and frames of a fleet. `--work DIR` keeps the recordings for the next call. `reduction` counts what
-split federated learning would send for the same batches (activations up and gradients down, raw float32 without
-framing) over everything that the LAN carried here: frames and topics of activations, intervals and reports.
+Each seed's federated run is recorded once (it is the same with any policy), then every arm `POLICY[@CAP][+FRESH]:CODEC`
+(cap of an interval in attempts; last rounds that send everything) replays it through the nodes and frames of a fleet.
+`--work DIR` keeps recordings and rows for the next call. `reduction` counts what split federated learning would send
+for the same batches (activations up and gradients down, raw float32 without framing) over everything that the LAN
+carried here: frames and topics of activations, intervals and reports.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import torch
 from pydantic import ValidationError
 
 from emo.codec import CODECS, Codec
-from emo.config import Controller, Model, Overlay
+from emo.config import Controller, Model, Overlay, Overlays
 from emo.errors import ConfigError, EmoError
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--replay-ratio", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), metavar="POLICY[@CAP]:CODEC")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), metavar="POLICY[@CAP][+FRESH]:CODEC")
     parser.add_argument("--every", type=int, default=10, help="rounds between two measurements")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument(
@@ -123,15 +124,17 @@ def _options(args: argparse.Namespace, seed: int) -> trace.Options:
 
 def _arm(name: str, args: argparse.Namespace) -> arms.Arm:
     text, _, codec = name.rpartition(":")
+    text, _, fresh = text.partition("+")
     policy, _, cap = text.partition("@")
     if codec not in CODECS:
         raise ConfigError(f"--arms {name}: the codec must be one of {', '.join(CODECS)}")
     overlay = Overlay(replay_ratio=args.replay_ratio)
     try:
         limit = Controller.model_validate({"policy": policy, "max_interval": cap or 64.0}).max_interval
+        rounds = Overlays.model_validate({"fresh_rounds": fresh or 0}).fresh_rounds
     except ValidationError as error:
         raise ConfigError(f"--arms {name}: {error.errors()[0]['msg']}") from error
-    return arms.Arm(policy, cast("Codec", codec), round(0.4 * args.devices), overlay, limit)
+    return arms.Arm(policy, cast("Codec", codec), round(0.4 * args.devices), overlay, limit, rounds)
 
 
 def _stay_with(parent: int) -> None:

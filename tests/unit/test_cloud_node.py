@@ -202,3 +202,14 @@ def test_an_untrained_overlay_is_left_out_and_not_waited_for():
     list(node.handle(OverlayWeights("run", "e", 0, 0, 0, {}), 2))
     assert node.done
     assert node.overlays == {}
+
+
+def test_the_last_rounds_are_fresh_where_asked_for():
+    config = CloudConfig.model_validate(
+        {"model": MODEL, "rounds": {"rounds": 4}, "overlays": {"fresh_rounds": 2, "start_s": 0}}
+    )
+    node = CloudNode(config, "run", {"w": np.zeros(2, np.float32)}, Journal())
+    models = opened(node, "a")
+    for number in (1, 2, 3, 4):
+        models += [m for m in node.handle(update("a", round=number), number) if isinstance(m, GlobalModel)]
+    assert [(m.round, m.fresh) for m in models if m.devices] == [(1, False), (2, False), (3, True), (4, True)]
