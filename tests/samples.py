@@ -60,7 +60,7 @@ _FIELDS: dict[type[Message], dict[str, Any]] = {
 _COMMON: dict[str, Any] = {
     **dict.fromkeys(["run", "node", "device", "edge"], ids),
     **dict.fromkeys(["round", "batch"], rounds),
-    "online": st.booleans(),
+    **dict.fromkeys(["online", "fresh"], st.booleans()),
     "weights": weights,
 }
 

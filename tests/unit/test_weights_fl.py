@@ -101,14 +101,14 @@ def test_by_default_weights_are_on_the_wire_as_they_are():
     node = cloud()
     sent, updates = run(node)
     training = {"epochs": 2, "lr": 0.05, "momentum": 0.0, "update": "fp32"}
-    for message, fields in (
-        (sent[0], ["run", 1, NAMES, training]),
-        (updates[0], ["run", "d0", 1, updates[0].samples, updates[0].loss]),
+    for message, fields, rest in (
+        (sent[0], ["run", 1, NAMES, training], [False]),
+        (updates[0], ["run", "d0", 1, updates[0].samples, updates[0].loss], []),
     ):
         blob = safetensors.numpy.save(dict(message.weights))
         data = frame.pack(message)
         end = 4 + struct.unpack_from("<I", data)[0]
-        assert json.loads(data[4:end]) == [*fields, len(blob), "fp32"]
+        assert json.loads(data[4:end]) == [*fields, len(blob), "fp32", *rest]
         assert data[end:] == blob
         assert {array.dtype for array in message.weights.values()} == {np.dtype(np.float32)}
 
