@@ -14,6 +14,7 @@ from pathlib import Path
 from emo import __version__, config
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
+from emo.runner import stop_on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("emo").setLevel(logging.DEBUG if args.verbose else logging.INFO)
     stop = threading.Event()
     if args.command != "serve":  # the endpoint drains by itself
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+        stop_on(stop, signal.SIGTERM)
     try:
         code: int = args.run(args, stop)
     except EmoError as error:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _device(args: argparse.Namespace, stop: threading.Event) -> int:
     configs = [config.load(config.DeviceConfig, path) for path in args.config]
-    _unless_interrupted(stop)
+    stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("device"):
         from device_app.__main__ import run
     run(configs, stop, args.parallel)
@@ -53,7 +54,7 @@ def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
     if args.config is None:
         raise ConfigError("which edge? Say --config FILE; `emo init DIR` writes examples.")
     settings = config.load(config.EdgeConfig, args.config)
-    _unless_interrupted(stop)
+    stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("edge"):
         from edge_app.__main__ import run
     run(settings, stop)
@@ -82,7 +83,7 @@ def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
     settings = config.load(config.CloudConfig, args.config)
-    _unless_interrupted(stop)
+    stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("cloud"):
         from cloud_app.__main__ import run
     result = run(settings, stop)
@@ -111,7 +112,7 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _demo(args: argparse.Namespace, stop: threading.Event) -> int:
-    _unless_interrupted(stop)
+    stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("demo"):
         from testbed.demo import run
     return run(args, stop)
@@ -128,11 +129,6 @@ def _init(args: argparse.Namespace, _stop: threading.Event) -> int:
 
     init.init(args.folder)
     return 0
-
-
-def _unless_interrupted(stop: threading.Event) -> None:
-    # A tier says goodbye to its broker on Ctrl-C as on SIGTERM, instead of dying in the middle.
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
 
 
 @contextlib.contextmanager
@@ -178,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--replay-ratio", type=float, default=4.0, help="batches replayed per batch offered (4)"
     )
-    demo.add_argument("--codec", choices=CODECS, default="fp16", help="of activations")
+    demo.add_argument("--codec", choices=CODECS, default="int2-delta", help="of activations (int2-delta)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="model repository and sample image go here"

@@ -7,6 +7,7 @@ point where it may be interrupted.
 
 import contextlib
 import logging
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,6 +45,17 @@ class Node(Protocol):
         """Called every 50 ms."""
 
 
+def stop_on(stop: threading.Event, *signals: int) -> None:
+    """Set `stop` when one of `signals` comes. From a thread of its own: a signal may interrupt the very `stop.wait`
+    whose lock `set` needs, and on one thread that would last for ever."""
+
+    def handle(_number: int, _frame: object) -> None:
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    for number in signals:
+        signal.signal(number, handle)
+
+
 class Runner:
     def __init__(
         self,
@@ -52,11 +64,13 @@ class Runner:
         journal: Journal,
         work: Callable[[float], Outgoing] | None = None,
         turn: threading.Semaphore | None = None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """`work`: called over and over on a thread of its own (an edge's training); yields nothing when idle.
+        `settle`: makes what the LAN has brought last (an edge's cache); the broker is told after that.
         `turn`: held while a WAN message is handled (a device's training), where many share a machine's cores."""
         self._node, self._channels, self._journal = node, channels, journal
-        self._work, self._turn = work, turn
+        self._work, self._turn, self._settle = work, turn, settle
         self._stop, self._forgotten = threading.Event(), threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -65,7 +79,7 @@ class Runner:
             if link == "wan":
                 channel.start(self._handle, lambda: self._node.hello(online=True), self._forgotten.set)
             else:
-                channel.start(self._handle)
+                channel.start(self._handle, settle=self._settle)
         worker = threading.Thread(target=self._train, name="training", daemon=True)
         if self._work is not None:
             worker.start()
