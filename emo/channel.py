@@ -4,7 +4,8 @@ Every implementation keeps these promises (tests/contract/test_channel.py):
 - a message arrives equal to what was sent, or not at all; doubled at worst, never mixed;
 - bytes that are not a message of ours are dropped and counted;
 - `publish` returns at once, also when nobody is there;
-- the handler runs on one thread a channel; a message counts as received when its handler has returned.
+- the handler runs on one thread a channel; a message counts as received when its handler has returned, and where
+  there is `settle`, when that has been called after it: at the latest when nothing else waits.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,7 @@ class Channel(Protocol):
         handler: Handler,
         hello: Callable[[], Message | None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """Connect and deliver. What `hello` gives is published after every (re)connect; `lost` is called when the
         broker that we come back to has forgotten us, and with us perhaps what it retained."""

@@ -43,6 +43,7 @@ log = logging.getLogger("emo")
 # Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
 # to us: more would block that window for good.
 _HOLD = 8
+_GROUP = 8  # and packets whose messages are handled and wait for `settle`
 
 
 class MqttChannel:
@@ -73,6 +74,7 @@ class MqttChannel:
         self._handler: Handler = lambda _message: None
         self._hello: Callable[[], Message | None] = lambda: None
         self._lost: Callable[[], None] = lambda: None
+        self._settle: Callable[[], None] | None = None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
         self._flight = Flight(WINDOW, journal)
@@ -85,9 +87,10 @@ class MqttChannel:
         handler: Handler,
         hello: Callable[[], Message | None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         """Returns at once; connecting goes on in the background for as long as it takes."""
-        self._handler, self._hello, self._lost = handler, hello, lost
+        self._handler, self._hello, self._lost, self._settle = handler, hello, lost, settle
         self._client = self._make_client()
         for run in (self._work, self._send):
             self._threads.append(threading.Thread(target=run, name=f"{self._id}{run.__name__}", daemon=True))
@@ -215,6 +218,7 @@ class MqttChannel:
                 client.ack(mid, 1)
 
     def _work(self) -> None:
+        held: list[int] = []
         while (item := self._inbox.get()) is not None:
             message, mids = item
             try:
@@ -222,8 +226,18 @@ class MqttChannel:
             except Exception:
                 self._journal.count("bugs")
                 log.exception("%s: could not handle a %s", self._id, type(message).__name__)
+            held += mids
+            if self._settle is not None:
+                if len(held) < _GROUP and len(self._inbox):
+                    continue
+                try:
+                    self._settle()
+                except Exception:
+                    self._journal.count("bugs")
+                    log.exception("%s: could not settle", self._id)
             if self._client is not None:
-                self._ack(self._client, mids)
+                self._ack(self._client, held)
+            held = []
 
     # -- sending
 

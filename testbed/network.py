@@ -136,6 +136,7 @@ class MemoryChannel:
         self.client_id, self.will = client_id, will
         self._network, self._filters, self._journal, self._outbox = network, filters, journal, outbox
         self._handler: Handler = lambda _message: None
+        self._settle: Callable[[], None] = lambda: None
         self._receiver = Receiver[None](network.root, journal)
 
     def start(
@@ -143,9 +144,10 @@ class MemoryChannel:
         handler: Handler,
         hello: Callable[[], Message | None] = lambda: None,
         lost: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] | None = None,
     ) -> None:
         del lost  # this network forgets nobody
-        self._handler = handler
+        self._handler, self._settle = handler, settle or self._settle
         with self._network._change:
             self._network._join(self)
             first = hello()
@@ -184,6 +186,7 @@ class MemoryChannel:
             return 0
         try:
             self._handler(message)
+            self._settle()
         except Exception:
             self._journal.count("bugs")
             log.exception("%s: could not handle a %s", self.client_id, type(message).__name__)

@@ -34,8 +34,10 @@ class End:
         self.on_message: Callable[[Message], None] = lambda _message: None
         self._change = threading.Condition()
 
-    def start(self, hello: Callable[[], Message | None] = lambda: None) -> "End":
-        self.channel.start(self._handle, hello)
+    def start(
+        self, hello: Callable[[], Message | None] = lambda: None, settle: Callable[[], None] | None = None
+    ) -> "End":
+        self.channel.start(self._handle, hello, settle=settle)
         self._up()
         return self
 

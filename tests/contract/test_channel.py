@@ -240,3 +240,34 @@ def test_both_sides_count_the_same_bytes(link):
         assert here.journal.counts[f"sent.{kind}"] == 1
         assert here.journal.counts[f"sent_bytes.{kind}"] == there.journal.counts[f"received_bytes.{kind}"]
     assert 12_000 < here.journal.counts["sent_bytes.Update"] < 13_500
+
+
+# -- settling
+
+
+def test_every_handled_message_is_settled_soon(link):
+    handled, settled = [], []
+    there = link.end("there", [subscription(link.root, Interval)])
+    there.on_message = handled.append
+    there.start(settle=lambda: settled.append(len(handled)))
+    here = link.end("here", []).start()
+    for batch in range(40):
+        here.channel.publish(interval(batch))
+    there.wait(40)
+    until = time.monotonic() + 10
+    while not settled or settled[-1] < 40:
+        assert time.monotonic() < until, settled
+        time.sleep(0.01)
+    assert settled == sorted(settled)
+
+
+def test_what_cannot_be_settled_stops_nothing(link):
+    def settle():
+        raise OSError("no disk")
+
+    there = link.end("there", [subscription(link.root, Interval)]).start(settle=settle)
+    here = link.end("here", []).start()
+    for batch in range(30):
+        here.channel.publish(interval(batch))
+    there.wait(30)
+    assert there.journal.counts["bugs"] >= 1

@@ -93,6 +93,23 @@ def test_a_message_is_received_only_when_its_handler_has_returned(broker):
         assert again.wait(1)[0].device == "dev-1"
 
 
+def test_a_message_is_received_only_when_it_is_settled(broker):
+    settling, forever = threading.Event(), threading.Event()
+
+    def settle():
+        settling.set()
+        forever.wait(20)
+
+    with mqtt(broker) as link:
+        filters = [subscription(link.root, Update)]
+        first = link.end("cloud", filters).start(settle=settle)
+        link.end("dev-1", []).start().channel.publish(update())
+        assert settling.wait(10)
+        link.vanish(first)  # handled, not settled
+        link.end("cloud", filters).start().wait(1)
+        forever.set()
+
+
 def test_a_large_message_outlives_a_cut_connection(proxy):
     with mqtt(proxy.broker) as link:
         there, here = (
