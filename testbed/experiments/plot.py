@@ -1,6 +1,7 @@
 """Plots of a study's rows. Knows rows and matplotlib, no experiment."""
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -41,4 +42,24 @@ def frontier(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("times fewer bytes than split federated learning")
     axes.set_ylabel("accuracy of the bagged ensemble, %")
     axes.margins(x=0.15)
+    figure.savefig(path, dpi=150)
+
+
+def curves(rows: list[dict[str, Any]], name: Callable[[dict[str, Any]], str], path: Path) -> None:
+    """Left, bagged accuracy over rounds, a line an arm (mean over seeds); right, the last round's over the mean age of
+    what is cached."""
+    figure = Figure(figsize=(11, 5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    last = max(row["round"] for row in rows)
+    for number, arm in enumerate(dict.fromkeys(map(name, rows))):
+        mine = [row for row in rows if name(row) == arm]
+        rounds = sorted({row["round"] for row in mine})
+        means = [fmean(row["accuracy_bagged"] for row in mine if row["round"] == at) for at in rounds]
+        left.plot(rounds, means, label=arm, color=f"C{number % 10}", linestyle="-" if number < 10 else "--")
+        end = [row for row in mine if row["round"] == last]
+        right.scatter([row["mean_age"] for row in end], [row["accuracy_bagged"] for row in end], s=30)
+    left.set_xlabel("round")
+    right.set_xlabel("mean age of the cached batches, rounds")
+    left.set_ylabel("accuracy of the bagged ensemble, %")
+    left.legend(fontsize=8)
     figure.savefig(path, dpi=150)
