@@ -1,29 +1,74 @@
-"""Runs one edge."""
+"""Runs one edge: `emo edge`, or `torchrun --nproc-per-node N -m edge_app --config FILE` for one on N GPUs."""
 
+import argparse
+import contextlib
+import logging
+import signal
+import sys
 import threading
+from pathlib import Path
 
 import torch
+from threadpoolctl import threadpool_limits
 
+from edge_app import parallel, ranks
 from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
+from edge_app.checkpoint import CheckpointFile
 from edge_app.node import EdgeNode
+from edge_app.overlay import Trainer
 from edge_app.table import TableFile
+from emo import config as configuration
 from emo.config import EdgeConfig
+from emo.errors import EmoError
 from emo.journal import Journal
 from emo.messages import ActivationBatch, RunState, TapReport
 from emo.mqtt import MqttChannel
-from emo.runner import Runner
+from emo.runner import Runner, stop_on
 from emo.topics import subscription
+
+log = logging.getLogger("emo")
 
 
 def run(config: EdgeConfig, stop: threading.Event) -> None:
     """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    world = ranks.world()
+    if world is not None and world.rank > 0:
+        parallel.worker(config, world)
+        return
     torch.set_num_threads(config.threads)
-    journal = Journal(config.state_dir)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with DiskCache(config.cache.dir) as disk, TableFile(config.cache.dir, journal) as table:
-        cache = ReplayCache(disk, config.cache.memory_mib << 20, config.overlay.seed, device)
-        node = EdgeNode(config, cache, journal, device, table)
+    journal, settings = Journal(config.state_dir), config.cache
+    device = world.device() if world else "cuda" if torch.cuda.is_available() else "cpu"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            threadpool_limits(config.threads, "blas")
+        )  # numpy would take every core to compare
+        disk = stack.enter_context(
+            DiskCache(
+                settings.dir,
+                settings.budget_mib and settings.budget_mib << 20,
+                settings.eviction,
+                durability=settings.durability,
+                say=lambda count: log.info("%s: %d batches found so far", settings.dir, count),
+            )
+        )
+        table = stack.enter_context(TableFile(settings.dir, journal))
+        checkpoint = stack.enter_context(CheckpointFile(settings.dir, journal))
+        cache = stack.enter_context(
+            contextlib.closing(
+                ReplayCache(
+                    disk,
+                    settings.memory_mib << 20,
+                    config.overlay.seed,
+                    device,
+                    settings.sampling,
+                    settings.memory_share,
+                )
+            )
+        )
+        trainer = stack.enter_context(parallel.Leader(world, stop.set)).trainer if world else Trainer
+        node = EdgeNode(config, cache, journal, device, table, checkpoint, trainer)
+        journal.watch(node.gauges)
         lan = [subscription(config.lan.root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
         name = f"{config.wan.root}-{config.id}"
         channels = {
@@ -36,4 +81,25 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             ),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal),
         }
-        Runner(node, channels, journal, work=node.work).run(stop)
+        Runner(node, channels, journal, work=node.work, settle=node.settle).run(stop)
+        node.close()
+
+
+def main() -> int:
+    """As torchrun starts it, once a GPU."""
+    parser = argparse.ArgumentParser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr
+    )
+    stop = threading.Event()
+    stop_on(stop, signal.SIGTERM, signal.SIGINT)
+    try:
+        run(configuration.load(EdgeConfig, parser.parse_args().config), stop)
+    except EmoError:
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

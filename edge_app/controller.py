@@ -67,7 +67,7 @@ class Controller:
     def __init__(
         self,
         policy: str = "svcca",
-        max_interval: float = 64.0,
+        max_interval: float = 4.0,
         max_age: int = 128,
         max_change: float = 2.0,
     ) -> None:

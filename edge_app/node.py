@@ -7,18 +7,20 @@ counters below, each written by one side. A new run (by the WAN) and a batch (by
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
-import torch
+from torch import nn
 
 from edge_app import scoring
 from edge_app.cache import ReplayCache
+from edge_app.checkpoint import CheckpointFile
 from edge_app.controller import Controller
 from edge_app.overlay import Trainer
 from edge_app.table import TableFile
-from emo import models
-from emo.config import EdgeConfig
+from edge_app.training import Training
+from emo import codec, models
+from emo.config import EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, WireError
 from emo.journal import Journal
 from emo.messages import (
@@ -33,6 +35,7 @@ from emo.messages import (
 )
 
 _MAX_SAMPLES = 4096
+TrainerOf = Callable[[nn.Module, Overlay, str], Trainer]
 
 
 class EdgeNode:
@@ -43,24 +46,27 @@ class EdgeNode:
         journal: Journal,
         device: str = "cpu",
         table: TableFile | None = None,
+        checkpoint: CheckpointFile | None = None,
+        trainer: TrainerOf = Trainer,
     ) -> None:
-        """`device`: where the overlay trains ("cpu", "cuda"). `table`: where the controller's log is kept, None
-        in a simulation. Raises ModelError."""
+        """`device`: where the overlay trains ("cpu", "cuda"). `table`, `checkpoint`: where the controller's log and
+        the overlay are kept, None in a simulation. `trainer`: a Trainer or what is one. Raises ModelError."""
         self.done = False
-        self._config, self._cache, self._journal, self._device = config, cache, journal, device
+        self._config, self._cache, self._journal = config, cache, journal
         self._shape = models.split_shape(config.model)
         self._controller, self._table = Controller(**config.controller.model_dump()), table
         self._receiving = threading.Lock()
-        self._trainer = self._fresh()
+
+        def fresh() -> Trainer:
+            return trainer(models.overlay(config.model, config.overlay.seed), config.overlay, device)
+
+        self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
         self._run = ""
+        self._newest = 0  # version
         self._received, self._missed, self._last = 0, 0, 0.0
         self._reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
-
-    def _fresh(self) -> Trainer:
-        overlay = models.overlay(self._config.model, self._config.overlay.seed)
-        return Trainer(overlay, self._config.overlay, self._device)
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "edge", online)
@@ -100,12 +106,15 @@ class EdgeNode:
         if state.run != self._run and state.phase != "done":
             self._cache.begin(state.run)  # what it holds of another run came from another trunk
             self._controller.reset(self._table.begin(state.run) if self._table else ())
-            self._trainer, self._reports, self._received = self._fresh(), {}, 0
+            self._training.begin(state.run)
+            self._reports, self._received = {}, 0
             # After a restart in the middle of the run nobody repeats what was offered before: each batch on the
             # disk about once a round.
             self._missed = self._cache.stats()["entries"] * state.round
             self._finishing, self._delivered, self._run = None, None, state.run
             self._journal.event("run", run=state.run)
+        if state.run == self._run:
+            self._training.progress = state.round / state.rounds if state.rounds else 0.0
         if state.run == self._run and state.phase == "finishing" and self._finishing is None:
             self._finishing = self._last = now
 
@@ -117,16 +126,17 @@ class EdgeNode:
         else:
             cached = None if known is None else known.activations
             try:
-                activations = self._activations(batch, cached)
+                activations, encoded = self._activations(batch, cached)
             except BaseError as error:
                 self._journal.problem(
                     "activations.baseless", f"{batch.device}: {error}; it will send in full"
                 )
                 return None
             self._received, self._last = self._received + 1, now
+            self._newest = max(self._newest, batch.version)
             score, change = scoring.compare(self._config.controller.policy, cached, activations)
             try:
-                self._cache.put(batch.device, batch.batch, batch.version, activations, labels)
+                self._cache.put(batch.device, batch.batch, batch.version, activations, labels, encoded)
             except CacheError as error:
                 self._journal.problem("cache.unwritten", str(error))
                 return None  # no interval: the device will offer it again
@@ -166,10 +176,10 @@ class EdgeNode:
             )
         return labels
 
-    def _activations(self, batch: ActivationBatch, cached: np.ndarray | None) -> np.ndarray:
-        """Float32 (N, C, ...); `cached` is what a delta is made against."""
+    def _activations(self, batch: ActivationBatch, cached: np.ndarray | None) -> tuple[np.ndarray, bytes]:
+        """Float32 (N, C, ...), and as a full frame; `cached` is what a delta is made against."""
         shape = (len(batch.labels), *self._shape)
-        activations = batch.activations.array(4 * math.prod(shape), cached)
+        activations, encoded = codec.whole(batch.activations.data(), 4 * math.prod(shape), cached)
         if activations.shape != shape:
             raise WireError(
                 f"{_where(batch)}: activations {list(activations.shape)}, expected {list(shape)}; "
@@ -177,7 +187,14 @@ class EdgeNode:
             )
         if not np.isfinite(activations).all():
             raise WireError(f"{_where(batch)}: activations hold NaN or infinity")
-        return activations
+        return activations, encoded
+
+    def settle(self) -> None:
+        """What was received is on the disk on return, as durably as the configuration has it; then the broker is told."""
+        try:
+            self._cache.flush()
+        except CacheError as error:
+            self._journal.problem("cache.unwritten", str(error))
 
     # -- training
 
@@ -186,29 +203,42 @@ class EdgeNode:
 
         Raises CacheError when the disk cannot be read."""
         attempted = max(sum(offered for offered, _ in self._reports.values()), self._received, self._missed)
-        settings, trainer = self._config.overlay, self._trainer
-        if trainer.steps * settings.batches < settings.replay_ratio * attempted and not self._overdue(now):
-            samples = [sample for sample in (self._cache.sample() for _ in range(settings.batches)) if sample]
-            if samples:
-                trainer.step(
-                    torch.cat([sample.activations for sample in samples]),
-                    torch.cat([sample.labels for sample in samples]),
-                )
-                self._journal.count("overlay.steps")
+        if self._training.within_budget(attempted) and not self._overdue(now):
+            stop = self._config.overlay.budget == "time" and self._finished(now)
+            if not stop and self._training.step():
                 yield None
                 return
-        finished = self._finishing is not None and now - self._last >= self._config.overlay.patience_s
-        if (finished or self._overdue(now)) and self._delivered is None:
+        if self._finished(now) and self._delivered is None:
             sent = sum(sent for _, sent in self._reports.values())
-            self._journal.event("overlay", steps=trainer.steps, attempted=attempted, sent=sent)
+            self._journal.event("overlay", steps=self._training.steps, attempted=attempted, sent=sent)
             self._delivered = OverlayWeights(
-                self._run, self._config.id, trainer.steps, attempted, sent, trainer.weights()
+                self._run,
+                self._config.id,
+                self._training.steps,
+                attempted,
+                sent,
+                self._training.weights(),
             )
             yield self._delivered
 
+    def close(self) -> None:
+        """Once nobody trains any more: no step is lost."""
+        self._training.keep()
+
     def overlay(self) -> Weights:
         """The overlay as it is now: name -> array, copied."""
-        return self._trainer.weights()
+        return self._training.weights()
+
+    def gauges(self) -> dict[str, int]:
+        """For metrics: what the cache holds; ages in rounds and trainings of its batches, by powers of two."""
+        found = {f"cache.{name}": value for name, value in self._cache.stats().items()}
+        found |= {f"cache.age.{age}": count for age, count in self._cache.ages(self._newest).items()}
+        trained = self._cache.trained_counts()
+        return found | {f"cache.trained_times.{times}": count for times, count in trained.items()}
+
+    def _finished(self, now: float) -> bool:
+        quiet = self._finishing is not None and now - self._last >= self._config.overlay.patience_s
+        return quiet or self._overdue(now)
 
     def _overdue(self, now: float) -> bool:
         return self._finishing is not None and now - self._finishing >= self._config.overlay.finish_s

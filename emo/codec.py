@@ -15,7 +15,7 @@ import math
 import struct
 import threading
 import zlib
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import zstandard
@@ -99,10 +99,45 @@ def _seal(name: str, shape: tuple[int, ...], base: int, raw: bytes) -> bytes:
     return body + _U32.pack(zlib.crc32(body))
 
 
+class Head(NamedTuple):
+    """What an encoded array says of itself. `codec`: one of CODECS, without "-delta". `base`: 0 in a full frame."""
+
+    codec: str
+    shape: tuple[int, ...]
+    base: int
+
+
+def head(data: bytes, limit: int) -> Head:
+    """Of a frame that is whole. Raises CodecError as `decode`, but does not look into the zstd frame."""
+    return _open(data, limit)[0]
+
+
 def decode(data: bytes, limit: int, base: Array | None = None) -> Array:
     """The float32 array in `data`. Raises CodecError on any flipped bit, cut or trailing byte, and,
     before anything is allocated, on an array of more than `limit` bytes; BaseError (a CodecError) where `data` is
     a delta and `base` is not the array it was made against. A full frame does not look at `base`."""
+    known, raw = _open(data, limit)
+    kind, size = _FORMATS[known.codec], _FORMATS[known.codec].size(known.shape)
+    if not known.base:
+        full: Array = kind.unpack(_decompress(raw, size), known.shape)
+        return full
+    kind, base = _delta(known, base)
+    return kind.unpack(_decompress(raw, size), known.shape, base)
+
+
+def whole(data: bytes, limit: int, base: Array | None = None) -> tuple[Array, bytes]:
+    """(what `decode` gives, a full frame of the same bits): `data` itself, unless that is a delta; then what
+    `encode` would have given without a base. Nothing is quantised again. Raises as `decode`."""
+    known, raw = _open(data, limit)
+    if not known.base:
+        return decode(data, limit), data
+    kind, base = _delta(known, base)
+    array, packed = kind.whole(_decompress(raw, kind.size(known.shape)), known.shape, base)
+    return array, _seal(known.codec, known.shape, 0, packed)
+
+
+def _open(data: bytes, limit: int) -> tuple[Head, bytes]:
+    """(head, zstd frame), checked against each other as far as that goes without opening the latter."""
     if len(data) < _HEAD.size + 3 * _U32.size:
         raise CodecError(f"encoded array is cut: {len(data)} bytes")
     if _U32.unpack_from(data, len(data) - 4)[0] != zlib.crc32(memoryview(data)[:-4]):
@@ -117,26 +152,30 @@ def decode(data: bytes, limit: int, base: Array | None = None) -> Array:
     start = _HEAD.size + 4 * ndim + 8
     if len(data) < start + 4:
         raise CodecError("encoded array is cut inside its header")
-    *dims, wanted, raw_size = struct.unpack_from(f"<{ndim + 2}I", data, _HEAD.size)
-    shape, kind = tuple(dims), list(_FORMATS.values())[number]
-    size = math.prod(shape)
+    *dims, base, raw_size = struct.unpack_from(f"<{ndim + 2}I", data, _HEAD.size)
+    shape, name = tuple(dims), list(_FORMATS)[number]
+    size, kind = math.prod(shape), _FORMATS[name]
     if size == 0 or size * 4 > limit:
         raise CodecError(f"encoded array of shape {shape} is over the limit of {limit} bytes, or empty")
     if raw_size != kind.size(shape):
         raise CodecError(
             f"encoded array says {raw_size} raw bytes, its shape {shape} makes {kind.size(shape)}"
         )
-    if not wanted:
-        whole: Array = kind.unpack(_decompress(data[start:-4], raw_size), shape)
-        return whole
-    if not isinstance(kind, Quantised):
+    if base and not isinstance(kind, Quantised):
         raise CodecError("encoded array is a delta of floats: there is no such thing")
+    return Head(name, shape, base), data[start:-4]
+
+
+def _delta(known: Head, base: Array | None) -> tuple[Quantised, Array]:
+    """The format and the base of a delta. Raises BaseError."""
+    kind = _FORMATS[known.codec]
+    assert isinstance(kind, Quantised)  # says _open
     if base is None:
         raise BaseError("encoded array is a delta, and the version before it is not here")
     base = np.ascontiguousarray(base, dtype=np.float32)
-    if base.shape != shape or zlib.crc32(base.data) != wanted or not _sane(base):
+    if base.shape != known.shape or zlib.crc32(base.data) != known.base or not _sane(base):
         raise BaseError("encoded array is a delta against another version than the one here")
-    return kind.unpack(_decompress(data[start:-4], raw_size), shape, base)
+    return kind, base
 
 
 _local = threading.local()  # a compressor is 1 MB of tables, and not for two threads at once

@@ -142,14 +142,22 @@ class Tap(Section):
     "-delta" against the version that the edge has confirmed."""
 
     enabled: bool = True
-    codec: Codec = "fp16"
+    codec: Codec = "int2-delta"
 
 
 class Cache(Section):
-    """`memory_mib`: level 1, in the overlay's device memory. Level 2 is the folder."""
+    """`memory_mib`: level 1, in the overlay's device memory; with `memory_share` no more than that share of all batches.
+    Level 2 is the folder, `budget_mib` of it at most: then `eviction` says what goes, in equal shares a device.
+    `durability`: what is on the disk when the broker is told that a batch has arrived: each batch by itself, those
+    that came together, or nothing for certain."""
 
     dir: Path = Path("cache")
     memory_mib: Positive = 256
+    memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    budget_mib: Positive | None = None
+    eviction: Literal["oldest", "fifo", "lowest-loss"] = "oldest"
+    sampling: Literal["mixed", "uniform", "importance", "fresh"] = "mixed"
+    durability: Literal["batch", "group", "none"] = "group"
 
 
 POLICY = re.compile(r"always|once|svcca|cka|fixed\((?P<n>[1-9][0-9]{0,8})\)")
@@ -161,7 +169,7 @@ class Controller(Section):
     change of a batch at which svcca and cka skip one attempt at most; at half of it four, at a quarter 16."""
 
     policy: str = "svcca"
-    max_interval: Annotated[float, Field(ge=1)] = 64.0
+    max_interval: Annotated[float, Field(ge=1)] = 4.0
     max_age: Positive = 128
     max_change: Annotated[float, Field(gt=0)] = 2.0
 
@@ -177,7 +185,10 @@ class Controller(Section):
 class Overlay(Section):
     """`batches`: how many cached batches make one step: each is one device's, often nearly one class.
     `replay_ratio`: batches replayed per batch that a device offered. `clip`: largest norm of a gradient.
+    `budget`: that ratio, or time: all that there is until the run ends. `schedule`: cosine ends at a hundredth of `lr`.
     `average`: of the weights over the last 1 / (1 - average) steps is what is sent; 0: the last step's own.
+    `amp`: bfloat16 where there is a GPU. `mixup` (its alpha, 0: none) and `flip` augment activations.
+    `checkpoint_steps`: after a restart no more steps than these are lost.
     After the last round the overlay is sent when nothing has come for `patience_s`, at `finish_s` in any case."""
 
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
@@ -186,7 +197,14 @@ class Overlay(Section):
     clip: Annotated[float, Field(gt=0)] = 1.0
     average: Annotated[float, Field(ge=0, lt=1)] = 0.998
     batches: Annotated[int, Field(ge=1, le=256)] = 4
+    budget: Literal["ratio", "time"] = "ratio"
     replay_ratio: Annotated[float, Field(gt=0)] = 4.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    amp: bool = True
+    compile: bool = False
+    mixup: Annotated[float, Field(ge=0, le=10)] = 0.0
+    flip: bool = False
+    checkpoint_steps: Positive = 500
     seed: Seed = 0
     patience_s: Seconds = 2.0
     finish_s: Seconds = 540.0

@@ -13,6 +13,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Journal:
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
         self._folder = folder
+        self._gauges: Callable[[], Mapping[str, int]] = dict
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -66,9 +68,14 @@ class Journal:
         except OSError as error:
             self.problem("events.unwritten", f"{self._folder}: events cannot be written: {error.strerror}")
 
+    def watch(self, gauges: Callable[[], Mapping[str, int]]) -> None:
+        """What `gauges` gives stands beside the counters in every snapshot."""
+        self._gauges = gauges
+
     def snapshot(self) -> dict[str, int]:
+        found = dict(self._gauges())
         with self._lock:
-            return dict(sorted(self.counts.items()))
+            return dict(sorted((found | self.counts).items()))
 
     def write(self) -> None:
         """Replace metrics.json; a full disk must not stop a tier, so it is only logged."""

@@ -76,6 +76,16 @@ class Quantised(NamedTuple):
         return b"".join([low.astype("<f4").tobytes(), _planes(halves), self._join(codes.reshape(-1))])
 
     def unpack(self, raw: bytes, shape: tuple[int, ...], base: Array | None = None) -> Array:
+        return self._array(*self._open(raw, shape, base), shape)
+
+    def whole(self, raw: bytes, shape: tuple[int, ...], base: Array) -> tuple[Array, bytes]:
+        """Of a delta against `base`: what `unpack` gives, and what `pack` gave of the same array."""
+        low, step, codes = self._open(raw, shape, base)
+        head = raw[: 6 * _channels(shape)]
+        return self._array(low, step, codes, shape), head + self._join(codes.reshape(-1))
+
+    def _open(self, raw: bytes, shape: tuple[int, ...], base: Array | None) -> tuple[Array, Array, Codes]:
+        """(low, step, codes), one row a channel."""
         channels = _channels(shape)
         low = np.frombuffer(raw, "<f4", channels).reshape(-1, 1)
         halves = _unplanes(raw[4 * channels : 6 * channels], "<u2")
@@ -88,6 +98,10 @@ class Quantised(NamedTuple):
             codes = np.bitwise_and(
                 codes + self._codes(_rows(base), low, step), 2**self.bits - 1, dtype=np.uint8
             )
+        return low, step, codes
+
+    @staticmethod
+    def _array(low: Array, step: Array, codes: Codes, shape: tuple[int, ...]) -> Array:
         # One multiplication and one addition, each rounded to float32: the same bits on every machine.
         with np.errstate(over="ignore"):  # crafted: infinite, and refused by who looks for it
             return _unrows(codes * step + low, shape)
@@ -110,9 +124,18 @@ class Quantised(NamedTuple):
     def _part(self, joined: Codes) -> Codes:
         if self.per == 1:
             return joined
-        shifts = np.arange(self.per - 1, -1, -1, dtype=np.uint8) * np.uint8(self.bits)
-        parted: Codes = ((joined[:, None] >> shifts) & np.uint8(2**self.bits - 1)).reshape(-1)
+        parted: Codes = _PARTED[self.bits, self.per].take(joined).view(np.uint8)
         return parted
+
+
+def _table(bits: int, per: int) -> NDArray[np.generic]:
+    """For each byte its `per` codes, those of one byte as one item: a lookup is four times faster than shifts."""
+    shifts = np.arange(per - 1, -1, -1, dtype=np.uint8) * np.uint8(bits)
+    codes = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8(2**bits - 1)
+    return np.ascontiguousarray(codes).view(f"u{per}").reshape(-1)
+
+
+_PARTED = {(bits, per): _table(bits, per) for bits, per in ((4, 2), (3, 2), (2, 4))}
 
 
 def _planes(array: NDArray[np.generic]) -> bytes:

@@ -1,129 +1,122 @@
 """Level 2 of the replay cache: every batch, newest version only, on disk (paper, section IV-B).
 
-    ROOT/lock                                      held while a DiskCache is open
-    ROOT/batches/DEVICE/BB/BATCH-VERSION-CRC.h5    BB: BATCH mod 256, CRC: of the whole file, both hex
-    ROOT/damaged/                                  files that were not what their name says
-    ROOT/run                                       the run that the batches are of
+    ROOT/lock     held while a DiskCache is open
+    ROOT/...      one HDF5 file a batch: shelf.py says where, hdf5.py what is inside
 
-Knows folders, names and HDF5; the only file that imports h5py. Knows no tensor, no sampling, no level 1.
+Knows when a file is written, synced, indexed and removed. Knows no name, no HDF5, no tensor, no sampling, no level 1.
 
-The older version goes only when the newer one is whole under its own name. So a kill leaves the old
-version, the new one or both, never a mix, and the next start keeps the newer. The name carries the
-version and the checksum: start-up reads names only, and libhdf5 is given no byte that was not checked.
-
-h5py holds one lock for the whole interpreter. Here it works in memory only: files are put together
-and taken apart as byte strings; reading, writing and syncing happen outside.
+The older version goes only when the newer one is whole under its own name; and on the disk, unless `durability` is
+"none". So a kill or a power cut leaves the older version, the newer one or both, never a mix; and the next start keeps
+the newest that is whole. It reads names; and files, only where a batch has several.
 """
 
-import errno
 import fcntl
 import os
-import re
-import shutil
 import threading
-import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 from numpy.typing import NDArray
 
-from edge_app.cache import files
+from edge_app.cache import files, image
+from edge_app.cache.catalogue import Catalogue, Entered
+from edge_app.cache.eviction import POLICIES
+from edge_app.cache.index import Key, Row
+from edge_app.cache.shelf import LIMIT, Entry, Shelf, advice
+from edge_app.cache.startup import rebuild
 from emo.config import ID
-from emo.errors import CacheError
+from emo.errors import CacheError, nearest
+
+__all__ = ["DiskCache", "Entry"]
 
 Array = NDArray[Any]
-Key = tuple[str, int]
 
-_NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})-([0-9a-f]{8})\.h5")
-_LIMIT = 10**19  # what _NAME can read back
-_hdf5 = threading.Lock()  # two files of one name in memory are one file to libhdf5; h5py is serial anyway
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One stored batch. `activations` (N, ...) and `labels` (N, ...) as they were put, dtypes too."""
-
-    device: str
-    batch: int
-    version: int
-    activations: Array
-    labels: Array
-
-
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    version: int
-    crc: int
-    size: int
-    path: Path
+DURABILITIES = ("batch", "group", "none")
+_COUNTS = ("stored", "ignored", "hits", "misses", "evicted", "refused")
 
 
 class DiskCache(AbstractContextManager["DiskCache"]):
     """One HDF5 file a (device, batch) under `root`, which is made when missing.
 
-    Any thread may call; of two puts of one key at a time the newer version stays. One lock guards the
-    index and the counters, and is held for no I/O. Raises CacheError when the folder cannot be used
-    or another DiskCache, of this process or another, has it open.
+    `budget_bytes`: of all files, whenever no put is under way; what goes when it is full says `eviction`, one of
+    eviction.POLICIES, in fair shares a device. `durability`: "batch": a put is on the disk when it returns;
+    "group": when `flush` has returned; "none": at some time. `say`: is told at start how many files were seen so far.
+    `on_evict`: to be set; is told device and batch of each that was evicted, with no lock held.
+
+    Any thread may call, `flush` one; of two puts of one key at a time the newer version stays. One lock guards index
+    and counters, and no I/O is done under it; another keeps a flush, and what else syncs or clears, to itself. Raises
+    CacheError when the folder cannot be used or another DiskCache, of this process or another, has it open.
     """
 
-    def __init__(self, root: Path | str) -> None:
-        self._root = Path(root)
-        self._batches, self._damaged = self._root / "batches", self._root / "damaged"
-        self._lock = threading.Lock()
-        self._index: dict[Key, _Stored] = {}
-        self._counts = dict.fromkeys(("stored", "ignored", "hits", "misses", "damaged"), 0)
+    def __init__(
+        self,
+        root: Path | str,
+        budget_bytes: int | None = None,
+        eviction: str = "oldest",
+        *,
+        durability: str = "batch",
+        say: Callable[[int], None] | None = None,
+    ) -> None:
+        for name, known in ((eviction, POLICIES), (durability, DURABILITIES)):
+            if name not in known:
+                raise CacheError(f"no eviction or durability is called {name!r}; {nearest(name, known)}")
+        self.on_evict: Callable[[str, int], None] | None = None
+        self._root, self._budget = Path(root), budget_bytes
+        self._durability, self._policy = durability, POLICIES[eviction]
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
+        self._catalogue = Catalogue(self._policy, budget_bytes)
+        self._counts = dict.fromkeys(_COUNTS, 0)
         self._handle = -1
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
+            files.make_folder(self._root)
             self._handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._batches.mkdir(exist_ok=True)
-            self._damaged.mkdir(exist_ok=True)
-            files.sync(self._root)
-            self._rebuild()
-        except OSError as error:
-            self.close()
+            self._shelf = Shelf(self._root)
+            older = rebuild(self._shelf, self._catalogue, say)
+            if durability != "none" and self._catalogue.index.total:
+                os.sync()  # then an older version may go, and who puts a batch again may hold it to be on the disk
+            self._leave(self._catalogue.shrink(older))
+        except BaseException as error:
+            self._unlock()
+            if not isinstance(error, OSError):
+                raise
             why = f"the cache folder cannot be used: {error.strerror}"
             if isinstance(error, BlockingIOError):
                 why = "another edge has this cache open; stop it, or set another cache.dir"
             raise CacheError(f"{root}: {why}") from error
 
-    def put(self, device: str, batch: int, version: int, activations: Array, labels: Array) -> bool:
-        """Store a batch; on return it is on the disk. False, and nothing changed, unless `version` is newer.
+    def put(self, device: str, batch: int, version: int, activations: Array | bytes, labels: Array) -> bool:
+        """Store a batch, as durably as this cache is. False, and nothing changed, unless `version` is newer.
 
-        `activations` (N, ...) of floats or integers, `labels` (N, ...) of integers. Raises CacheError
-        for other arrays, for an id that is not one, and when the disk is full or fails: the version
-        before it is then intact.
+        `activations`: (N, ...) of floats or integers; or a full frame of emo.codec, which is stored as it is.
+        `labels`: (N, ...) of integers. Raises CacheError for others, for an id that is not one, and when there is no
+        room or the disk fails: all that was stored before is then intact, and the next put is tried again.
         """
         key = self._key(device, batch)
-        _check(key, version, activations, labels)
+        try:
+            form = image.form_of(activations, labels)
+        except CacheError as error:
+            raise CacheError(f"{key}: {error}") from error
+        if not 0 <= version < LIMIT:
+            raise CacheError(f"{key}: version {version} is not in 0 ... 10**19 - 1")
         with self._lock:
             if not self._is_newer(key, version):
                 return False
-        image = _pack(Entry(device, batch, version, activations, labels))
-        crc = zlib.crc32(image)
-        path = self._folder(key) / f"{batch}-{version}-{crc:08x}.h5"
+        pieces, crc = image.pack(form, device, batch, version, activations, labels)
+        row = Row(version, crc, sum(map(len, pieces)))
+        stored = None
         try:
-            files.make_folder(path.parent, self._batches)
-            files.write(path, image)
+            if self._budget is None or row.size <= self._budget:
+                self._shelf.write(key, row, pieces, synced=self._durability == "batch")
+                stored = self._enter(key, row)
         except OSError as error:
-            raise CacheError(
-                f"{path}: cannot be stored: {error.strerror}; the version before it is kept. "
-                "Free space on this disk, or set another cache.dir."
-            ) from error
-        old: _Stored | None = _Stored(version, crc, len(image), path)
-        with self._lock:  # another thread may have stored a newer one since
-            newer = self._is_newer(key, version)
-            if old is not None and newer:
-                self._index[key], old = old, self._index.get(key)
-                self._counts["stored"] += 1
-        if old is not None:
-            files.remove(old.path)
-        return newer
+            raise self._refused(key, advice(error)) from error
+        if stored is None:
+            why = f"the budget of {self._budget} bytes has no room for its {row.size}; raise cache.budget_mib"
+            raise self._refused(key, why)
+        return stored
 
     def get(self, device: str, batch: int) -> Entry | None:
         """The newest version, or None. A file that is not what its name says is a miss: it is moved to
@@ -132,77 +125,105 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         key = self._key(device, batch)
         while True:
             with self._lock:
-                stored = self._index.get(key)
-                if stored is None:
+                row = self._catalogue.index.get(key)
+                if row is None:
                     self._counts["misses"] += 1
                     return None
-            try:
-                entry = _unpack(key, stored, files.read(stored.path, stored.size))
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.EIO):
-                    raise CacheError(f"{stored.path}: cannot be read: {error.strerror}") from error
-                entry = None
+            entry = self._shelf.read(key, row)
             with self._lock:
                 if entry is not None:
                     self._counts["hits"] += 1
                     return entry
-                if self._index.get(key) != stored:
-                    continue  # a newer version took its place meanwhile: read that
-                del self._index[key]
-            self._set_aside(stored.path)
+                now = self._catalogue.index.get(key)
+                if now is None or now.version != row.version:
+                    continue  # another version took its place meanwhile: read that
+                _, *below = self._catalogue.forget(key)
+            self._shelf.set_aside(self._shelf.path(key, row), row.size)
+            self._shelf.remove(below)
 
     def version(self, device: str, batch: int) -> int | None:
         """The stored version, from the index: no file is opened."""
         with self._lock:
-            stored = self._index.get((device, batch))
-        return None if stored is None else stored.version
+            row = self._catalogue.index.get((device, batch))
+        return None if row is None else row.version
 
     def keys(self) -> list[Key]:
         """All (device, batch), those with the oldest version first."""
         with self._lock:
-            rows = list(self._index.items())
-        return [key for key, _ in sorted(rows, key=lambda row: (row[1].version, row[0]))]
+            return self._catalogue.index.keys()
+
+    def note_loss(self, device: str, batch: int, loss: float) -> None:
+        """Mean loss of the newest version, when it was trained on. For eviction by "lowest-loss", else without effect."""
+        with self._lock:
+            self._catalogue.trained((device, batch), loss)
 
     def delete(self, device: str, batch: int) -> bool:
         """Remove a batch. False when there is none."""
+        key = self._key(device, batch)
         with self._lock:
-            stored = self._index.pop(self._key(device, batch), None)
-        if stored is not None:
-            files.remove(stored.path)
-        return stored is not None
+            gone = self._catalogue.forget(key)
+        self._shelf.remove(gone)
+        return bool(gone)
 
     def begin(self, run: str) -> bool:
         """Remove all batches, at once and for good; False when they are of `run` already. Raises CacheError."""
         self._require_open()
-        old, marker = self._root / "old", self._root / "run"
         try:
-            if marker.is_file() and files.read(marker, 100) == run.encode():
-                return False
-            with self._lock:
-                self._index.clear()
-            shutil.rmtree(old, ignore_errors=True)
-            self._batches.rename(old)
-            self._batches.mkdir()
-            files.write(marker, run.encode())
-            shutil.rmtree(old, ignore_errors=True)
+            with self._flushing:
+                if self._shelf.run() == run:
+                    return False
+                with self._lock:
+                    self._catalogue = Catalogue(self._policy, self._budget, self._catalogue.turn)
+                self._shelf.begin(run)
         except OSError as error:
             raise CacheError(f"{self._root}: cannot be cleared: {error.strerror}") from error
         return True
 
+    def flush(self) -> None:
+        """With durability "group": on return all that was put before is on the disk. Else there is nothing to do.
+
+        Raises CacheError when a sync failed: of these batches the version that was synced before is there, and is
+        what `get` gives; the newer one is lost. All others are on the disk.
+        """
+        self._require_open()
+        with self._flushing:
+            with self._lock:
+                rows = self._catalogue.begin_sync()
+            failed = self._shelf.sync(rows) if rows else {}
+            with self._lock:
+                lost = [failed[key] for key in self._catalogue.syncing if key in failed]
+                gone = self._catalogue.end_sync(failed)
+            self._shelf.remove(gone)
+        if lost:
+            raise CacheError(
+                f"{self._root}: {len(lost)} of {len(rows)} batches could not be synced: {lost[0].strerror}. Of these the "
+                "version before is kept, and the newer one has to come again. Look after this disk."
+            )
+
     def stats(self) -> dict[str, int]:
-        """`entries` and their `bytes` now; `stored ignored hits misses damaged` since this was opened."""
+        """Now: `entries`, `bytes` of their files (older versions that wait for a sync too), entries `unsynced`. Since
+        this was opened: `stored ignored hits misses damaged evicted`, and puts `refused` by the disk or for want of room.
+        """
         with self._lock:
-            rows, counts = list(self._index.values()), dict(self._counts)
-        return {"entries": len(rows), "bytes": sum(row.size for row in rows), **counts}
+            return {**self._catalogue.stats(), "damaged": self._shelf.damaged, **self._counts}
 
     def close(self) -> None:
-        """Leave the folder to others; harmless twice. Other calls then raise CacheError."""
-        handle, self._handle = self._handle, -1
-        if handle >= 0:
-            os.close(handle)
+        """Flush, and leave the folder to others; harmless twice. Other calls then raise CacheError, as may this one."""
+        try:
+            if self._handle >= 0:
+                self.flush()
+        finally:
+            self._unlock()
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    # -- inside
+
+    def _unlock(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
 
     def _require_open(self) -> None:
         if self._handle < 0:
@@ -210,91 +231,59 @@ class DiskCache(AbstractContextManager["DiskCache"]):
 
     def _key(self, device: str, batch: int) -> Key:
         self._require_open()
-        if not ID.fullmatch(device) or not 0 <= batch < _LIMIT:
+        if not ID.fullmatch(device) or not 0 <= batch < LIMIT:
             raise CacheError(f"({device!r}, {batch!r}) is not a device id and a batch number")
         return device, batch
 
     def _is_newer(self, key: Key, version: int) -> bool:  # with the lock held
-        stored = self._index.get(key)
-        newer = stored is None or stored.version < version
+        row = self._catalogue.index.get(key)
+        newer = row is None or row.version < version
         self._counts["ignored"] += not newer
         return newer
 
-    def _folder(self, key: Key) -> Path:
-        return self._batches / key[0] / f"{key[1] % 256:02x}"
-
-    def _set_aside(self, path: Path) -> None:
+    def _refused(self, key: Key, why: str) -> CacheError:
         with self._lock:
-            self._counts["damaged"] += 1
-        try:
-            path.replace(self._damaged / "-".join(path.relative_to(self._batches).parts))
-        except OSError:
-            files.remove(path)  # the disk may be failing: what cannot be moved is at least not met again
+            self._counts["refused"] += 1
+        return CacheError(
+            f"{self._root}: batch {key[1]} of {key[0]} is not stored, all others are kept: {why}"
+        )
 
-    def _rebuild(self) -> None:
-        """The index from the names. Removes what a killed process left; sets aside what is not ours."""
-        shutil.rmtree(self._root / "old", ignore_errors=True)
-        for folder in self._batches.glob("*/*/"):
-            for path in folder.iterdir():
-                if files.is_left_over(path):
-                    files.remove(path)
-                    continue
-                match = _NAME.fullmatch(path.name)
-                key = (folder.parent.name, int(match[1]) if match else 0)
-                if not match or not ID.fullmatch(key[0]) or folder != self._folder(key):
-                    self._set_aside(path)
-                    continue
-                found = [_Stored(int(match[2]), int(match[3], 16), path.lstat().st_size, path)]
-                found += [self._index[key]] if key in self._index else []
-                self._index[key], *older = sorted(found, key=lambda each: -each.version)
-                for each in older:
-                    files.remove(each.path)
+    def _enter(self, key: Key, row: Row) -> bool | None:
+        """Index what was written. None where it has no room, False where it is not the newest; then, as where an OSError
+        is raised, its file is removed."""
+        grouped = self._durability == "group"
+        stored = self._try(key, row, settled=not grouped)
+        if stored is None and grouped:  # its own older versions take the room, until this one is synced
+            failed = self._shelf.sync({key: row})
+            if failed:
+                self._shelf.remove([(key, row)])
+                raise failed[key]
+            stored = self._try(key, row, settled=True)
+        if stored is None:
+            self._shelf.remove([(key, row)])
+        return stored
 
+    def _try(self, key: Key, row: Row, *, settled: bool) -> bool | None:
+        with self._lock:
+            stored = self._is_newer(key, row.version)
+            now = self._catalogue.index.get(key)
+            if stored:
+                entered = self._catalogue.enter(key, row, settled=settled)
+            else:  # another thread has stored it since, or a newer one
+                entered = Entered([] if now and now[:2] == row[:2] else [(key, row)], [])
+            if entered is None:
+                return None
+            self._counts["stored"] += stored
+        self._leave(entered)
+        return stored
 
-def _check(key: Key, version: int, activations: Array, labels: Array) -> None:
-    if not 0 <= version < _LIMIT:
-        raise CacheError(f"{key}: version {version} is not in 0 ... 10**19 - 1")
-    if activations.dtype.kind not in "fiu" or labels.dtype.kind not in "iu":
-        raise CacheError(f"{key}: cannot store {activations.dtype} activations with {labels.dtype} labels")
-    if not activations.ndim or not labels.ndim or len(activations) != len(labels):
-        raise CacheError(f"{key}: activations {activations.shape} and labels {labels.shape} do not fit")
-
-
-def _content_crc(activations: Array, labels: Array) -> int:
-    return zlib.crc32(labels.data, zlib.crc32(activations.data))
-
-
-def _pack(entry: Entry) -> bytes:
-    """An HDF5 file as bytes: datasets `activations` and `labels`, the rest as attributes."""
-    activations, labels = np.ascontiguousarray(entry.activations), np.ascontiguousarray(entry.labels)
-    attributes = {
-        "device": np.bytes_(entry.device.encode()),
-        "batch": np.uint64(entry.batch),
-        "version": np.uint64(entry.version),
-        "shape": np.array(activations.shape, np.uint64),
-        "dtype": np.bytes_(activations.dtype.str.encode()),
-        "crc32": np.uint32(_content_crc(activations, labels)),
-    }
-    room = activations.nbytes + labels.nbytes + 2**14
-    with _hdf5, h5py.File("batch", "w", driver="core", backing_store=False, block_size=room) as file:
-        file.create_dataset("activations", data=activations)
-        file.create_dataset("labels", data=labels)
-        file.attrs.update(attributes)
-        file.flush()
-        return bytes(file.id.get_file_image())
-
-
-def _unpack(key: Key, stored: _Stored, image: bytes) -> Entry | None:
-    """None unless these are the bytes that were written for this key and version."""
-    if len(image) != stored.size or zlib.crc32(image) != stored.crc:
-        return None
-    try:
-        with _hdf5, h5py.File(h5py.h5f.open_file_image(image)) as file:
-            of = (bytes(file.attrs["device"]).decode(), int(file.attrs["batch"]), int(file.attrs["version"]))
-            activations, labels = np.asarray(file["activations"]), np.asarray(file["labels"])
-            crc = int(file.attrs["crc32"])
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError):
-        return None  # whole, but not a file of ours
-    if of != (*key, stored.version) or crc != _content_crc(activations, labels):
-        return None
-    return Entry(*key, stored.version, activations, labels)
+    def _leave(self, entered: Entered) -> None:
+        """Files go, what was set aside first where the budget needs that, and who is to know is told."""
+        self._shelf.remove(entered.gone)
+        if self._budget is not None and self._catalogue.index.total + self._shelf.aside[1] > self._budget:
+            self._shelf.drop_aside()
+        with self._lock:
+            self._counts["evicted"] += len(entered.evicted)
+        if self.on_evict:
+            for key in entered.evicted:
+                self.on_evict(*key)

@@ -20,7 +20,7 @@ from device_app.offers import Offers
 from edge_app.cache import DiskCache, ReplayCache
 from edge_app.node import EdgeNode
 from emo import frame, models, topics
-from emo.codec import Codec
+from emo.codec import Codec, Packed
 from emo.config import Controller, EdgeConfig, Overlay
 from emo.data import Dataset
 from emo.data.batches import tensors
@@ -30,19 +30,23 @@ from emo.models import inference
 from testbed.experiments import trace
 
 _RUN = "study"
+_FILE = 3 << 10  # around the encoded bytes of a batch on the disk
 _MEMORY = 2 << 30  # level 1 holds everything: reading HDF5 back is not what is studied
 
 
 @dataclass(frozen=True)
 class Arm:
-    """`policy`: as in the configuration of an edge. `first`: how many of the devices belong to the first edge."""
+    """`policy`, `sampling`: as in the configuration of an edge. `first`: how many of the devices belong to the first
+    edge. `share`: of what all batches would take on its disk, the budget that an edge has."""
 
     policy: str
     codec: Codec
     first: int
     overlay: Overlay
-    max_interval: float = 64.0
+    max_interval: float = 4.0
     fresh_rounds: int = 0
+    sampling: str = "mixed"
+    share: float = 1.0
 
 
 class Study:
@@ -54,7 +58,11 @@ class Study:
         self._spec = options.model
         groups = (range(arm.first), range(arm.first, options.devices))
         self.journal = Journal()
-        self._disks = [DiskCache(scratch / f"edge-{number}") for number in (1, 2)]
+        self._disks = [
+            DiskCache(scratch / f"edge-{number}", self._budget(len(group)), durability="none")
+            for number, group in enumerate(groups, 1)
+        ]
+        self._caches: list[ReplayCache] = []
         self._edges = [
             self._edge(number, group, disk)
             for number, (group, disk) in enumerate(zip(groups, self._disks, strict=True), 1)
@@ -66,7 +74,7 @@ class Study:
         for offers in self._offers:
             offers.begin(_RUN)
         self.bytes = dict.fromkeys(("activations", "control"), 0)
-        self.attempted = self.sent = self.raw = 0
+        self.attempted = self.sent = self.raw = self._round = 0
 
     def _edge(self, number: int, group: range, disk: DiskCache) -> EdgeNode:
         config = EdgeConfig(
@@ -78,12 +86,26 @@ class Study:
             ),
             overlay=self._arm.overlay.model_copy(update={"seed": self._options.seed + number}),
         )
-        node = EdgeNode(config, ReplayCache(disk, _MEMORY, self._options.seed), self.journal)
+        cache = ReplayCache(disk, _MEMORY, self._options.seed, sampling=self._arm.sampling)
+        self._caches.append(cache)
+        node = EdgeNode(config, cache, self.journal)
         list(node.handle(RunState(_RUN, 0, 1, "training"), 0.0))
         return node
 
+    def _budget(self, devices: int) -> int | None:
+        """Bytes of an edge's disk: the share, of full frames of every batch that its devices have."""
+        if self._arm.share >= 1:
+            return None
+        recorded = trace.read(self._folder, 1)
+        samples = int(recorded.batches[0, 2])
+        device = recorded.batches[0, 0]
+        batches = int((recorded.batches[:, 0] == device).sum())  # as many on every device
+        first = Packed(recorded.activations[:samples], self._arm.codec)
+        return int(self._arm.share * devices * batches * (len(first.data()) + _FILE))
+
     def round(self, number: int) -> trace.Round:
         """Offer what the devices of round `number` see, and train the overlays."""
+        self._round = number
         recorded = trace.read(self._folder, number)
         passed: set[int] = set()
         for device, batch, activations, labels in recorded.offered():
@@ -147,6 +169,10 @@ class Study:
             "policy": self._arm.policy,
             "max_interval": self._arm.max_interval,
             "fresh_rounds": self._arm.fresh_rounds,
+            "sampling": self._arm.sampling,
+            "share": self._arm.share,
+            "entries": sum(cache.stats()["entries"] for cache in self._caches),
+            "mean_age": self._mean_age(),
             "codec": self._arm.codec,
             "sent_fraction": self.sent / self.attempted,
             "bytes_activations": self.bytes["activations"],
@@ -159,7 +185,14 @@ class Study:
             "accuracy_fl": percent(logits[0]),
         }
 
+    def _mean_age(self) -> float:
+        """Rounds since the batches in the caches were made."""
+        versions = [disk.version(*key) for disk in self._disks for key in disk.keys()]  # noqa: SIM118 - a method of ours
+        return self._round - float(np.mean([version or 0 for version in versions]))
+
     def close(self) -> None:
+        for cache in self._caches:
+            cache.close()
         for disk in self._disks:
             disk.close()
 

@@ -1,138 +1,135 @@
-"""Sampling, level 1 and the whole: new batches first, no waiting."""
+"""The whole replay cache, one call after the other: new batches first, bounded, nothing stale."""
 
-import os
-import threading
-import time
+import math
 from collections import Counter
 
 import numpy as np
+import pytest
 import torch
 from caches import LABELS, acts, batch_files
-from hypothesis import given
-from hypothesis import strategies as st
+from replays import ONE, caches_over, fill, settled
 
 from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
-from edge_app.cache.memory import Memory, Sample
-from edge_app.cache.sampling import Mixed
-
-# --- sampling
+from emo import codec
 
 
-@given(st.lists(st.integers(0, 9) | st.just(None), max_size=80), st.integers(0, 99))
-def test_mixed_new_batches_newest_first_before_any_replay(calls, seed):
-    sampler, fresh, known = Mixed(np.random.default_rng(seed)), [], set()
-    for batch in calls:
-        if batch is not None:
-            key = ("d", batch)
-            sampler.add(key)
-            fresh = [k for k in fresh if k != key] + [key]
-            known.add(key)
-            continue
-        picked = sampler.pick()
-        if fresh:
-            assert picked == fresh.pop()
-        else:
-            assert (picked is None) == (not known)
-            assert picked is None or picked in known
-        assert sampler.fresh == len(fresh)
+@pytest.fixture
+def make(disk):
+    with caches_over(disk) as one:
+        yield one
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 6)), max_size=60))
-def test_mixed_never_names_what_was_removed(calls):
-    sampler, known = Mixed(np.random.default_rng(0)), set()
-    for add, batch in calls:
-        (sampler.add if add else sampler.remove)(("d", batch))
-        (known.add if add else known.discard)(("d", batch))
-        assert len(sampler) == len(known)
-    assert {sampler.pick() for _ in range(200)} - {None} <= known
+def test_an_empty_cache_does_not_wait(make):
+    assert make().sample() is None
 
 
-def test_replay_is_uniform_and_seeded():
-    def draw(seed):
-        sampler = Mixed(np.random.default_rng(seed))
-        for batch in range(10):
-            sampler.add(("d", batch))
-        return [sampler.pick() for _ in range(5010)][10:]
-
-    counts = Counter(draw(0)).values()
-    assert sum((n - 500) ** 2 / 500 for n in counts) < 27.9  # chi-square, 9 degrees, p = 0.001
-    assert draw(1) == draw(1) != draw(2)
-
-
-# --- memory
-
-
-def tensors(batch, n=10):
-    return Sample("d", batch, 0, torch.zeros(n, dtype=torch.float32), torch.zeros(0, dtype=torch.int64))
-
-
-def test_memory_drops_what_was_trained_on_longest_ago():
-    memory = Memory(100)
-    for batch in range(2):
-        memory.place(("d", batch), tensors(batch))
-    memory.use(("d", 0))
-    memory.place(("d", 2), tensors(2))
-    assert memory.use(("d", 1)) is None
-    assert memory.use(("d", 0)) is not None
-    memory.place(("d", 3), tensors(3, 26))  # larger than all of it: kept out, pushes nothing out
-    assert (len(memory), memory.nbytes) == (2, 80)
-    memory.place(("d", 0), tensors(0, 5))
-    assert memory.nbytes == 60
-    memory.clear()
-    assert (len(memory), memory.nbytes) == (0, 0)
-
-
-# --- the cache
-
-
-def test_an_empty_cache_does_not_wait(disk):
-    start = time.perf_counter()
-    assert ReplayCache(disk, 10**6, seed=0).sample() is None
-    assert time.perf_counter() - start < 1
-
-
-def test_newest_first_then_from_memory(disk):
-    cache = ReplayCache(disk, 10**6, seed=0)
+def test_newest_first_then_from_memory(make):
+    cache = make()
     for batch in range(3):
         assert cache.put("d", batch, 1, acts(batch).astype(np.float16), LABELS.astype(np.uint8))
     samples = [cache.sample() for _ in range(3)]
     assert [s.batch for s in samples] == [2, 1, 0]
-    assert samples[0].activations.dtype == torch.float32
-    assert samples[0].labels.dtype == torch.int64
-    assert (samples[0].activations == 2).all()
-    assert cache.stats()["disk_reads"] == 3
+    for sample in samples:
+        assert (sample.activations.dtype, sample.labels.dtype) == (torch.float32, torch.int64)
+        assert (sample.activations == sample.batch).all()
+        assert sample.labels.tolist() == LABELS.tolist()
+        assert sample.weight == 1.0
     for _ in range(20):
         cache.sample()
     stats = cache.stats()
-    assert (stats["disk_reads"], stats["memory_hits"], stats["memory_entries"]) == (3, 20, 3)
-    assert stats["fresh"] == 0
+    assert (stats["disk_reads"], stats["memory_hits"], stats["memory_entries"]) == (0, 23, 3)
+    assert (stats["fresh"], stats["starved_us"], stats["prefetched"]) == (0, 0, 0)
 
 
-def test_a_new_version_is_fresh_and_replaces_the_tensor_in_memory(disk):
-    cache = ReplayCache(disk, 10**6, seed=0)
+def test_a_new_version_is_fresh_and_replaces_the_tensor_in_memory(make):
+    cache = make()
     for version in range(5):
         cache.put("d", 0, version, acts(version), LABELS)
         assert not cache.put("d", 0, version, acts(9), LABELS)
+        assert cache.stats()["fresh"] == 1
         sample = cache.sample()
         assert (sample.version, float(sample.activations[0, 0, 0, 0])) == (version, version)
     assert cache.get("d", 0).version == 4
     assert cache.stats()["memory_entries"] == 1
 
 
-def test_memory_is_bounded_and_the_rest_comes_from_disk(disk):
-    one = acts(0).nbytes + LABELS.nbytes
-    cache = ReplayCache(disk, 2 * one, seed=0)
-    for batch in range(6):
-        cache.put("d", batch, 0, acts(batch), LABELS)
-    drawn = Counter(cache.sample().batch for _ in range(200))
-    assert set(drawn) == set(range(6))
-    assert cache.stats()["memory_bytes"] == 2 * one
-    assert cache.stats()["disk_reads"] > 50
+@pytest.mark.parametrize("prefetch", [False, True])
+@pytest.mark.parametrize("slots", [0, 2])
+def test_memory_is_bounded_and_the_rest_comes_from_disk(make, slots, prefetch):
+    cache = make(slots, prefetch=prefetch)
+    fill(cache, 6)
+    for _ in range(200):
+        sample = cache.sample()
+        assert (sample.activations == sample.batch).all()
+    stats = cache.stats()
+    assert (stats["memory_entries"], stats["memory_bytes"]) == (slots, slots * ONE)
+    assert stats["memory_hits"] + stats["disk_reads"] == 200
+    assert (stats["prefetched"] > 0) == bool(prefetch and slots)
+    assert (stats["starved_us"] > 0) == (stats["disk_reads"] > 0)
 
 
-def test_a_damaged_file_is_skipped(disk, tmp_path):
-    cache = ReplayCache(disk, 10**6, seed=0)
+def test_every_batch_comes_up_in_replay(make):
+    cache = make(2)
+    fill(cache, 6)
+    assert set(Counter(cache.sample().batch for _ in range(300))) == set(range(6))
+
+
+def test_batches_of_another_size_or_shape_are_served_too(make):
+    cache = make(3)
+    fill(cache, 2)
+    cache.put("d", 2, 0, acts(2, (3, 3, 2, 2)), LABELS[:3])
+    cache.put("d", 3, 0, acts(3, (4, 5)), LABELS)
+    for _ in range(40):
+        sample = cache.sample()
+        shape = {2: (3, 3, 2, 2), 3: (4, 5)}.get(sample.batch, (4, 3, 2, 2))
+        assert sample.activations.shape == shape
+        assert len(sample.labels) == shape[0]
+        assert (sample.activations == sample.batch).all()
+    assert cache.stats()["disk_reads"] > 0
+
+
+def test_encoded_bytes_are_what_is_stored_and_the_array_goes_to_memory(make, disk):
+    cache = make()
+    array = np.random.default_rng(0).random((4, 3, 2, 2), np.float32)
+    data = codec.encode(array, "int8")
+    decoded = codec.decode(data, array.nbytes)
+    cache.put("d", 0, 1, decoded, LABELS, data)
+    assert torch.equal(cache.sample().activations, torch.from_numpy(decoded))
+    assert (cache.stats()["memory_hits"], disk.get("d", 0).codec) == (1, "int8")
+    again = make(0)
+    assert torch.equal(again.sample().activations, torch.from_numpy(decoded))
+    assert again.stats()["disk_reads"] == 1
+
+
+def test_level_one_is_a_share_of_what_there_is(make, disk):
+    cache = make(memory_share=0.25)
+    for count in range(1, 13):
+        cache.put("d", count, 0, acts(count), LABELS)
+        assert cache.stats()["memory_entries"] == count // 4
+    for batch in range(1, 9):
+        disk.delete("d", batch)
+        disk.on_evict("d", batch)
+    settled(cache)
+    assert cache.stats()["memory_entries"] == 1
+
+
+def test_what_is_evicted_is_never_sampled(tmp_path):
+    with DiskCache(tmp_path, budget_bytes=40_000) as disk:
+        cache = ReplayCache(disk, 100 * ONE, 0)
+        there = set()
+        for batch in range(40):
+            cache.put("d", batch, batch, acts(batch), LABELS)
+            there = {key[1] for key in disk.keys()}  # noqa: SIM118 - a method of ours
+            for _ in range(5):
+                assert cache.sample().batch in there
+        stats = cache.stats()
+        assert 0 < stats["memory_entries"] == stats["entries"] == len(there) < 40
+        assert len(cache._sampler) == len(there)
+
+
+def test_a_damaged_file_is_skipped(make, disk, tmp_path):
+    cache = make(0)
     for batch in range(3):
         cache.put("d", batch, batch, acts(batch), LABELS)
     batch_files(tmp_path)[2].write_bytes(b"junk")
@@ -140,8 +137,7 @@ def test_a_damaged_file_is_skipped(disk, tmp_path):
     assert 2 not in {cache.sample().batch for _ in range(50)}
     for path in batch_files(tmp_path):
         path.unlink()
-    empty = ReplayCache(disk, 0, seed=0)
-    assert empty.sample() is None
+    assert make().sample() is None
     assert disk.stats()["damaged"] == 3
 
 
@@ -150,7 +146,7 @@ def test_restart_replays_what_is_on_disk_and_another_run_forgets_it(tmp_path):
         for batch, version in ((0, 9), (1, 3)):
             disk.put("d", batch, version, acts(batch), LABELS)
     with DiskCache(tmp_path) as disk:
-        cache = ReplayCache(disk, 10**6, seed=0)
+        cache = ReplayCache(disk, 10**6, seed=0, prefetch=False)
         assert [cache.sample().batch for _ in range(2)] == [0, 1]
         cache.begin("another run")
         assert cache.sample() is None
@@ -160,52 +156,41 @@ def test_restart_replays_what_is_on_disk_and_another_run_forgets_it(tmp_path):
         assert cache.sample().version == 0
 
 
-def test_a_version_that_comes_while_the_older_is_read_stays_fresh(disk, monkeypatch):
-    cache = ReplayCache(disk, 10**6, seed=0)
-    cache.put("d", 0, 1, acts(1), LABELS)
-    real = disk.get
+def test_losses_reach_the_sampler_and_the_disk_unless_a_newer_version_has_come(make, disk, monkeypatch):
+    noted = []
+    monkeypatch.setattr(disk, "note_loss", lambda *loss: noted.append(loss))
+    cache = make(sampling="importance")
+    fill(cache, 3)
+    samples = {sample.batch: sample for sample in (cache.sample() for _ in range(200))}
+    cache.trained(samples[0], 3.0)
+    cache.trained(samples[1], math.nan)
+    cache.put("d", 2, 1, acts(2), LABELS)
+    cache.trained(samples[2], 5.0)
+    assert noted == [("d", 0, 3.0)]
+    assert cache.stats()["trained"] == 2
+    assert cache.trained_counts() == {0: 1, 1: 2}
+    weights = {sample.batch: sample.weight for sample in (cache.sample() for _ in range(400))}
+    assert weights[0] == weights[2] == pytest.approx(1 / (0.2 + 0.8 * 3 / 2))  # not known: as the highest
+    assert weights[1] == pytest.approx(1 / 0.2)
 
-    def overtaken(device, batch):
-        entry = real(device, batch)
-        monkeypatch.undo()
-        cache.put("d", 0, 2, acts(2), LABELS)
-        return entry
 
-    monkeypatch.setattr(disk, "get", overtaken)
-    assert cache.sample().version == 1
-    assert cache.stats()["fresh"] == 1
-    assert cache.sample().version == 2
-    assert cache.sample().version == 2
+def test_ages_and_counts_are_told_in_powers_of_two(make):
+    cache = make()
+    for batch, version in enumerate((20, 20, 19, 18, 17, 16, 0, 25)):
+        cache.put("d", batch, version, acts(batch), LABELS)
+    assert cache.ages(20) == {0: 3, 1: 1, 2: 2, 4: 1, 8: 0, 16: 1}
+    assert make(0).ages(0) == {0: 8}
+    for _ in range(8 * 5):
+        cache.trained(cache.sample(), 1.0)
+    counts = cache.trained_counts()
+    assert sum(counts.values()) == 8
+    assert counts[0] == 0
+    cache.begin("empty")
+    assert cache.ages(3) == cache.trained_counts() == {}
 
 
-def test_receiving_and_training_do_not_wait_for_each_others_disk(disk, monkeypatch):
-    """A put that hangs in its sync stops no sample, and a sample that hangs in its read stops no put."""
-    cache = ReplayCache(disk, 10**6, seed=0)
-    cache.put("d", 0, 0, acts(0), LABELS)
-    for stuck, other in (("put", "sample"), ("sample", "put")):
-        hanging, go, real_sync, real_get = threading.Event(), threading.Event(), os.fsync, disk.get
-
-        def hang(real, *args, hanging=hanging, go=go):
-            if not hanging.is_set():
-                hanging.set()
-                go.wait(20)
-            return real(*args)
-
-        calls = {
-            "put": lambda: cache.put("d", 1, time.monotonic_ns(), acts(1), LABELS),
-            "sample": cache.sample,
-        }
-        with monkeypatch.context() as patch:
-            if stuck == "put":
-                patch.setattr(os, "fsync", lambda fd, hang=hang, real=real_sync: hang(real, fd))
-            else:
-                cache.put("d", 0, time.monotonic_ns(), acts(0), LABELS)  # fresh, so it is read from disk
-                patch.setattr(disk, "get", lambda *key, hang=hang, real=real_get: hang(real, *key))
-            thread = threading.Thread(target=calls[stuck])
-            thread.start()
-            assert hanging.wait(20)
-            assert calls[other]()
-            assert thread.is_alive()
-            go.set()
-            thread.join(20)
-            assert not thread.is_alive()
+def test_flush_is_the_disks(make, disk, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(disk, "flush", lambda: flushed.append(True))
+    make().flush()
+    assert flushed

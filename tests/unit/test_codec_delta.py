@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from emo.codec import CODECS, Packed, decode, encode
+from emo.codec import CODECS, Packed, decode, encode, head, whole
 from emo.errors import BaseError, CodecError
 
 DELTAS = [codec for codec in CODECS if codec.endswith("-delta")]
@@ -32,6 +32,50 @@ def test_a_delta_decodes_to_the_bits_of_the_full_frame_and_is_never_larger(array
     delta = encode(array, codec, base)
     assert len(delta) <= len(encode(array, codec)) == len(encode(array, codec.removesuffix("-delta")))
     assert decode(delta, LIMIT, base).tobytes() == decode(encode(array, codec), LIMIT).tobytes()
+
+
+@given(
+    _shape.flatmap(lambda s: st.tuples(*[hnp.arrays(np.float32, s, elements=_values)] * 2)),
+    st.sampled_from(CODECS),
+)
+def test_whole_makes_the_full_frame_of_a_delta_and_leaves_a_full_one_as_it_is(arrays, codec):
+    base, array = arrays
+    data = encode(array, codec, base)
+    decoded, full = whole(data, LIMIT, base)
+    assert full == encode(array, codec)
+    assert (full is data) == (not head(data, LIMIT).base)
+    assert decoded.tobytes() == decode(data, LIMIT, base).tobytes() == decode(full, LIMIT).tobytes()
+    assert decoded.shape == array.shape
+
+
+@pytest.mark.parametrize("codec", DELTAS)
+def test_a_chain_of_whole_frames_is_what_the_sender_keeps(codec):
+    base, new = pair(codec)
+    earlier = _encoded(base, codec)
+    base = decode(earlier.full(), LIMIT)
+    sender = Packed(new, codec, earlier)
+    held, full = whole(sender.data(), LIMIT, base)
+    assert head(sender.data(), LIMIT).base
+    assert full == sender.full()
+    assert whole(full, LIMIT)[0].tobytes() == held.tobytes()
+    for wrong in (None, new):
+        with pytest.raises(BaseError):
+            whole(sender.data(), LIMIT, wrong)
+    with pytest.raises(CodecError, match="over the limit"):
+        whole(sender.data(), 100, base)
+    with pytest.raises(CodecError, match="damaged"):
+        whole(sender.data()[:-1] + b"?", LIMIT, base)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_head_says_codec_and_shape_without_decoding(codec):
+    base, new = pair(codec if codec in DELTAS else "int8")
+    found = head(encode(new, codec), LIMIT)
+    assert (found.codec, found.shape, found.base) == (codec.removesuffix("-delta"), new.shape, 0)
+    if codec in DELTAS:
+        assert head(encode(new, codec, base), LIMIT).base
+    with pytest.raises(CodecError, match="over the limit"):
+        head(encode(new, codec), 100)
 
 
 @pytest.mark.parametrize("codec", DELTAS)

@@ -49,7 +49,7 @@ def test_it_says_send_until_the_batch_has_come():
     ("score", "interval"), [(-3.0, 1.0), (0.0, 1.0), (0.9, 10.0), (1.0, 64.0), (7.0, 64.0)]
 )
 def test_score_to_interval(score, interval):
-    controller = Controller()
+    controller = Controller(max_interval=64.0)
     assert controller.received("d", 0, score) == pytest.approx(interval)
     assert not controller.attempt("d", 0)
     assert controller.nan_scores == 0
@@ -71,7 +71,7 @@ def test_a_score_that_says_nothing_sends_at_the_next_attempt_and_is_counted(scor
     [(0.0, 64.0), (0.25, 64.0), (0.5, 16.0), (1.0, 4.0), (2.0, 1.0), (4.0, 0.25), (math.inf, 0.0)],
 )
 def test_a_rotation_that_the_score_cannot_see_is_bounded_by_the_change(change, interval):
-    controller = Controller(max_change=2.0)
+    controller = Controller(max_interval=64.0, max_change=2.0)
     assert controller.received("d", 0, 1.0, change=change) == interval
     assert controller.guarded == (interval < 64)
 

@@ -30,7 +30,12 @@ class Edge:
 
     def __init__(self, folder, **controller):
         self.folder = folder
-        values = {"id": "edge-1", "devices": ["device-0"], "model": MODEL, "controller": controller}
+        values = {
+            "id": "edge-1",
+            "devices": ["device-0"],
+            "model": MODEL,
+            "controller": {"max_interval": 64, **controller},
+        }
         self.config = EdgeConfig.model_validate(values)
         self.disk = None
         self.restart()

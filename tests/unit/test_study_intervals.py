@@ -109,7 +109,7 @@ def test_the_command_writes_every_row_and_a_plot(tmp_path, capsys):
     rows = json.loads(out.read_text())
     wanted = "policy codec sent_fraction bytes_activations bytes_sfl reduction accuracy_bagged accuracy_fl round seed"
     assert all(set(wanted.split()) <= set(row) for row in rows)
-    assert {(row["policy"], row["max_interval"]) for row in rows} == {("always", 64.0), ("svcca", 2.0)}
+    assert {(row["policy"], row["max_interval"]) for row in rows} == {("always", 4.0), ("svcca", 2.0)}
     assert plot.stat().st_size > 1000
     assert "svcca@2" in capsys.readouterr().out
     assert np.isfinite([row["accuracy_bagged"] for row in rows]).all()

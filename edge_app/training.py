@@ -1,0 +1,99 @@
+"""When the overlay trains, on what, and how it comes back after a restart: the training side of an edge.
+
+Knows the cache, the trainer, its checkpoint and the budget. Knows no message and no clock. One thread trains;
+`begin` and what it is told of the run may come from another.
+"""
+
+from collections.abc import Callable
+
+from edge_app.cache import ReplayCache
+from edge_app.checkpoint import CheckpointFile
+from edge_app.overlay import Trainer
+from emo.config import Overlay
+from emo.errors import CacheError
+from emo.journal import Journal
+from emo.messages import Weights
+
+
+class Training:
+    """`make`: a trainer with fresh weights, for each run. `checkpoint`: None in a simulation."""
+
+    def __init__(
+        self,
+        settings: Overlay,
+        cache: ReplayCache,
+        journal: Journal,
+        make: Callable[[], Trainer],
+        checkpoint: CheckpointFile | None,
+    ) -> None:
+        self._settings, self._cache, self._journal = settings, cache, journal
+        self._make, self._checkpoint = make, checkpoint
+        self._of = "", make()  # run, trainer: always taken together
+        self._kept = self._of[1].kept
+        self._spent = 0  # batches, of all steps: rolled back ones too
+        self.progress = 0.0  # share of the run's rounds that are over
+
+    @property
+    def steps(self) -> int:
+        return self._of[1].steps
+
+    def begin(self, run: str) -> None:
+        """Another run, or this process's first: from its checkpoint where there is one."""
+        trainer, self.progress = self._make(), 0.0
+        saved = self._checkpoint.load(run, trainer.state()) if self._checkpoint else None
+        if saved is not None:
+            trainer.load(saved.state)
+            try:
+                self._cache.resume(saved.sampler)
+            except CacheError as error:
+                self._journal.problem("checkpoint.sampler", f"{error}; what was trained on is not known")
+            self._journal.event("resumed", run=run, steps=trainer.steps)
+        self._of, self._kept = (run, trainer), trainer.kept
+        self._spent = trainer.steps * self._settings.batches
+
+    def within_budget(self, attempted: int) -> bool:
+        """Whether there is to be another step, once the devices have offered `attempted` batches."""
+        if self._settings.budget == "time":
+            return attempted > 0
+        return self._spent < self._settings.replay_ratio * attempted
+
+    def step(self) -> bool:
+        """False when there is nothing to train on. Raises CacheError when the disk cannot be read."""
+        run, trainer = self._of
+        found = [self._cache.sample() for _ in range(self._settings.batches)]
+        samples = [sample for sample in found if sample is not None]
+        if not samples:
+            return False
+        refused, rollbacks = trainer.refused_steps, trainer.rollbacks
+        losses = trainer.step(
+            [(sample.activations, sample.labels) for sample in samples],
+            [sample.weight for sample in samples],
+            self.progress,
+        )
+        for sample, loss in zip(samples, losses, strict=True):
+            self._cache.trained(sample, loss)
+        if trainer is not self._of[1]:
+            return True  # another run has begun meanwhile
+        self._spent += self._settings.batches
+        self._journal.count("overlay.steps")
+        self._journal.count("overlay.refused", trainer.refused_steps - refused)
+        if trainer.rollbacks > rollbacks:
+            self._journal.problem(
+                "overlay.rollbacks",
+                f"the overlay's losses are not finite: back to step {trainer.steps}. If that repeats: a smaller overlay.lr",
+            )
+        elif trainer.kept is not self._kept:
+            self._kept = trainer.kept
+            if self._checkpoint is not None:
+                self._checkpoint.save(run, self._kept, self._cache.state())
+        return True
+
+    def keep(self) -> None:
+        """A checkpoint of this moment, in good order: nobody trains any more."""
+        run, trainer = self._of
+        if self._checkpoint is not None and run:
+            self._checkpoint.save(run, trainer.state(), self._cache.state())
+
+    def weights(self) -> Weights:
+        """The overlay as it is now: name -> array, copied."""
+        return self._of[1].weights()
