@@ -31,6 +31,9 @@ bench: .venv/ready
 	@$(PY) -m bench.wire
 	@$(PY) -m bench.svcca
 	@$(PY) -m bench.updates
+	@$(PY) -m bench.cache
+	@$(PY) -m bench.ingest
+	@$(PY) -m bench.locks
 	@$(PY) -m bench.demo
 
 clean:

@@ -157,7 +157,7 @@ class _Fleet:
     def __enter__(self) -> Self:
         self._channel.start(self._answer)
         self._channel.wait_connected(10)
-        self._channel.publish(RunState(_RUN, 1, 2, "training"))
+        self._channel.publish(RunState(_RUN, 1, 2**20, "training"))
         self._channel.publish(TapReport(_RUN, _EDGE, _DEVICE, 1, 2**40, 0))
         until = time.monotonic() + 60
         while (

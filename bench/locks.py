@@ -104,7 +104,7 @@ def _edge(folder: Path) -> Iterator[tuple[EdgeNode, list[Timed]]]:
         cache = ReplayCache(disk, _BATCHES * size // 10, 0)
     with disk, contextlib.closing(cache):
         node = EdgeNode(config, cache, Journal())
-        list(node.handle(RunState("run", 1, 2, "training"), 0.0))
+        list(node.handle(RunState("run", 1, 2**20, "training"), 0.0))
         yield node, locks
 
 

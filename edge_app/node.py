@@ -20,7 +20,7 @@ from edge_app.overlay import Trainer
 from edge_app.table import TableFile
 from edge_app.training import Training
 from emo import codec, models
-from emo.config import EdgeConfig, Overlay
+from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, WireError
 from emo.journal import Journal
 from emo.messages import (
@@ -62,7 +62,7 @@ class EdgeNode:
 
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
         self._run = ""
-        self._newest = 0  # version
+        self._newest = self._rounds = 0
         self._received, self._missed, self._last = 0, 0, 0.0
         self._reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
         self._finishing: float | None = None
@@ -114,6 +114,7 @@ class EdgeNode:
             self._finishing, self._delivered, self._run = None, None, state.run
             self._journal.event("run", run=state.run)
         if state.run == self._run:
+            self._rounds = state.rounds
             self._training.progress = state.round / state.rounds if state.rounds else 0.0
         if state.run == self._run and state.phase == "finishing" and self._finishing is None:
             self._finishing = self._last = now
@@ -165,6 +166,8 @@ class EdgeNode:
             raise WireError(f"{where}: this edge's devices are {', '.join(self._config.devices[:5])} ...")
         if batch.run != self._run:
             raise WireError(f"{where}: of run {batch.run}, the cloud's is {self._run or 'not known yet'}")
+        if batch.version >= (self._rounds + 1) * MAX_EPOCHS:
+            raise WireError(f"{where}: version {batch.version} cannot be, in {self._rounds} rounds")
         labels = batch.labels.astype(np.int64)
         if (
             not 1 <= len(labels) <= _MAX_SAMPLES

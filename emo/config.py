@@ -30,6 +30,7 @@ from emo.weights import Form, Whole
 # No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Id = Annotated[str, StringConstraints(pattern=f"^{ID.pattern}$")]
+MAX_EPOCHS = 100  # a round
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0)]
@@ -94,7 +95,7 @@ class Training(Section):
 
     `update`: the form its update comes back in (weights.py). All but fp32 round it."""
 
-    epochs: Annotated[int, Field(ge=1, le=100)] = 1
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 1
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
     update: Form = "fp32"

@@ -53,7 +53,7 @@ class Study:
     """`options` and `folder`: the recorded run of `rounds` rounds; it is read round by round."""
 
     def __init__(self, arm: Arm, options: trace.Options, folder: Path, rounds: int, scratch: Path) -> None:
-        self._fresh_after = rounds - arm.fresh_rounds
+        self._rounds, self._fresh_after = rounds, rounds - arm.fresh_rounds
         self._arm, self._options, self._folder = arm, options, folder
         self._spec = options.model
         groups = (range(arm.first), range(arm.first, options.devices))
@@ -89,7 +89,7 @@ class Study:
         cache = ReplayCache(disk, _MEMORY, self._options.seed, sampling=self._arm.sampling)
         self._caches.append(cache)
         node = EdgeNode(config, cache, self.journal)
-        list(node.handle(RunState(_RUN, 0, 1, "training"), 0.0))
+        list(node.handle(RunState(_RUN, 0, self._rounds, "training"), 0.0))
         return node
 
     def _budget(self, devices: int) -> int | None:

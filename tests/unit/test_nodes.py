@@ -92,6 +92,7 @@ def batch(**changes):
     [
         ({"device": "device-4"}, "devices are"),
         ({"run": "old"}, "of run old"),
+        ({"version": 2**52}, "cannot be"),
         ({"labels": np.array([0, 4], "<i4")}, "labels must be"),
         ({"labels": np.array([0, -1], "<i4")}, "labels must be"),
         ({"labels": np.array([], "<i4")}, "labels must be"),
