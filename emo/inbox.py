@@ -26,9 +26,6 @@ class Inbox(Generic[Token]):
         self._number = 0
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def put(self, message: Message, tokens: list[Token], size: int, wait_s: float) -> bool:
         """False when there was no room for `size` bytes within `wait_s` seconds.
 

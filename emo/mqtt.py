@@ -1,8 +1,8 @@
 """The channel over paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no better.
 
 Knows packets, acknowledgements, reconnects. Knows no node. Three threads a channel: paho's network loop
-(receives packets), a worker (calls the handler, then acknowledges) and a sender. Both ends are bounded; what is
-dropped on the way is counted:
+(receives packets), a worker (calls the handler, then acknowledges) and a sender; with `settle` a fourth, which
+acknowledges in the worker's place (settler.py). Both ends are bounded; what is dropped on the way is counted:
 
     outbox.superseded.KIND  outbox.dropped.KIND  outbox.refused.KIND  outbox.full    outbox.py
     messages.refused        over its limit, or nothing fits into the broker's packets; what is behind it goes on
@@ -37,13 +37,13 @@ from emo.messages import Message, Status
 from emo.mqtt_client import V5, V311, WINDOW
 from emo.outbox import Outbox
 from emo.receiver import Receiver
+from emo.settler import Settler
 
 log = logging.getLogger("emo")
 
 # Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
 # to us: more would block that window for good.
 _HOLD = 8
-_GROUP = 8  # and packets whose messages are handled and wait for `settle`
 
 
 class MqttChannel:
@@ -74,7 +74,7 @@ class MqttChannel:
         self._handler: Handler = lambda _message: None
         self._hello: Callable[[], Message | None] = lambda: None
         self._lost: Callable[[], None] = lambda: None
-        self._settle: Callable[[], None] | None = None
+        self._settler: Settler[int] | None = None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
         self._flight = Flight(WINDOW, journal)
@@ -90,7 +90,9 @@ class MqttChannel:
         settle: Callable[[], None] | None = None,
     ) -> None:
         """Returns at once; connecting goes on in the background for as long as it takes."""
-        self._handler, self._hello, self._lost, self._settle = handler, hello, lost, settle
+        self._handler, self._hello, self._lost = handler, hello, lost
+        if settle is not None:
+            self._settler = Settler(settle, self._acknowledge, self._journal, f"{self._id}_settle")
         self._client = self._make_client()
         for run in (self._work, self._send):
             self._threads.append(threading.Thread(target=run, name=f"{self._id}{run.__name__}", daemon=True))
@@ -110,6 +112,8 @@ class MqttChannel:
         self._inbox.close()
         for thread in self._threads:
             thread.join(timeout=10)
+        if self._settler is not None:
+            self._settler.close()
         if self._client is not None:
             self._client.disconnect()
             self._client.loop_stop()
@@ -217,8 +221,11 @@ class MqttChannel:
             if mid:
                 client.ack(mid, 1)
 
+    def _acknowledge(self, mids: list[int]) -> None:
+        if self._client is not None:
+            self._ack(self._client, mids)
+
     def _work(self) -> None:
-        held: list[int] = []
         while (item := self._inbox.get()) is not None:
             message, mids = item
             try:
@@ -226,18 +233,10 @@ class MqttChannel:
             except Exception:
                 self._journal.count("bugs")
                 log.exception("%s: could not handle a %s", self._id, type(message).__name__)
-            held += mids
-            if self._settle is not None:
-                if len(held) < _GROUP and len(self._inbox):
-                    continue
-                try:
-                    self._settle()
-                except Exception:
-                    self._journal.count("bugs")
-                    log.exception("%s: could not settle", self._id)
-            if self._client is not None:
-                self._ack(self._client, held)
-            held = []
+            if self._settler is not None:
+                self._settler.handled(mids)
+            else:
+                self._acknowledge(mids)
 
     # -- sending
 

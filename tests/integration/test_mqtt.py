@@ -110,6 +110,23 @@ def test_a_message_is_received_only_when_it_is_settled(broker):
         forever.set()
 
 
+def test_while_one_is_settled_the_next_is_handled(broker):
+    settling, over = threading.Event(), threading.Event()
+
+    def settle():
+        settling.set()
+        over.wait(20)
+
+    with mqtt(broker) as link:
+        there = link.end("cloud", [subscription(link.root, Update)]).start(settle=settle)
+        here = link.end("dev-1", []).start()
+        here.channel.publish(update(size=1))
+        assert settling.wait(10)
+        here.channel.publish(update(size=2))
+        assert [each.weights["w"].size for each in there.wait(2)] == [1, 2]
+        over.set()
+
+
 def test_a_large_message_outlives_a_cut_connection(proxy):
     with mqtt(proxy.broker) as link:
         there, here = (
