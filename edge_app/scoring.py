@@ -15,6 +15,8 @@ from edge_app.svcca import fold, svcca
 
 Array = NDArray[Any]
 
+_FADED = 1e-20  # sums of squares below this may have lost digits in float32
+
 # The policies that ask for a score; the others save the edge its time.
 SCORES: dict[str, Callable[[Array, Array], float]] = {"svcca": svcca, "cka": cka}
 
@@ -35,7 +37,21 @@ def compare(policy: str, cached: Array | None, new: Array) -> tuple[float, float
 
 
 def relative_change(cached: Array, new: Array) -> float:
-    """||new - cached|| / ||cached|| over all elements; infinite for what was all zeros and no longer is."""
-    moved = float(np.linalg.norm(np.subtract(new, cached, dtype=np.float64)))
-    size = float(np.linalg.norm(cached.astype(np.float64)))
-    return moved / size if size > 0.0 else math.inf if moved > 0.0 else 0.0
+    """||new - cached|| / ||cached|| over all elements; infinite for what was all zeros and no longer is.
+
+    In float32, which takes a third of the time, unless its squares overflow or fade.
+    """
+    moved = size = 0.0
+    for dtype in (np.float32, np.float64):
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved, size = (
+                _power(x) for x in (np.subtract(new, cached, dtype=dtype), cached.astype(dtype, copy=False))
+            )
+        if _FADED < moved < math.inf and _FADED < size < math.inf:
+            break
+    return math.sqrt(moved / size) if size > 0.0 else math.inf if moved > 0.0 else 0.0
+
+
+def _power(x: Array) -> float:
+    flat = x.reshape(-1)
+    return float(flat @ flat)

@@ -104,7 +104,16 @@ class ReplayCache:
         return True
 
     def get(self, device: str, batch: int) -> Entry | None:
-        """The stored version as arrays, for comparison. Raises CacheError when the disk cannot be read."""
+        """The stored version as arrays, for comparison; out of level 1 where that is RAM and has it.
+
+        Raises CacheError when the disk cannot be read.
+        """
+        with self._lock:
+            slot = self._memory.use((device, batch)) if self._device.type == "cpu" else None
+        if slot is not None:
+            version, activations, labels = self._read(slot)
+            if version == self._disk.version(device, batch):  # a sync that failed leaves the one before
+                return Entry(device, batch, version, activations.numpy(), labels.numpy())
         return self._disk.get(device, batch)
 
     def begin(self, run: str) -> None:
@@ -216,11 +225,17 @@ class ReplayCache:
     # -- inside
 
     def _copied(self, key: Key, slot: Slot, weight: float) -> Sample:
+        version, activations, labels = self._read(slot)
+        with self._lock:
+            self._counts["memory_hits"] += 1
+        return Sample(*key, version, activations, labels, weight)
+
+    def _read(self, slot: Slot) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """Version, and copies of activations and labels, of a slot in use; then released."""
         version, tensors = slot.version, self._memory.read(slot)
         with self._lock:
             self._memory.release(slot)
-            self._counts["memory_hits"] += 1
-        return Sample(*key, version, *tensors, weight)
+        return version, *tensors
 
     def _late(self, key: Key, weight: float) -> Sample | None:
         """From the disk; None when the file is not there or damaged."""

@@ -6,12 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from caches import LABELS, acts, batch_files
+from caches import LABELS, acts, batch_files, fail_at
 from replays import ONE, caches_over, fill, settled
 
 from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
 from emo import codec
+from emo.errors import CacheError
 
 
 @pytest.fixture
@@ -52,6 +53,33 @@ def test_a_new_version_is_fresh_and_replaces_the_tensor_in_memory(make):
         assert (sample.version, float(sample.activations[0, 0, 0, 0])) == (version, version)
     assert cache.get("d", 0).version == 4
     assert cache.stats()["memory_entries"] == 1
+
+
+def test_what_is_compared_with_comes_from_memory_while_the_disk_has_the_same(make, disk):
+    cache = make()
+    cache.put("d", 0, 1, acts(1), LABELS)
+    entry = cache.get("d", 0)
+    assert (entry.version, entry.labels.tolist(), disk.stats()["hits"]) == (1, LABELS.tolist(), 0)
+    assert (entry.activations == 1).all()
+    entry.activations[:] = 5  # a copy
+    assert (cache.get("d", 0).activations == 1).all()
+    disk.delete("d", 0)
+    assert cache.get("d", 0) is None
+
+
+def test_after_a_failed_sync_it_is_the_version_before(tmp_path, monkeypatch):
+    with DiskCache(tmp_path, durability="group") as disk, caches_over(disk) as make:
+        cache = make()
+        cache.put("d", 0, 1, acts(1), LABELS)
+        cache.flush()
+        cache.put("d", 0, 2, acts(2), LABELS)
+        assert cache.get("d", 0).version == 2
+        with monkeypatch.context() as patch:
+            fail_at(patch, 1)
+            with pytest.raises(CacheError, match="could not be synced"):
+                cache.flush()
+        entry = cache.get("d", 0)
+        assert (entry.version, float(entry.activations[0, 0, 0, 0])) == (1, 1)
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
