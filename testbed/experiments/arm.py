@@ -30,7 +30,7 @@ from emo.models import inference
 from testbed.experiments import trace
 
 _RUN = "study"
-_FILE = 3 << 10  # around the encoded bytes of a batch on the disk
+_FILE = 3200  # HDF5 around the encoded bytes of a batch on the disk, measured
 _MEMORY = 2 << 30  # level 1 holds everything: reading HDF5 back is not what is studied
 
 
