@@ -174,6 +174,7 @@ class Study:
             "entries": sum(cache.stats()["entries"] for cache in self._caches),
             "mean_age": self._mean_age(),
             "codec": self._arm.codec,
+            "overlay": self._arm.overlay.model_dump(mode="json", exclude_defaults=True, exclude={"seed"}),
             "sent_fraction": self.sent / self.attempted,
             "bytes_activations": self.bytes["activations"],
             "bytes_control": self.bytes["control"],

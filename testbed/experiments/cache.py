@@ -30,6 +30,7 @@ ARMS = (
 def main(argv: Sequence[str] | None = None) -> int:
     parser = study.parser(__doc__.splitlines()[0], ARMS, "SAMPLING@SHARE[:POLICY[+FRESH]]")
     parser.add_argument("--codec", default="int2-delta")
+    parser.add_argument("--replay-ratio", type=float, default=2.0)
     return study.main("cache", parser.parse_args(argv), _arm, _show)
 
 

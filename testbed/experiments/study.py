@@ -42,7 +42,6 @@ def parser(description: str, default: Sequence[str], syntax: str) -> argparse.Ar
         "--alpha", type=float, default=5.0, help="Dirichlet, as Hsu's; 5 is Dir(0.5) for 10 classes"
     )
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--replay-ratio", type=float, default=2.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--arms", nargs="*", default=list(default), metavar=syntax)
     parser.add_argument("--every", type=int, default=10, help="rounds between two measurements")

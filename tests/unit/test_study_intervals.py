@@ -7,7 +7,7 @@ import pytest
 
 from emo.config import Model, Overlay
 from emo.errors import DataError
-from testbed.experiments import intervals, trace
+from testbed.experiments import cache, intervals, overlay, trace
 from testbed.experiments.arm import Arm, run
 
 SPEC = Model(name="cnn", width=0.5, input=(1, 8, 8), classes=10)
@@ -113,6 +113,24 @@ def test_the_command_writes_every_row_and_a_plot(tmp_path, capsys):
     assert plot.stat().st_size > 1000
     assert "svcca@2" in capsys.readouterr().out
     assert np.isfinite([row["accuracy_bagged"] for row in rows]).all()
+
+
+def test_studies_of_cache_and_overlay_share_its_recordings(tmp_path, capfd):
+    work = ["--work", str(tmp_path / "work")]
+    assert cache.main([*SMALL, *work, "--arms", "fresh@0.5", "mixed@1.0:fixed(2)"]) == 0
+    shown = capfd.readouterr()
+    assert "recorded" in shown.err
+    lines = {line.split()[0]: line.split() for line in shown.out.splitlines()[1:]}
+    assert 0 < int(lines["fresh@0.5"][2]) < int(lines["mixed@1:fixed(2)"][2])  # batches that its disk keeps
+    plot = tmp_path / "plot.svg"
+    arms = ["--arms", "replay_ratio=1,flip=true", "-", "--plot", str(plot)]
+    assert overlay.main([*SMALL, *work, *arms]) == 0
+    shown = capfd.readouterr()
+    assert "recorded" not in shown.err
+    assert [line.split()[0] for line in shown.out.splitlines()[1:]] == ["replay_ratio=1.0,flip=True", "-"]
+    assert plot.stat().st_size > 1000
+    assert overlay.main([*SMALL, *work, "--arms", "flip=7"]) == 2
+    assert overlay.main([*SMALL, *work, "--arms", "flop=1"]) == 2
 
 
 @pytest.mark.parametrize(
