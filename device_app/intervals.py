@@ -10,7 +10,10 @@ as Algorithm 1 prescribes for the first of them, or not at all.
 
 import math
 import threading
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+
+Row = tuple[int, int, float | None, int]  # batch, version, interval, skipped: as in _Sent
 
 
 @dataclass(slots=True)
@@ -76,3 +79,15 @@ class IntervalTable:
         """A new run: every batch is sent at its next attempt."""
         with self._lock:
             self._sent.clear()
+
+    def rows(self) -> list[Row]:
+        """All that it knows, for `resume`."""
+        with self._lock:
+            return [(batch, *astuple(entry)) for batch, entry in self._sent.items()]
+
+    def resume(self, rows: Iterable[Row]) -> None:
+        """What `rows` gave, and nothing else."""
+        with self._lock:
+            self._sent = {
+                batch: _Sent(version, interval, skipped) for batch, version, interval, skipped in rows
+            }

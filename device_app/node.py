@@ -27,27 +27,42 @@ from emo.messages import (
     Status,
     Update,
 )
+from emo.models import SplitNetwork
 from emo.training import train
 from emo.weights import restore, shrink
 
 
 class DeviceNode:
-    def __init__(self, config: DeviceConfig, data: Dataset, journal: Journal) -> None:
-        """`data`: the training set that `config.partition` takes this device's share of.
+    def __init__(
+        self,
+        config: DeviceConfig,
+        data: Dataset,
+        journal: Journal,
+        net: SplitNetwork | None = None,
+        batches: FixedBatches | None = None,
+    ) -> None:
+        """`data`: the training set that `config.partition` takes this device's share of. `net`: to train in place of
+        one of its own, which `config.model` names; its weights are taken from the global model. `batches`: in place
+        of that share's: so that one process may run many devices in turn, each until its `close`.
 
         Raises ModelError, PartitionError, or DataError where the data does not fit the model.
         """
         self.done = False
         self._config, self._journal = config, journal
         must_fit(data, config.model)
-        indices = share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
-        self._batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
-        self._net = models.network(config.model, seed=0)
+        if batches is None:
+            indices = (
+                share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
+            )
+            batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
+        self._batches = batches
+        self._net = models.network(config.model, seed=0) if net is None else net
         self._run = ""
         self._update: Update | None = None
         self._offered: list[ActivationBatch] = []
         self._version, self._fresh = 0, False
         self._offers: Offers | None = None
+        self._tap: Tap | None = None
         if config.edge is not None and config.tap.enabled:
             self._offers = Offers(config.id, config.edge, config.tap.codec)
             self._tap = Tap(self._net.trunk, self._offer)
@@ -76,6 +91,21 @@ class DeviceNode:
                 "updates.refused",
                 f"{message.device}: the cloud refused round {message.round}: {message.reason}",
             )
+
+    def state(self) -> bytes:
+        """What of one round the next one depends on, its messages once encoded; nothing, without a tap."""
+        return b"" if self._offers is None else self._offers.state()
+
+    def resume(self, state: bytes) -> None:
+        """In another node of the same device: go on after what `state` gave. Raises CodecError."""
+        if self._offers is not None:
+            self._offers.resume(state)
+            self._run = self._offers.run
+
+    def close(self) -> None:
+        """The network is no longer watched."""
+        if self._tap is not None:
+            self._tap.close()
 
     def _round(self, model: GlobalModel) -> Iterator[Message | None]:
         if model.run != self._run:
@@ -114,7 +144,7 @@ class DeviceNode:
         yield self._update
 
     def _watched(self, stream: Iterator[Batch]) -> Iterator[Batch]:
-        return stream if self._offers is None else self._tap.watch(stream)
+        return stream if self._tap is None else self._tap.watch(stream)
 
     def _offer(self, batch: int, activations: torch.Tensor, labels: torch.Tensor) -> None:
         assert self._offers is not None

@@ -14,9 +14,10 @@ from torch import nn
 
 from edge_app import scoring
 from edge_app.cache import ReplayCache
-from edge_app.checkpoint import CheckpointFile
+from edge_app.checkpoint import CheckpointFile, State
 from edge_app.controller import Controller
 from edge_app.overlay import Trainer
+from edge_app.snapshot import NodeState, Snapshot, log_of
 from edge_app.table import TableFile
 from edge_app.training import Training
 from emo import codec, models
@@ -231,6 +232,42 @@ class EdgeNode:
     def overlay(self) -> Weights:
         """The overlay as it is now: name -> array, copied."""
         return self._training.weights()
+
+    def snapshot(self) -> Snapshot:
+        """All that it knows, while nobody calls it; what the cache holds is on the disk. For a simulation."""
+        training, now, kept = self._training.state()
+        node = NodeState(
+            run=self._run,
+            rounds=self._rounds,
+            newest=self._newest,
+            received=self._received,
+            missed=self._missed,
+            last=self._last,
+            finishing=self._finishing,
+            reports=self._reports,
+            log=log_of(self._controller.table()),
+            nan_scores=self._controller.nan_scores,
+            guarded=self._controller.guarded,
+            sampler=self._cache.state(),
+            training=training,
+        )
+        return Snapshot(node, now, kept)
+
+    def resume(self, snapshot: Snapshot) -> None:
+        """Before its first message, over a cache with the same batches: the same bits from here on as the node that
+        gave `snapshot`. Raises CacheError and ModelError where it is of another edge."""
+        node = snapshot.node
+        self._cache.resume(node.sampler)
+        self._training.resume(node.run, node.training, snapshot.now, snapshot.kept)
+        self._controller.reset(node.rows())
+        self._controller.nan_scores, self._controller.guarded = node.nan_scores, node.guarded
+        self._run, self._rounds, self._newest = node.run, node.rounds, node.newest
+        self._received, self._missed, self._last = node.received, node.missed, node.last
+        self._reports, self._finishing = dict(node.reports), node.finishing
+
+    def like(self) -> State:
+        """What a snapshot's arrays must be like."""
+        return self._training.like()
 
     def gauges(self) -> dict[str, int]:
         """For metrics: what the cache holds; ages in rounds and trainings of its batches, by powers of two."""

@@ -7,8 +7,9 @@ Knows the cache, the trainer, its checkpoint and the budget. Knows no message an
 from collections.abc import Callable
 
 from edge_app.cache import ReplayCache
-from edge_app.checkpoint import CheckpointFile
+from edge_app.checkpoint import CheckpointFile, State
 from edge_app.overlay import Trainer
+from edge_app.snapshot import TrainingState
 from emo.config import Overlay
 from emo.errors import CacheError
 from emo.journal import Journal
@@ -93,6 +94,34 @@ class Training:
         run, trainer = self._of
         if self._checkpoint is not None and run:
             self._checkpoint.save(run, trainer.state(), self._cache.state())
+
+    def state(self) -> tuple[TrainingState, State, State]:
+        """All that the next steps depend on, and the arrays of now and of what a rollback goes to: for `resume`."""
+        trainer = self._of[1]
+        now, kept = trainer.state(), trainer.kept
+        said = TrainingState(
+            progress=self.progress,
+            spent=self._spent,
+            refused_steps=trainer.refused_steps,
+            rollbacks=trainer.rollbacks,
+            steps=now.steps,
+            random=now.random,
+            kept_steps=kept.steps,
+            kept_random=kept.random,
+        )
+        return said, now, kept
+
+    def resume(self, run: str, said: TrainingState, now: State, kept: State) -> None:
+        """In another process: go on as if it had been this one. Raises ModelError on the state of another overlay."""
+        trainer = self._make()
+        trainer.load(now)
+        trainer.kept = kept
+        trainer.refused_steps, trainer.rollbacks = said.refused_steps, said.rollbacks
+        self._of, self._kept, self._spent, self.progress = (run, trainer), kept, said.spent, said.progress
+
+    def like(self) -> State:
+        """A state of this overlay, for its names, shapes and dtypes."""
+        return self._of[1].kept
 
     def weights(self) -> Weights:
         """The overlay as it is now: name -> array, copied."""

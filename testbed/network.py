@@ -33,6 +33,7 @@ class Network:
     def __init__(self, root: str = "emo", chunk: int = 256 * 1024, queue_messages: int = 64) -> None:
         self.root, self._chunk, self._limit = root, chunk, queue_messages
         self._here: dict[str, MemoryChannel] = {}
+        self._listeners: list[tuple[str, Callable[[str, bytes], None]]] = []
         self._retained: dict[str, bytes] = {}
         self._queue: deque[Packet] = deque()
         self._change = threading.Condition()  # guards all of the above, never held while a handler runs
@@ -58,6 +59,10 @@ class Network:
                 if retain:
                     self._retained[name] = data
                 targets = [one] if one is not None else list(self._here.values())
+                listeners = [] if one is not None else list(self._listeners)
+            for pattern, take in listeners:
+                if matches(pattern, name):
+                    take(name, data)
             handled += sum(target._take(name, data) for target in targets)
 
     @contextlib.contextmanager
@@ -87,6 +92,11 @@ class Network:
             will = self._here.pop(client_id).will
             if will is not None:
                 self._send(will)
+
+    def listen(self, pattern: str, take: Callable[[str, bytes], None]) -> None:
+        """From now on `take` gets every packet that is published on a topic under `pattern`, as it is."""
+        with self._change:
+            self._listeners.append((pattern, take))
 
     def inject(self, name: str, data: bytes) -> None:
         """Any bytes on any topic, as a stranger could publish them."""

@@ -1,5 +1,8 @@
 """What a device offers: deltas only against what the edge has confirmed, everything in a fresh round."""
 
+import json
+import zlib
+
 import numpy as np
 import pytest
 from fleet import MODEL, dataset
@@ -9,7 +12,7 @@ from device_app.offers import Offers
 from emo import models
 from emo.codec import decode
 from emo.config import DeviceConfig, Training
-from emo.errors import BaseError
+from emo.errors import BaseError, CodecError
 from emo.journal import Journal
 from emo.messages import ActivationBatch, GlobalModel, Interval, TapReport
 
@@ -82,3 +85,71 @@ def test_a_device_lets_everything_through_in_a_fresh_round():
             list(node.handle(Interval("run", "e", "d", batch.batch, batch.version, 9.0), 0))
         sent.append(len(batches))
     assert sent == [6, 0, 6, 0]
+
+
+# -- a state that another process goes on from
+
+
+def busy(codec="int4-delta"):
+    """A device in the middle of a run: answered, unanswered and skipped batches."""
+    device = offers(codec)
+    for batch in range(3):
+        sent = device.offer(batch, 1, FIRST + batch, LABELS)
+        sent.activations.data()
+        if batch:
+            device.answer(answer(sent, interval=1.5))
+    device.offer(1, 2, FIRST, LABELS)
+    return device
+
+
+def says(device):
+    """What it sends from here on, to the bit."""
+    found = []
+    for version in range(3, 7):
+        for batch in range(4):
+            sent = device.offer(batch, version, FIRST + np.float32(0.01 * version), LABELS)
+            found.append(None if sent is None else (sent.version, sent.activations.data()))
+            if sent is not None and version % 2:
+                device.answer(answer(sent, interval=1.0))
+    return found, device.report(9)
+
+
+@pytest.mark.parametrize("codec", ["int4-delta", "int4", "fp32"])
+def test_a_device_goes_on_in_another_process(codec):
+    state = busy(codec).state()
+    then = Offers("device-1", "edge-1", codec)
+    then.resume(state)
+    assert then.run == "run"
+    assert then.state() == state
+    assert says(then) == says(busy(codec))
+
+
+def test_a_state_that_is_not_whole_is_refused_and_changes_nothing():
+    state, then = busy().state(), busy()
+    assert len(state) > 1000
+    for at in range(0, len(state), 37):
+        for bad in (state[:at], state[:at] + bytes([state[at] ^ 1]) + state[at + 1 :], state + state[:at]):
+            if bad != state:
+                with pytest.raises(CodecError):
+                    then.resume(bad)
+    assert says(then) == says(busy())
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"attempted": -1},
+        {"rows": [[0, 1, float("nan"), 0]]},
+        {"rows": [[0, 1, -1.0, 0]]},
+        {"rows": [[0, 1]]},
+        {"frames": [[0, 1 << 60]]},
+        {"frames": [[0, 4]]},
+        {"run": "a/b"},
+    ],
+)
+def test_a_state_whose_checksum_is_right_is_still_not_believed(said):
+    fields = {"run": "run", "attempted": 1, "sent": 1, "rows": [], "frames": []}
+    header = json.dumps({**fields, **said}).encode()
+    body = len(header).to_bytes(4, "little") + header
+    with pytest.raises(CodecError):
+        offers().resume(body + zlib.crc32(body).to_bytes(4, "little"))

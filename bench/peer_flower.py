@@ -1,0 +1,89 @@
+"""bench.simulate's workload in Flower's simulation. Prints a JSON list: seconds of each round.
+
+Written as Flower's own PyTorch tutorial is: the data are loaded once a process, a client makes its tensors and trains.
+"""
+
+import argparse
+import itertools
+import json
+import time
+from functools import lru_cache
+from pathlib import Path
+
+import ray
+import torch
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+from torch.nn.functional import cross_entropy
+
+from bench.simulate import dataset, plan
+from emo import models
+from emo.data.batches import FixedBatches
+from testbed import nodes
+from testbed.plan import Plan
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--samples", type=int, required=True)
+    parser.add_argument("--workers", type=int, required=True)
+    parser.add_argument("--data-dir", type=Path)
+    args = parser.parse_args()
+    asked, folder = plan(args.samples), args.data_dir
+    ends = [time.perf_counter()]
+
+    def evaluated(number: int, _arrays: ArrayRecord) -> None:
+        ends[number:] = [time.perf_counter()]  # number 0: before the first round
+
+    def serve(grid: Grid, _context: Context) -> None:
+        first = ArrayRecord(models.network(asked.model, asked.seed).state_dict())
+        share = asked.per_round / asked.devices
+        strategy = FedAvg(fraction_train=share, fraction_evaluate=0.0, min_available_nodes=asked.devices)
+        strategy.start(grid, first, num_rounds=args.rounds, evaluate_fn=evaluated)
+
+    def train(message: Message, context: Context) -> Message:
+        return _train(message, int(context.node_config["partition-id"]), asked, folder)
+
+    client, server = ClientApp(), ServerApp()
+    client.train()(train)
+    server.main()(serve)
+    resources = {
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+        "init_args": {"num_cpus": args.workers},
+    }
+    run_simulation(server, client, asked.devices, backend_config=resources)
+    ray.shutdown()
+    print(json.dumps([after - before for before, after in itertools.pairwise(ends)]))
+
+
+def _train(message: Message, device: int, asked: Plan, folder: Path | None) -> Message:
+    batches = _batches(asked, folder)[device]
+    net = models.network(asked.model, asked.seed)
+    net.load_state_dict(message.content["arrays"].to_torch_state_dict())
+    optimizer = torch.optim.SGD(net.parameters(), lr=asked.training.lr)
+    net.train()
+    for j in batches.order(0, 0):
+        batch = batches.batch(j)
+        optimizer.zero_grad()
+        cross_entropy(net(batch.inputs), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped
+        optimizer.step()
+    found = {
+        "arrays": ArrayRecord(net.state_dict()),
+        "metrics": MetricRecord({"num-examples": batches.samples}),
+    }
+    return Message(content=RecordDict(found), reply_to=message)
+
+
+@lru_cache(maxsize=1)
+def _batches(asked: Plan, folder: Path | None) -> list[FixedBatches]:
+    torch.set_num_threads(1)
+    training = dataset(folder)
+    return [nodes.batches(asked, training, rows) for rows in nodes.shares(asked, training.labels)]
+
+
+if __name__ == "__main__":
+    main()

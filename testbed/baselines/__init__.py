@@ -1,0 +1,1 @@
+"""What EMO is compared with, where that is more than federated learning of another network."""

@@ -1,0 +1,46 @@
+"""What a method's weights are worth served: the ensemble that the cloud would export.
+
+Knows the parts of a plan's model and the cloud's ensemble. Knows no round and no run.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from cloud_app import export as onnx
+from cloud_app.ensemble import DType, Ensemble
+from emo import models
+from emo.data import Dataset
+from emo.errors import ExportError
+from emo.messages import Weights
+from testbed.plan import Plan
+
+
+def ensemble(plan: Plan, parts: Mapping[str, Weights], test: Dataset) -> Ensemble:
+    """`parts`: as `Method.weights` gives them. FL and SFL have one member, EMO one an edge, whose probabilities are
+    averaged as the cloud does. Raises ExportError where there is nothing to serve, ModelError where weights of
+    another network are among them."""
+    if "trunk" not in parts:
+        raise ExportError(f"there is no trunk among the weights, only {', '.join(parts) or 'nothing'}")
+    net = models.network(plan.model, seed=0)
+    members = []
+    models.load(net.trunk, parts["trunk"])
+    for name in sorted(parts.keys() - {"trunk"}):
+        small = name == "head" and plan.method == "fl-small"
+        members.append(net.head if small else models.overlay(plan.model, seed=0))
+        models.load(members[-1], parts[name])
+    dtype: DType = "uint8" if test.images.dtype == "uint8" else "float32"
+    return Ensemble(net.trunk, members, test.mean, test.std, dtype)
+
+
+def export(plan: Plan, parts: Mapping[str, Weights], test: Dataset, path: Path) -> onnx.Report:
+    """One ONNX file at `path`. Raises ExportError, where torch and ONNX disagree too."""
+    if path.is_dir():
+        raise ExportError(f"{path}: is a folder; name the file, {path / 'model.onnx'} say")
+    metadata = {"method": plan.method, "rounds": str(plan.rounds), "model": plan.model.model_dump_json()}
+    return onnx.export(
+        ensemble(plan, parts, test),
+        path,
+        plan.model.input,
+        test.classes,
+        {**metadata, "data": plan.data.name, "members": str(len(parts) - 1)},
+    )

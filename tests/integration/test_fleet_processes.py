@@ -1,0 +1,71 @@
+"""The simulated fleet in processes of its own: the same bits with any number of them, and when one is killed."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from emo import data
+from emo.config import Model, Training
+from testbed import scenario
+from testbed.fleet import Fleet
+from testbed.plan import Plan
+
+PLAN = Plan(
+    method="emo",
+    model=Model(name="cnn", width=0.5, input=(1, 8, 8)),
+    devices=6,
+    per_round=4,
+    rounds=3,
+    training=Training(lr=0.05),
+)
+
+
+def run(folder, workers, method="emo", meanwhile=lambda _fleet, _number: None):
+    folder.mkdir()
+    training, test = data.load(PLAN.data)
+    fleet = Fleet(
+        PLAN.model_copy(update={"method": method}), scenario.load(None), training, test, workers, folder
+    )
+    try:
+        found = []
+        for number in (1, 2, 3):
+            meanwhile(fleet, number)
+            work = fleet.round(number)
+            bits = {
+                f"{part}/{name}": array.tobytes()
+                for part, weights in fleet.weights().items()
+                for name, array in weights.items()
+            }
+            found.append((work, bits))
+        return found, fleet.accuracies()
+    finally:
+        fleet.close()
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("one") / "fleet", 1)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_number_of_processes_changes_no_bit(tmp_path, one, workers):
+    assert run(tmp_path / "fleet", workers) == one
+
+
+def test_a_process_that_is_killed_changes_no_bit(tmp_path, one):
+    killed = []
+
+    def kill(fleet, number):
+        def soon():
+            time.sleep(0.02 * number)
+            killed.append(fleet._pool.pids()[number % 2])
+            os.kill(killed[-1], signal.SIGKILL)
+
+        if number > 1:
+            threading.Thread(target=soon).start()
+
+    assert run(tmp_path / "fleet", 2, meanwhile=kill) == one
+    assert len(killed) == 2

@@ -1,0 +1,51 @@
+"""What is exported is what was measured: the ensemble of a method's weights."""
+
+import numpy as np
+import pytest
+import torch
+from simulated import plan
+
+from emo import data, models
+from emo.data.batches import tensors
+from emo.errors import ExportError, ModelError
+from testbed import nets, served
+
+_, TEST = data.load(plan().data)
+
+
+def parts_of(net, **more):
+    return {"trunk": models.weights(net.trunk), "head": models.weights(net.head), **more}
+
+
+@pytest.mark.parametrize("method", ["fl-small", "fl-large", "sfl-cloud", "sfl-edge"])
+def test_one_network_gives_its_own_logits(method):
+    net = nets.build(plan(method=method, seed=3)).eval()
+    ensemble = served.ensemble(plan(method=method), parts_of(net), TEST)
+    with torch.inference_mode():
+        expected = net(tensors(TEST, slice(0, 50))[0]).softmax(1)
+        _, found = ensemble(torch.from_numpy(TEST.images[:50]))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_overlays_have_a_vote_each_and_the_small_models_head_has_none():
+    asked = plan(method="emo")
+    net = nets.build(asked).eval()
+    overlays = [models.overlay(asked.model, seed).eval() for seed in (1, 2)]
+    parts = parts_of(net) | {f"overlay-{n}": models.weights(each) for n, each in enumerate(overlays, 1)}
+    del parts["head"]
+    ensemble = served.ensemble(asked, parts, TEST)
+    with torch.inference_mode():
+        split = net.trunk(tensors(TEST, slice(0, 50))[0])
+        expected = torch.stack([overlay(split).softmax(1) for overlay in overlays]).mean(0)
+        _, found = ensemble(torch.from_numpy(TEST.images[:50]))
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
+def test_weights_of_another_network_are_said(tmp_path):
+    net = nets.build(plan())
+    with pytest.raises(ModelError, match="do not fit"):
+        served.ensemble(plan(method="fl-large"), parts_of(net), TEST)
+    with pytest.raises(ExportError, match="no trunk"):
+        served.ensemble(plan(), {"head": {"bias": np.zeros(1)}}, TEST)
+    with pytest.raises(ExportError, match=r"is a folder; name the file, .*model.onnx"):
+        served.export(plan(), parts_of(net), TEST, tmp_path)
