@@ -34,6 +34,7 @@ bench: .venv/ready
 	@$(PY) -m bench.cache
 	@$(PY) -m bench.ingest
 	@$(PY) -m bench.locks
+	@$(PY) -m bench.simulate
 	@$(PY) -m bench.demo
 
 clean:
