@@ -35,6 +35,7 @@ bench: .venv/ready
 	@$(PY) -m bench.ingest
 	@$(PY) -m bench.locks
 	@$(PY) -m bench.simulate
+	@$(PY) -m bench.serve
 	@$(PY) -m bench.demo
 
 clean:

@@ -1,4 +1,4 @@
-"""Runs the cloud: rounds, then the ensemble, its evaluation and its ONNX file in the model repository."""
+"""Runs the cloud: rounds, then what they have trained is kept in state_dir and published as an ONNX file."""
 
 import json
 import logging
@@ -8,17 +8,16 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from PIL import Image
 
-from cloud_app import ensemble
-from cloud_app.export import export
+from cloud_app import ensemble, heldout, saved
 from cloud_app.node import CloudNode
+from cloud_app.publish import Choice, dtype, publish
 from cloud_app.repository import Repository
-from emo import data, models
+from emo import __version__, data, models
 from emo.config import CloudConfig
 from emo.data import Dataset
 from emo.errors import ExportError
@@ -40,7 +39,9 @@ def run(config: CloudConfig, stop: threading.Event) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
     _, test = data.load(config.data)
     data.must_fit(test, config.model)
-    Repository(config.export.models).check(config.export.name, test.classes, config.model.input, _dtype(test))
+    if config.overlays.fit != "none":
+        heldout.kept(config.data)
+    Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
     journal = Journal(config.state_dir)
     net = models.network(config.model, config.rounds.seed)
 
@@ -69,50 +70,31 @@ def run(config: CloudConfig, stop: threading.Event) -> dict[str, Any] | None:
 def finish(
     config: CloudConfig, weights: Weights, overlays: Mapping[str, OverlayWeights], test: Dataset, run: str
 ) -> dict[str, Any]:
-    """Boosted pairs, bagged ensemble, ONNX. Returns accuracies, and where the model and a sample image lie.
-
-    Raises ExportError: no overlay came, one does not fit, or ONNX and torch disagree.
+    """Keeps the run in state_dir for `emo export`, then publishes it. Returns what `publish` does, with what the edges
+    did and where a sample image lies. Raises as `publish`.
     """
-    if not overlays:
-        raise ExportError("no edge sent an overlay: no ensemble. Are the edges in `overlays.edges` running?")
-    net = models.network(config.model, 0)
-    models.load(net, weights)
-    sent = {edge: overlays[edge].weights for edge in sorted(overlays)}
-
-    def build(edges: Mapping[str, Weights], combine: ensemble.Combine) -> ensemble.Ensemble:
-        return ensemble.build(config.model, weights, edges, test.mean, test.std, _dtype(test), combine)
-
-    bagged = build(sent, config.overlays.combine)
-    accuracy: dict[str, Any] = {
-        "fl": evaluate(net, test)[0],
-        "boosted": [_accuracy(build({edge: sent[edge]}, "logits"), test) for edge in sent],
-        "bagged": _accuracy(bagged, test),
-        "bagged_logits": _accuracy(build(sent, "logits"), test),
-    }
-    log.info("FL %.2f %%, bagged ensemble %.2f %%", 100 * accuracy["fl"], 100 * accuracy["bagged"])
-    metadata = {
-        "run": run,
-        "rounds": str(config.rounds.rounds),
-        "members": json.dumps(list(sent)),
-        "combine": config.overlays.combine,
-        "accuracy": f"{accuracy['bagged']:.4f}",
-        "model": config.model.model_dump_json(),
-        "data": config.data.name,
-    }
-    repository = Repository(config.export.models)
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "model.onnx"
-        report = export(bagged, path, config.model.input, test.classes, metadata)
-        version = repository.add(config.export.name, path, test.classes, config.model.input, _dtype(test))
-    log.info("exported %s version %d, %d bytes", config.export.name, version, report.bytes)
+    edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
+    choice = config.overlays
+    record = saved.Record(
+        emo=__version__,
+        run=run,
+        rounds=config.rounds.rounds,
+        model=config.model,
+        data=config.data,
+        combine=choice.combine,
+        edges={edge: saved.Edge(**counts) for edge, counts in edges.items()},
+    )
+    parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
+    try:
+        saved.write(config.state_dir, record, parts)
+    except ExportError as error:
+        log.warning("%s; `emo export` will not find this run", error)
+    wanted = Choice(choice.combine, choice.head, choice.fit, config.export.int8)
     return {
         "run": run,
         "rounds": config.rounds.rounds,
-        "accuracy": accuracy,
-        "edges": {edge: _shares(overlays[edge]) for edge in sent},
-        "onnx": str(repository.path(config.export.name, version).resolve()),
-        "version": version,
-        "max_error": report.max_error,
+        **publish(record, parts, wanted, config.export.models, config.export.name),
+        "edges": edges,
         "sample": _sample(config.state_dir, test),
     }
 
@@ -125,21 +107,7 @@ def _sfl_bytes(config: CloudConfig, node: CloudNode) -> int:
     return 2 * 4 * split * node.trained + 2 * trunk * node.updates
 
 
-def _accuracy(module: ensemble.Ensemble, test: Dataset) -> float:
-    """Share of the test images, as they lie in the dataset, whose largest logit is the label's."""
-    right = 0
-    with torch.inference_mode():
-        for at in range(0, len(test.labels), 256):
-            logits, _ = module(torch.from_numpy(test.images[at : at + 256]))
-            right += int((logits.argmax(1).numpy() == test.labels[at : at + 256]).sum())
-    return right / len(test.labels)
-
-
-def _dtype(test: Dataset) -> ensemble.DType:
-    return "uint8" if test.images.dtype == "uint8" else "float32"
-
-
-def _shares(overlay: OverlayWeights) -> dict[str, int]:
+def _counts(overlay: OverlayWeights) -> dict[str, int]:
     return {"steps": overlay.steps, "attempted": overlay.attempted, "sent": overlay.sent}
 
 

@@ -1,153 +1,127 @@
 """Serves a model repository over HTTP.
 
-Knows routes, limits of time and size, and signals; what a request says is `cloud_app.protocol`'s. The only file
-that imports the web framework.
-
-    GET  /v2   /v2/health/live   /v2/health/ready
-    GET  /v2/models/NAME[/versions/V]   .../ready
-    POST /v2/models/NAME[/versions/V]/infer
+Knows the web server, addresses, TLS and signals; what is answered is `cloud_app.routes`'. The only file that imports
+a web framework.
 """
 
-import asyncio
 import signal
 import socket
+import ssl
 import sys
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from asyncio import AbstractEventLoop, BaseTransport, TimerHandle, Transport
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from cloud_app.protocol import Refused, Served
+from cloud_app.access import AccessLog, Keys, keys
+from cloud_app.batching import Limits
+from cloud_app.loading import Models
 from cloud_app.repository import Repository
-from emo import __version__
+from cloud_app.routes import Endpoint
 from emo.errors import ServeError
 
-MAX_BODY = 16 << 20
-BODY_SECONDS = 30.0
-WAITING = 32  # requests held at a time: with MAX_BODY the bound on what clients can make us hold
 DRAIN_SECONDS = 10
+IDLE_SECONDS = 65  # over the minute after which load balancers drop a connection: they close it, not we
+HEAD_SECONDS = 20.0
 
 
-def app(models: Path, threads: int | None = None) -> FastAPI:
-    """The endpoint over the newest version of every model in `models`; later versions need a restart.
+@dataclass(frozen=True)
+class Options:
+    """`threads`: onnxruntime's (the container's processors when None). `api_key_file`: as `access.keys` says.
+    `tls`: files of the certificate chain and its key, PEM. `access_log`: a file, or - for stdout. `poll_s`: how often
+    the repository is looked at for another version; 0: never."""
 
-    `threads`: onnxruntime's per model, the container's processors when left out. Raises ServeError: no model, or
-    one that cannot be loaded.
-    """
-    repository = Repository(models)
-    served = {name: Served.load(repository, name, threads) for name in repository.names()}
-    if not served:
-        raise ServeError(
-            f"{models}: holds no model (NAME/VERSION/model.onnx); a run of `emo cloud` writes one there"
-        )
-    api = FastAPI(title="EMO", version=__version__, docs_url=None, redoc_url=None)  # those load from a CDN
-    api.state.served = served
-    # One request computes at a time, with all threads; parsing and running would stop the event loop.
-    pool = ThreadPoolExecutor(1, "infer")
-    held = 0
-
-    def find(name: str, version: str | None) -> Served:
-        model = served.get(name)
-        if model is None:
-            raise Refused(404, f"no model {name[:80]!r} here; there are: {', '.join(served)}")
-        if version not in {None, str(model.version)}:
-            raise Refused(
-                404, f"model {name!r}: version {version!r:.24} is not loaded, version {model.version} is"
-            )
-        return model
-
-    @api.get("/v2")
-    async def server() -> JSONResponse:
-        return JSONResponse({"name": "emo", "version": __version__, "extensions": []})
-
-    @api.get("/v2/health/live")
-    async def live() -> JSONResponse:
-        return JSONResponse({"live": True})
-
-    @api.get("/v2/health/ready")
-    async def ready() -> JSONResponse:
-        return JSONResponse({"ready": True})
-
-    @api.get("/v2/models/{name}")
-    @api.get("/v2/models/{name}/versions/{version}")
-    async def metadata(name: str, version: str | None = None) -> JSONResponse:
-        return JSONResponse(find(name, version).metadata)
-
-    @api.get("/v2/models/{name}/ready")
-    @api.get("/v2/models/{name}/versions/{version}/ready")
-    async def model_ready(name: str, version: str | None = None) -> JSONResponse:
-        find(name, version)
-        return JSONResponse({"name": name, "ready": True})
-
-    @api.post("/v2/models/{name}/infer")
-    @api.post("/v2/models/{name}/versions/{version}/infer")
-    async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        nonlocal held
-        model = find(name, version)
-        if held >= WAITING:
-            raise Refused(503, f"{held} requests are waiting already; try again in a second")
-        held += 1
-        try:
-            body = await _read(request)
-            answer = await asyncio.get_running_loop().run_in_executor(pool, model.infer, body)
-        finally:
-            held -= 1
-        return Response(answer, media_type="application/json")
-
-    @api.exception_handler(Refused)
-    async def refused(_: Request, error: Refused) -> JSONResponse:
-        headers = {"Retry-After": "1"} if error.status == 503 else None
-        return JSONResponse({"error": str(error)}, error.status, headers)
-
-    def plain(status: int, text: str) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
-        async def answer(request: Request, _: Exception) -> JSONResponse:
-            return JSONResponse({"error": f"{request.method} {request.url.path[:200]}: {text}"}, status)
-
-        return answer
-
-    api.add_exception_handler(404, plain(404, "no such resource"))
-    api.add_exception_handler(405, plain(405, "this method is not offered here"))
-    api.add_exception_handler(500, plain(500, "the endpoint failed; its log says why"))
-    return api
+    threads: int | None = None
+    limits: Limits = field(default_factory=Limits)
+    api_key_file: Path | None = None
+    tls: tuple[Path, Path] | None = None
+    access_log: str | None = None
+    poll_s: float = 2.0
 
 
-async def _read(request: Request) -> bytes:
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise Refused(415, "compressed bodies are not read here; send plain JSON")
-    if "inference-header-content-length" in request.headers:
-        raise Refused(415, "binary tensors are not read here; send JSON")
-    too_large = Refused(413, f"the body is over {MAX_BODY:,} bytes; send fewer samples a request")
-    if int(request.headers.get("content-length", "0")) > MAX_BODY:
-        raise too_large
-    body = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            while True:
-                message = await request.receive()
-                if message["type"] == "http.disconnect":
-                    raise Refused(400, "the connection was closed before the body was complete")
-                body += message.get("body", b"")
-                if len(body) > MAX_BODY:
-                    raise too_large
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError as error:
-        raise Refused(408, f"the body was not complete after {BODY_SECONDS:.0f} s") from error
+class _Joined:
+    """A transport that sends what is written in one turn of the loop together: uvicorn writes a head, then a body,
+    and each would be a call of the system and a packet of its own."""
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
 
 
-def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None) -> None:
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of two classes, by what is installed
+    """Ends a connection whose request line and headers are not complete in HEAD_SECONDS; uvicorn waits for ever."""
+
+    _head: TimerHandle | None = None
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(_Joined(cast("Transport", transport), self.loop))
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_is_here()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._head_is_here()
+        elif self._head is None and not self.transport.is_closing():
+            self._await_head()
+
+    def _await_head(self) -> None:
+        self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _head_is_here(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
+def app(models: Path, options: Options | None = None) -> tuple[Endpoint, Models]:
+    """The endpoint over the current version of every model in `models`, as an ASGI application, and what it has
+    loaded. Raises ServeError: no model, one that cannot be served, or unusable keys."""
+    options = options or Options()
+    known = Keys(keys(options.api_key_file))
+    access = AccessLog(options.access_log) if options.access_log is not None else None
+    loaded = Models(Repository(models), options.limits, options.threads)
+    loaded.start()
+    return Endpoint(loaded, known, access, options.poll_s), loaded
+
+
+def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Options | None = None) -> None:
     """Serve `models` until SIGTERM or Ctrl-C; requests under way are answered first. For a process's main thread.
 
-    Port 0 takes a free one. Prints `serving NAME version V at http://HOST:PORT` once it can be asked. Raises
-    ServeError as `app` does, and when the address cannot be had.
+    Port 0 takes a free one. Prints `serving NAME version V at http://HOST:PORT` (https with TLS) once it can be asked.
+    Raises ServeError as `app` does, and when the address cannot be had or the files for TLS do not fit.
     """
-    api = app(models, threads)
+    options = options or Options()
+    certificate, key = options.tls or (None, None)
+    _check_tls(options.tls)
+    api, loaded = app(models, options)
     try:
         listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
         )
     except (OSError, OverflowError) as error:
         raise ServeError(
@@ -156,10 +130,16 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, threads: int 
     server = uvicorn.Server(
         uvicorn.Config(
             api,
+            http=_Protocol,
+            ws="none",
+            lifespan="on",
             log_level="warning",
             access_log=False,
-            lifespan="off",
+            proxy_headers=False,
             server_header=False,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+            timeout_keep_alive=IDLE_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
     )
@@ -170,8 +150,22 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, threads: int 
     # Also after uvicorn's own handlers: it raises the signal again when it has drained, and we exit with 0.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    models_there = ", ".join(f"{each.name} version {each.version}" for each in api.state.served.values())
-    shown = f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"serving {models_there} at http://{shown}:{listener.getsockname()[1]}\n")
+    there = ", ".join(
+        f"{slot.served.signature.name} version {slot.served.signature.version}" for slot in loaded.loaded()
+    )
+    scheme, shown = "https" if options.tls else "http", f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"serving {there} at {scheme}://{shown}:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     server.run(sockets=[listener])
+
+
+def _check_tls(files: tuple[Path, Path] | None) -> None:
+    if files is None:
+        return
+    try:
+        # An empty password: without one it would ask at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")
+    except (OSError, ssl.SSLError) as error:
+        raise ServeError(
+            f"TLS: {files[0]} and {files[1]} are no PEM certificate chain and its key without a password: {error}"
+        ) from error

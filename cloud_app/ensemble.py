@@ -1,7 +1,10 @@
-"""The ensemble: trunk once, then every overlay on its output, then the mean of what they say.
+"""The ensemble: trunk once, then every member on its output, then the weighted mean of what they say.
 
 Knows modules and arrays; neither files, ONNX nor where the weights came from. Source: the paper's ensemble, a
 horizontal pair (trunk, overlay: "boosted") and the vertical mean over N pairs ("bagged").
+
+A member is what takes the trunk's output to logits: an edge's overlay, or the head of the FL model itself. The parts
+of a run go by the names `trunk`, `head` and `overlay-EDGE`.
 
 The paper takes the mean of logits. An edge whose devices never showed it a class gives that class a logit as
 far below the rest as its training has gone, and in a mean of logits that is a veto; a probability of zero is
@@ -19,9 +22,12 @@ from torch import nn
 from emo import models
 from emo.config import Model
 from emo.errors import ExportError, ModelError
+from emo.weights import Weights
 
 DType = Literal["uint8", "float32"]
 Combine = Literal["probabilities", "logits"]
+
+TRUNK, HEAD, OVERLAY = "trunk", "head", "overlay-"
 
 
 class Ensemble(nn.Module):
@@ -34,19 +40,22 @@ class Ensemble(nn.Module):
 
     mean: torch.Tensor
     std: torch.Tensor
+    shares: torch.Tensor
 
     def __init__(
         self,
         trunk: nn.Module,
-        overlays: Sequence[nn.Module],
+        members: Sequence[nn.Module],
         mean: np.ndarray,
         std: np.ndarray,
         dtype: DType = "uint8",
         combine: Combine = "probabilities",
+        shares: Sequence[float] | None = None,
     ) -> None:
-        """`mean`, `std`: (C,), in the units of the images. Raises ExportError on no overlay or an unusable scale."""
+        """`mean`, `std`: (C,), in the units of the images. `shares`: of each member in the mean, above zero, in any
+        scale; equal when left out. Raises ExportError on no member, or an unusable scale or share."""
         super().__init__()
-        if not overlays:
+        if not members:
             raise ExportError("an ensemble needs the overlay of one edge at least; none has arrived")
         if dtype not in {"uint8", "float32"}:
             raise ExportError(f"images are {dtype}; a model can be exported for uint8 or float32")
@@ -54,25 +63,43 @@ class Ensemble(nn.Module):
             raise ExportError(f"mean {mean.shape} and std {std.shape} must both be (C,), one value a channel")
         if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
             raise ExportError(f"mean {mean} and std {std} must be finite, and std above zero")
+        shares = [1.0] * len(members) if shares is None else [float(share) for share in shares]
+        if len(shares) != len(members) or not all(0 < share < math.inf for share in shares):
+            raise ExportError(f"shares {shares}: {len(members)} members need one each, finite and above zero")
         self.dtype: DType = dtype
         self.combine: Combine = combine
         self.trunk = trunk
-        self.overlays = nn.ModuleList(overlays)
+        self.members = nn.ModuleList(members)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        total = sum(shares)
+        self.register_buffer("shares", torch.tensor([share / total for share in shares]))
         self.requires_grad_(False)
         self.eval()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = combined(self.each(images), self.shares, self.combine)
+        return logits, torch.softmax(logits, 1)
+
+    def each(self, images: torch.Tensor) -> torch.Tensor:
+        """The members' own logits (members, N, classes)."""
+        split = self.split(images)
+        return torch.stack([member(split) for member in self.members])
+
+    def split(self, images: torch.Tensor) -> torch.Tensor:
+        """The trunk's output (N, ...), which all members share."""
         per_channel = (-1, *[1] * (images.ndim - 2))
         normalised = (images.float() - self.mean.view(per_channel)) / self.std.view(per_channel)
-        split = self.trunk(normalised)
-        each = torch.stack([overlay(split) for overlay in self.overlays])
-        if self.combine == "logits":
-            logits = each.mean(0)
-        else:
-            logits = torch.logsumexp(torch.log_softmax(each, 2), 0) - math.log(len(self.overlays))
-        return logits, torch.softmax(logits, 1)
+        found: torch.Tensor = self.trunk(normalised)
+        return found
+
+
+def combined(each: torch.Tensor, shares: torch.Tensor, combine: Combine) -> torch.Tensor:
+    """The members' logits (members, N, classes), with `shares` (members,) that sum to one -> logits (N, classes)."""
+    shares = shares.view(-1, 1, 1)
+    if combine == "logits":
+        return (each * shares).sum(0)
+    return torch.logsumexp(torch.log_softmax(each, 2) + shares.log(), 0)
 
 
 def boosted(
@@ -82,34 +109,63 @@ def boosted(
     return Ensemble(trunk, [overlay], mean, std, dtype)
 
 
+def parts(weights: Weights, overlays: Mapping[str, Weights]) -> dict[str, Weights]:
+    """The FL model's `weights`, cut into trunk and head, and each edge's overlay, edges in the order of their names.
+
+    Raises ExportError where `weights` hold an array of neither.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {TRUNK: {}, HEAD: {}}
+    for name, array in weights.items():
+        part, _, rest = name.partition(".")
+        if part not in found or not rest:
+            raise ExportError(f"the global model: {name} belongs neither to its trunk nor to its head")
+        found[part][rest] = array
+    return {**found, **{OVERLAY + edge: overlays[edge] for edge in sorted(overlays)}}
+
+
 def build(
     spec: Model,
-    weights: Mapping[str, np.ndarray],
-    overlays: Mapping[str, Mapping[str, np.ndarray]],
+    parts: Mapping[str, Weights],
     mean: np.ndarray,
     std: np.ndarray,
     dtype: DType = "uint8",
     combine: Combine = "probabilities",
+    shares: Mapping[str, float] | None = None,
 ) -> Ensemble:
-    """The bagged ensemble of the global `weights` and of each edge's overlay, edges in the order of their names.
+    """The ensemble of a run's `parts`. `shares`: its members with their shares, in this order; left out, all
+    overlays with equal ones.
 
-    Raises ExportError naming the edge and the difference: arrays of another network, split or number of classes,
-    or values that are not finite.
+    Raises ExportError naming the part and the difference: arrays of another network, split or number of classes,
+    values that are not finite, or a part that is missing.
     """
-    network = models.network(spec, seed=0)
-    _fill(network, weights, "the global model")
-    members = []
-    for edge in sorted(overlays):
-        members.append(models.overlay(spec, seed=0))
-        _fill(members[-1], overlays[edge], f"the overlay of edge {edge}")
+    if shares is None:
+        shares = {part: 1.0 for part in parts if part.startswith(OVERLAY)}
     if mean.shape != spec.input[:1]:
         raise ExportError(
             f"mean has {mean.shape} values, model.input {list(spec.input)} asks for one a channel"
         )
-    return Ensemble(network.trunk, members, mean, std, dtype, combine)
+    network = models.network(spec, seed=0)
+    members = []
+    for part in (TRUNK, *shares):
+        if part not in parts:
+            raise ExportError(f"this run has no {part}; its parts are {', '.join(parts) or 'none'}")
+        if part == TRUNK:
+            module = network.trunk
+        else:
+            module = network.head if part == HEAD else models.overlay(spec, seed=0)
+            members.append(module)
+        _fill(module, parts[part], said(part))
+    return Ensemble(network.trunk, members, mean, std, dtype, combine, list(shares.values()))
 
 
-def _fill(module: nn.Module, arrays: Mapping[str, np.ndarray], whose: str) -> None:
+def said(part: str) -> str:
+    """A part, for people."""
+    if part.startswith(OVERLAY):
+        return f"the overlay of edge {part.removeprefix(OVERLAY)}"
+    return f"the {part} of the global model"
+
+
+def _fill(module: nn.Module, arrays: Weights, whose: str) -> None:
     try:
         models.load(module, arrays)
     except ModelError as error:

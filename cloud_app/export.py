@@ -29,6 +29,7 @@ from emo.errors import ExportError, ServeError
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 7, 64)
 OUTPUTS = ("logits", "probabilities")
+LARGEST = 2_000_000_000  # bytes; protobuf ends at 2 GiB, and the graph needs some of it
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,25 @@ def export(
     of images drawn around `mean`: the largest absolute difference, over max(1, the largest logit), is at most
     TOLERANCE = 1e-4.
 
-    Raises ExportError when torch cannot export a part, the labels do not fit, or the outputs differ.
+    Raises ExportError when torch cannot export a part, the labels do not fit, the outputs differ, or it is too large
+    for one file.
     """
     started = time.perf_counter()
     module.eval()
+    size = sum(each.nbytes for each in module.state_dict().values())
+    if size > LARGEST:
+        raise ExportError(
+            f"the ensemble's weights are {size:,} bytes, one ONNX file holds {LARGEST:,}: take fewer members"
+        )
     classes = _run(module, _images(module, 2, input_shape))[0].shape[1]
     if len(labels) != classes:
         raise ExportError(f"the ensemble gives {classes} classes, there are {len(labels)} labels")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         temporary = Path(folder) / "model.onnx"
-        model = _trace(module, input_shape)
-        _strip(model)
+        # Two samples: a batch of one would be frozen into the graph.
+        example = torch.zeros(2, *input_shape, dtype=getattr(torch, module.dtype))
+        model = trace(module, example, "images", OUTPUTS)
         onnx.helper.set_model_props(model, {**metadata, **_facts(module, labels)})
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString())
@@ -80,25 +88,30 @@ def export(
     return Report(path, path.stat().st_size, time.perf_counter() - started, max_error)
 
 
-def _trace(module: Ensemble, input_shape: tuple[int, ...]) -> onnx.ModelProto:
-    # Two samples: a batch of one would be frozen into the graph.
-    example = torch.zeros(2, *input_shape, dtype=getattr(torch, module.dtype))
+def trace(
+    module: torch.nn.Module, example: torch.Tensor, name: str, outputs: Sequence[str]
+) -> onnx.ModelProto:
+    """The graph of `module`, its first axis open, its input called `name`; nothing of this machine is in it.
+
+    `example`: two samples or more. Raises ExportError.
+    """
     try:
         with _quiet():
             program = torch.onnx.export(
                 module,
                 (example,),
-                input_names=["images"],
-                output_names=list(OUTPUTS),
+                input_names=[name],
+                output_names=list(outputs),
                 dynamo=True,
                 external_data=False,
-                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 verbose=False,
             )
     except Exception as error:  # a user's own network may fail in any of the exporter's stages
         raise ExportError(f"torch cannot export this network to ONNX: {error}") from error
     assert program is not None
     model: onnx.ModelProto = program.model_proto
+    _strip(model)
     return model
 
 

@@ -1,9 +1,10 @@
 """A folder of models in Triton's layout.
 
-    models/NAME/config.pbtxt  labels.txt  1/model.onnx  2/model.onnx ...
+    models/NAME/config.pbtxt  labels.txt  1/model.onnx  1/selftest.json  2/model.onnx ...
 
 Knows names, versions and files; never looks into a model. A version is written whole or not at all, and is never
-changed afterwards. Source: Triton's model repository and model configuration documents.
+changed afterwards. Which one is current: the newest, unless config.pbtxt's version policy names one; Triton reads
+the same line. Source: Triton's model repository and model configuration documents.
 """
 
 import contextlib
@@ -17,11 +18,13 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
+from cloud_app.pbtxt import MAX_BATCH, describe, pin, pinned, unpinned
 from emo.config import Id
 from emo.errors import ServeError
 
-MAX_BATCH = 64
-_TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
+__all__ = ["MAX_BATCH", "Repository"]
+
+_MAX_TEXT = 16 << 20
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -52,6 +55,22 @@ class Repository:
             raise ServeError(f"{self.root}: no model {name!r} in this repository ({known})")
         return versions[-1]
 
+    def current(self, name: str) -> int:
+        """The version to serve: the one promoted, else the newest. Raises ServeError when it is not there."""
+        latest = self.latest(name)
+        promoted = self.promoted(name)
+        if promoted is not None and promoted not in self.versions(name):
+            raise ServeError(
+                f"{self._folder(name)}: config.pbtxt asks for version {promoted}, which is not here; "
+                f"`emo models promote` names another"
+            )
+        return latest if promoted is None else promoted
+
+    def promoted(self, name: str) -> int | None:
+        """The version that config.pbtxt names (the highest of several); None where the newest is served."""
+        named = pinned(self._config(name))
+        return max(named) if named else None
+
     def path(self, name: str, version: int) -> Path:
         """The ONNX file. Raises ServeError when there is no such version."""
         if version not in self.versions(name):
@@ -60,12 +79,11 @@ class Repository:
 
     def labels(self, name: str) -> tuple[str, ...]:
         """In the order of the logits; empty for a model that was put here without any."""
-        try:
-            return tuple((self._folder(name) / "labels.txt").read_text(encoding="utf-8").splitlines())
-        except FileNotFoundError:
-            return ()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ServeError(f"{self._folder(name) / 'labels.txt'}: cannot be read: {error}") from error
+        return tuple(_read(self._folder(name) / "labels.txt").splitlines())
+
+    def selftest(self, name: str, version: int) -> str | None:
+        """What `add` was given as such; None for a version that has none."""
+        return _read(self.path(name, version).with_name("selftest.json")) or None
 
     def check(
         self, name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str = "uint8"
@@ -75,21 +93,28 @@ class Repository:
         config.pbtxt and labels.txt stand for all versions of a name: a model with other classes or another input
         needs another name. Raises ServeError saying so, or what is wrong with the arguments.
         """
-        for file, text in _describe(name, labels, input_shape, dtype).items():
+        for file, text in describe(name, labels, input_shape, dtype).items():
             present = self._folder(name) / file
-            if present.exists() and present.read_text(encoding="utf-8", errors="replace") != text:
+            if present.exists() and unpinned(_read(present)) != text:
                 raise ServeError(
                     f"{present}: the versions of {name!r} have other classes or another input than this model"
                     f" ({len(labels)} classes, {dtype} {list(input_shape)}); choose another name"
                 )
 
     def add(
-        self, name: str, onnx: Path, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str = "uint8"
+        self,
+        name: str,
+        onnx: Path,
+        labels: Sequence[str],
+        input_shape: tuple[int, ...],
+        dtype: str = "uint8",
+        selftest: str | None = None,
     ) -> int:
         """Copies `onnx` in as the next version, and returns its number (from 1).
 
-        `input_shape`: of one sample, (C, H, W). `dtype`: "uint8" or "float32". Another process sees the whole
-        version or none. Raises ServeError as `check` does, or when a file cannot be read or written.
+        `input_shape`: of one sample, (C, H, W). `dtype`: "uint8" or "float32". `selftest`: what `selftest.make` made
+        of this file, for the endpoint to ask before it serves it. Another process sees the whole version or none.
+        Raises ServeError as `check` does, or when a file cannot be read or written.
         """
         self.check(name, labels, input_shape, dtype)
         folder = self._folder(name)
@@ -97,15 +122,15 @@ class Repository:
             self.root.mkdir(parents=True, exist_ok=True)
             with _staged(self.root) as whole:
                 if not folder.exists():
-                    for file, text in _describe(name, labels, input_shape, dtype).items():
+                    for file, text in describe(name, labels, input_shape, dtype).items():
                         (whole / file).write_text(text, encoding="utf-8")
                     (whole / "1").mkdir()
-                    _copy(onnx, whole / "1" / "model.onnx")
+                    _fill(whole / "1", onnx, selftest)
                     if _moved(whole, folder):
                         return 1
                     self.check(name, labels, input_shape, dtype)
             with _staged(folder) as one:
-                _copy(onnx, one / "model.onnx")
+                _fill(one, onnx, selftest)
                 while True:
                     taken = [int(each) for each in _listed(folder) if _VERSION.fullmatch(each)]
                     version = max(taken, default=0) + 1
@@ -113,6 +138,51 @@ class Repository:
                         return version
         except OSError as error:
             raise ServeError(f"{folder}: cannot add {onnx}: {error}") from error
+
+    def promote(self, name: str, version: int | None) -> None:
+        """From now on `version` is current, whatever is added; None: the newest, whatever it is. In one step.
+        Raises ServeError when there is no such version."""
+        if version is None:
+            self.latest(name)
+        else:
+            self.path(name, version)
+        file = self._folder(name) / "config.pbtxt"
+        try:
+            with _staged(self._folder(name)) as folder:
+                new = folder / file.name
+                new.write_text(pin(self._config(name), version), encoding="utf-8")
+                _sync(new)
+                new.replace(file)
+        except OSError as error:
+            raise ServeError(f"{file}: cannot be written: {error}") from error
+
+    def rollback(self, name: str) -> int:
+        """Promotes the version before the current one, and returns it. Raises ServeError when there is none."""
+        current = self.current(name)
+        older = [each for each in self.versions(name) if each < current]
+        if not older:
+            raise ServeError(f"{self.root}: model {name!r} has no version before {current} to go back to")
+        self.promote(name, older[-1])
+        return older[-1]
+
+    def prune(self, name: str, keep: int) -> list[int]:
+        """Deletes all versions but the newest `keep` (1 or more) and the current one; returns what went."""
+        if keep < 1:
+            raise ServeError(f"keep {keep}: at least one version has to stay")
+        current = self.current(name)
+        gone = [each for each in self.versions(name)[:-keep] if each != current]
+        for version in gone:
+            try:
+                with _staged(self._folder(name)) as folder:
+                    (self._folder(name) / str(version)).rename(folder / "pruned")
+            except OSError as error:
+                raise ServeError(
+                    f"{self._folder(name) / str(version)}: cannot be deleted: {error}"
+                ) from error
+        return gone
+
+    def _config(self, name: str) -> str:
+        return _read(self._folder(name) / "config.pbtxt")
 
     def _folder(self, name: str) -> Path:
         if not _is_id(name):
@@ -137,27 +207,18 @@ def _listed(folder: Path) -> list[str]:
         raise ServeError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-def _describe(name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str) -> dict[str, str]:
-    if dtype not in _TYPES:
-        raise ServeError(f"model {name!r}: input is {dtype}, an endpoint takes {' or '.join(_TYPES)}")
-    if len(labels) < 2 or not all(label and label.splitlines() == [label] for label in labels):
-        raise ServeError(f"model {name!r}: needs two labels or more, each one line of text")
-    if not input_shape or min(input_shape) < 1:
-        raise ServeError(f"model {name!r}: input shape {list(input_shape)}: every size has to be 1 or more")
-    dims = ", ".join(str(size) for size in input_shape)
-    config = f"""name: "{name}"
-backend: "onnxruntime"
-max_batch_size: {MAX_BATCH}
-input [
-  {{ name: "images" data_type: {_TYPES[dtype]} dims: [ {dims} ] }}
-]
-output [
-  {{ name: "logits" data_type: TYPE_FP32 dims: [ {len(labels)} ] label_filename: "labels.txt" }},
-  {{ name: "probabilities" data_type: TYPE_FP32 dims: [ {len(labels)} ] label_filename: "labels.txt" }}
-]
-dynamic_batching {{ }}
-"""
-    return {"config.pbtxt": config, "labels.txt": "".join(f"{label}\n" for label in labels)}
+def _read(file: Path) -> str:
+    """Empty where there is no such file."""
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(_MAX_TEXT + 1)
+        if len(data) > _MAX_TEXT:
+            raise ServeError(f"{file}: is over {_MAX_TEXT:,} bytes; is it the right file?")
+        return data.decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServeError(f"{file}: cannot be read: {error}") from error
 
 
 @contextlib.contextmanager
@@ -171,9 +232,20 @@ def _staged(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _fill(folder: Path, onnx: Path, selftest: str | None) -> None:
+    _copy(onnx, folder / "model.onnx")
+    if selftest is not None:
+        (folder / "selftest.json").write_text(selftest, encoding="utf-8")
+        _sync(folder / "selftest.json")
+
+
 def _copy(onnx: Path, to: Path) -> None:
     shutil.copyfile(onnx, to)
-    with to.open("rb") as file:
+    _sync(to)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -1,6 +1,6 @@
 """Opens an ONNX file with onnxruntime; the one place where that library is imported.
 
-Knows the container's share of processors and that no telemetry may leave. Knows nothing of HTTP, of torch, or of
+Knows this process's share of processors and memory, and that no telemetry may leave. Knows nothing of HTTP, of torch, or of
 what the model is for.
 """
 
@@ -37,6 +37,15 @@ def _quota(cgroup: Path) -> float | None:
     return None
 
 
+def resident() -> int | None:
+    """Bytes of this process in memory; None where the system does not say (it is Linux that does)."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
     """A session on the CPU with `threads` threads in all (`cpus()` when left out).
 
@@ -48,6 +57,8 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
     # Left alone it takes the host's processors, not the container's.
     options.intra_op_num_threads = threads or cpus()
     options.inter_op_num_threads = 1
+    # Between runs its threads would spin, on the processors that read the next requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

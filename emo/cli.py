@@ -1,19 +1,19 @@
 """The composition root: `emo ...`. Imports a tier only inside its own command, so a device needs no onnx."""
 
 import argparse
-import contextlib
 import json
 import logging
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from emo import __version__, config
+from emo import __version__, cli_serve, config
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
+from emo.extras import needs as _needs
 from emo.runner import stop_on
 
 
@@ -92,22 +92,13 @@ def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
     return 0 if result is not None else 130
 
 
-def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
-    with _needs("serve"):
-        from cloud_app.endpoint import serve
-    serve(args.models, args.host, args.port, args.threads)
-    return 0
-
-
-def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
-    with _needs("serve"):
-        from cloud_app.predict import predict
-    found = predict(args.url, args.name, args.image)
-    if args.json:
-        print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
-    else:
-        for label, probability in found[: args.top]:
-            print(f"{probability:7.2%}  {label}")
+def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
+    with _needs("cloud"):
+        from cloud_app.publish import Choice, from_folder
+    choice = Choice(args.combine, args.head, args.fit, args.int8, tuple(args.without))
+    found = from_folder(args.folder, args.out, args.name, choice, args.data_dir)
+    accuracy = f"accuracy {found['accuracy']['served']:.2%}, members {', '.join(found['members'])}"
+    print(json.dumps(found) if args.json else f"{found['onnx']}: {found['precision']}, {accuracy}")
     return 0
 
 
@@ -118,9 +109,27 @@ def _demo(args: argparse.Namespace, stop: threading.Event) -> int:
     return run(args, stop)
 
 
+def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
+    with _needs("demo"):
+        from testbed.command import run
+    return run(args, stop)
+
+
+def _compare(args: argparse.Namespace, _stop: threading.Event) -> int:
+    with _needs("study"):
+        from testbed.compare import run
+    return run(args)
+
+
 def _doctor(args: argparse.Namespace, _stop: threading.Event) -> int:
     from emo import doctor
 
+    if args.profile:
+        with _needs("device"):
+            from testbed import profile
+        found = profile.measure()
+        print(json.dumps(found) if args.json else profile.text(found))
+        return 0
     return doctor.run(args.config, args.json)
 
 
@@ -129,15 +138,6 @@ def _init(args: argparse.Namespace, _stop: threading.Event) -> int:
 
     init.init(args.folder)
     return 0
-
-
-@contextlib.contextmanager
-def _needs(extra: str) -> Iterator[None]:
-    """Around the import of a tier. Raises EmoError that names the extra when a package of it is missing."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise EmoError(f"{error.name} is not installed here: pip install 'emo-overlays[{extra}]'") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -185,6 +185,16 @@ def _parser() -> argparse.ArgumentParser:
         "--broker", choices=["mosquitto", "amqtt"], help="which broker (Mosquitto where installed)"
     )
 
+    _simulate_options(
+        add("simulate", _simulate, "a method of the paper without a fleet: virtual time, real bytes")
+    )
+
+    compare = add("compare", _compare, "simulated runs beside each other: a table, and plots of them")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders of `emo simulate --out`")
+    compare.add_argument("--out", type=Path, metavar="DIR", help="write the table and the plots here")
+    compare.add_argument("--format", choices=["svg", "png"], default="svg", help="of the plots (svg)")
+    compare.add_argument("--json", action="store_true", help="print the rows as JSON in the table's place")
+
     device = add("device", _device, "run one device, or several in one process")
     device.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a device"
@@ -207,26 +217,75 @@ def _parser() -> argparse.ArgumentParser:
     cloud.add_argument("--config", type=Path, required=True, metavar="FILE")
     cloud.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
-    serve = add("serve", _serve, "serve a model repository (Open Inference Protocol v2)")
-    serve.add_argument("--models", type=Path, required=True, metavar="DIR")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000, help="0: any free one (8000)")
-    serve.add_argument("--threads", type=int, help="onnxruntime's threads (the cores of this container)")
+    export = add(
+        "export", _export, "make a served model of a run: of emo cloud's state_dir, or a simulated one"
+    )
+    export.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="model repository")
+    export.add_argument("--name", default="emo", help="the model's name there; it gets a new version (emo)")
+    export.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the data lies (as the run had it)"
+    )
+    export.add_argument("--combine", choices=["probabilities", "logits"], help="(as the run was configured)")
+    export.add_argument("--head", action="store_true", help="the FL model's own head is a member too")
+    fits = ["none", "weights", "members", "both"]
+    export.add_argument("--fit", choices=fits, default="none", help="what held-out data decides (none)")
+    export.add_argument("--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out")
+    export.add_argument("--int8", action="store_true", help="quantise, if faster and about as accurate")
+    export.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
-    predict = add("predict", _predict, "ask an endpoint what is on an image")
-    predict.add_argument("image", type=Path)
-    predict.add_argument("--url", default="http://127.0.0.1:8000")
-    predict.add_argument("--name", default="emo", help="the model's name (emo)")
-    predict.add_argument("--top", type=int, default=3, help="labels to print (3)")
-    predict.add_argument("--json", action="store_true")
+    cli_serve.commands(add)
 
     doctor = add("doctor", _doctor, "check this machine, a configuration and its brokers; say what to do")
     doctor.add_argument("--config", type=Path, metavar="FILE")
     doctor.add_argument("--json", action="store_true")
+    doctor.add_argument(
+        "--profile",
+        action="store_true",
+        help="measure how fast this machine trains instead, as a device class for a scenario file",
+    )
 
     init = add("init", _init, "write commented example configurations that run as they are")
     init.add_argument("folder", type=Path, metavar="DIR")
     return parser
+
+
+def _simulate_options(parser: argparse.ArgumentParser) -> None:
+    """No defaults here but those of no plan: with --resume, what is not given is what the run has."""
+    parser.epilog = (
+        "EMO_* variables set what has no option here, as EMO_OVERLAY__LR=0.02; keys as in the edge's file."
+    )
+    add = parser.add_argument
+    add("--method", help="fl-small, fl-large, sfl-cloud, sfl-edge or emo")
+    add("--dataset", help="digits, cifar10, cifar100, folder or package.module:function (digits)")
+    add("--data-dir", type=Path, metavar="DIR", help="where the dataset lies (digits needs none)")
+    add("--model", help="cnn, vgg6, mobilenet6, ... or package.module:function (by dataset)")
+    add("--width", type=float, help="width multiplier of the networks (1.0)")
+    add("--norm", choices=["group", "batch", "none"], help="(group)")
+    add("--rounds", type=int, help="FL rounds (60)")
+    add("--devices", type=int, help="how many (100)")
+    add("--per-round", type=int, help="devices sampled a round (20)")
+    add("--samples", type=int, help="of each device (the dataset is dealt out whole)")
+    add("--batch-size", type=int, help="(16)")
+    add("--epochs", type=int, help="local epochs a round (1)")
+    add("--lr", type=float, help="the devices' learning rate (0.01)")
+    add("--scheme", choices=["iid", "dirichlet", "shards"], help="how samples are dealt out (dirichlet)")
+    add("--alpha", type=float, help="Dirichlet(alpha x prior): smaller is less alike (5)")
+    add("--edges", type=float, nargs="+", metavar="SHARE", help="each edge's share of the devices (0.4 0.6)")
+    add("--codec", choices=CODECS, help="emo: of activations (int2-delta)")
+    add("--policy", help="emo: when a batch is sent again: svcca, cka, always, once, fixed(n) (svcca)")
+    add("--fresh-rounds", type=int, help="emo: last rounds in which every batch is sent (0)")
+    add("--replay-ratio", type=float, help="emo: batches replayed per batch offered (4)")
+    add("--evaluate-every", type=int, metavar="ROUNDS", help="(5)")
+    add("--seed", type=int, help="(0)")
+    add("--scenario", type=Path, metavar="FILE", help="machines and links, YAML (the paper's testbed)")
+    add("--workers", type=int, help="processes; the result is the same with any number (all cores)")
+    add("--device", choices=["cpu", "cuda"], help="on which the nets train (cpu)")
+    add("--out", type=Path, metavar="DIR", help="the run's folder (runs/METHOD-DATASET-SEED)")
+    add("--checkpoint", type=int, default=10, metavar="ROUNDS", help="rounds between two checkpoints (10)")
+    add("--resume", action="store_true", help="go on with the run in --out, to the same bits")
+    add("--export", type=Path, metavar="FILE", help="write the served ensemble as ONNX")
+    add("--json", action="store_true", help="print a JSON line for each round, then one for the result")
 
 
 if __name__ == "__main__":

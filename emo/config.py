@@ -64,11 +64,13 @@ class Model(Section):
 
 
 class Data(Section):
-    """`name`: digits, cifar10, cifar100, folder, or your `package.module:function`; `dir` where it lies."""
+    """`name`: digits, cifar10, cifar100, folder, or your `package.module:function`; `dir` where it lies.
+    `heldout`: the share of every class's training samples that the cloud keeps, and no device trains on."""
 
     name: str = "digits"
     dir: Path | None = None
     seed: Seed = 0
+    heldout: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
 class Partition(Section):
@@ -120,11 +122,15 @@ class Overlays(Section):
     """The edges whose overlays make the ensemble, and how long to wait for them after the last round.
 
     `combine`: the mean of the pairs' probabilities, or of their logits as in the paper, which an edge that
-    never saw a class spoils for that class. `start_s`: how long the first round waits for the edges.
+    never saw a class spoils for that class. `head`: the FL model's own head is a member too. `fit`: by the data that
+    `data.heldout` keeps, choose the members' weights in that mean, or leave members out, or both.
+    `start_s`: how long the first round waits for the edges.
     `fresh_rounds`: in so many of the last rounds the edges get every batch, whatever the policy: what the overlay
     trains on last is what it will be served with."""
 
     combine: Literal["probabilities", "logits"] = "probabilities"
+    head: bool = False
+    fit: Literal["none", "weights", "members", "both"] = "none"
     edges: tuple[Id, ...] = ()
     start_s: Annotated[float, Field(ge=0)] = 60.0
     fresh_rounds: Annotated[int, Field(ge=0)] = 0
@@ -132,10 +138,12 @@ class Overlays(Section):
 
 
 class Export(Section):
-    """A model repository in Triton's layout; each run adds a version of `name`."""
+    """A model repository in Triton's layout; each run adds a version of `name`. `int8`: quantised, where that is
+    faster here and about as accurate."""
 
     models: Path = Path("models")
     name: Id = "emo"
+    int8: bool = False
 
 
 class Tap(Section):
@@ -274,7 +282,7 @@ def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> 
 def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[str, str] = os.environ) -> T:
     """Validate `values` as `kind`; `where` is named in errors. Relative paths stay relative to the process."""
     for name, text in sorted(environ.items()):
-        if name.startswith("EMO_"):
+        if name.startswith("EMO_") and name != "EMO_API_KEY":  # that is the endpoint's
             try:
                 value = yaml.safe_load(text)
             except _NOT_YAML as error:

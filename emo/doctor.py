@@ -35,7 +35,7 @@ Level = Literal["ok", "warn", "FAIL"]
 _PACKAGES = {
     "device": ("torch",),
     "edge": ("torch", "h5py"),
-    "cloud": ("torch", "onnx", "onnxscript", "onnxruntime", "fastapi", "uvicorn"),
+    "cloud": ("torch", "onnx", "onnxscript", "onnxruntime", "uvicorn"),
 }
 _NEEDS = {"digits": ("scikit-learn", "sklearn"), "folder": ("pillow", "PIL")}
 _PAHO = (2, 2)

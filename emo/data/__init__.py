@@ -5,11 +5,13 @@ A built-in is found as a user's own is, so scikit-learn and Pillow are imported 
 """
 
 import threading
+from dataclasses import replace
 from functools import lru_cache
 
 from emo import own
 from emo.config import Data, Model
 from emo.data.dataset import Dataset
+from emo.data.partition import holdout
 from emo.errors import DataError
 
 __all__ = ["Dataset", "load", "must_fit"]
@@ -26,6 +28,7 @@ _lock = threading.Lock()
 
 def load(spec: Data) -> tuple[Dataset, Dataset]:
     """(train, test). The same spec gives the same objects in a process, which many devices may share: do not write.
+    With `spec.heldout` what the cloud keeps (cloud_app/heldout.py) is missing from train.
 
     Raises DataError: unknown name, missing or damaged file, or a user's function that gives something else.
     """
@@ -45,6 +48,14 @@ def must_fit(dataset: Dataset, model: Model) -> None:
 
 @lru_cache(maxsize=4)
 def _load(spec: Data) -> tuple[Dataset, Dataset]:
+    train, test = _read(spec)
+    if spec.heldout:
+        rows, _ = holdout(train.labels, spec.seed, spec.heldout)
+        train = replace(train, images=train.images[rows], labels=train.labels[rows])
+    return train, test
+
+
+def _read(spec: Data) -> tuple[Dataset, Dataset]:
     name = BUILT_IN.get(spec.name, spec.name)
     made = own.function(name, "data.name", BUILT_IN, DataError)(spec)
     if not isinstance(made, tuple) or [type(each) for each in made] != [Dataset, Dataset]:

@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from serving import LABELS, serving, write
+from serving import LABELS, add, serving, write
 
 from cloud_app.repository import Repository
 
@@ -35,7 +35,17 @@ def ask(url):
             body = json.dumps(body)
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
-        return response.status, json.loads(response.read())
+        text = response.read()
+        is_json = response.headers["Content-Type"] == "application/json"
+        return response.status, json.loads(text) if is_json else text.decode()
 
     yield call
     connection.close()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """`tiny`, version 1, with a self-test."""
+    made = Repository(tmp_path / "models")
+    add(made, tmp_path)
+    return made

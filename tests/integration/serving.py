@@ -1,16 +1,28 @@
 """A tiny ONNX model, requests to it, and an endpoint in a process of its own."""
 
+import http.client
+import json
+import os
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from cloud_app import selftest
+
 LABELS = ["red", "green", "blue"]
 WEIGHTS = np.array([[i == j // 4 for i in range(3)] for j in range(12)], np.float32) / 100
-START = "from pathlib import Path; from cloud_app.endpoint import serve; serve(Path({!r}), {!r}, 0, 1)"
+START = """
+from pathlib import Path
+from cloud_app.batching import Limits
+from cloud_app.endpoint import Options, serve
+{}
+serve(Path({!r}), {!r}, 0, Options({}))
+"""
 
 
 def write(path, dtype, batch="batch"):
@@ -36,9 +48,11 @@ def write(path, dtype, batch="batch"):
 
 
 @contextmanager
-def serving(models, host="127.0.0.1"):
+def serving(models, host="127.0.0.1", options="threads=1", before="", **environ):
+    """`options`: of `Options`, as Python text; `before`: a line that runs first."""
     process = subprocess.Popen(
-        [sys.executable, "-c", START.format(str(models), host)],
+        [sys.executable, "-c", START.format(before, str(models), host, options)],
+        env={**os.environ, **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -67,3 +81,26 @@ def without(key):
     body = request()
     del body["inputs"][0][key]
     return body
+
+
+def add(repository, folder, stored=True):
+    onnx = write(folder / "in.onnx", "uint8")
+    return repository.add("tiny", onnx, LABELS, (3, 2, 2), selftest=selftest.make(onnx) if stored else None)
+
+
+def ask(url, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection(url, timeout=20)
+    try:
+        connection.request(method, path, body, headers or {})
+        response = connection.getresponse()
+        text = response.read().decode()
+        return response.status, json.loads(text) if text.startswith(("{", "[")) else text
+    finally:
+        connection.close()
+
+
+def until(found, wanted, seconds=20):
+    end = time.monotonic() + seconds
+    while found() != wanted:
+        assert time.monotonic() < end, f"{found()} is not {wanted}"
+        time.sleep(0.05)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from serving import LABELS, WEIGHTS, request, serving, write
 
-from cloud_app.endpoint import app, serve
+from cloud_app.endpoint import Options, app, serve
 from cloud_app.repository import MAX_BATCH, Repository
 from emo import __version__
 from emo.errors import ServeError
@@ -26,7 +26,14 @@ def test_it_says_what_it_serves_and_where(served):
 
 
 def test_health_and_metadata(ask):
-    assert ask("GET", "/v2") == (200, {"name": "emo", "version": __version__, "extensions": []})
+    extensions = [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+        "statistics",
+    ]
+    assert ask("GET", "/v2") == (200, {"name": "emo", "version": __version__, "extensions": extensions})
     assert ask("GET", "/v2/health/live") == (200, {"live": True})
     assert ask("GET", "/v2/health/ready") == (200, {"ready": True})
     expected = {
@@ -60,6 +67,22 @@ def test_infer(ask, path):
         assert answer["outputs"][0]["data"] == pytest.approx(logits.ravel(), rel=1e-5)
         probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         assert answer["outputs"][1]["data"] == pytest.approx(probabilities.ravel(), rel=1e-5)
+
+
+def test_it_also_runs_on_the_web_server_s_slower_parts(tmp_path):
+    Repository(tmp_path / "models").add("tiny", write(tmp_path / "in.onnx", "uint8"), LABELS, (3, 2, 2))
+    absent = "import sys; sys.modules['httptools'] = sys.modules['uvloop'] = None"
+    with serving(tmp_path / "models", before=absent) as (_, line):
+        connection = http.client.HTTPConnection(line.split("http://")[1], timeout=20)
+        for _ in range(3):
+            connection.request("POST", "/v2/models/tiny/infer", json.dumps(request()))
+            response = connection.getresponse()
+            assert (response.status, len(json.loads(response.read())["outputs"])) == (200, 2)
+        connection.close()
+
+
+def test_head_and_a_slash_at_the_end(ask):
+    assert ask("GET", "/v2/")[0] == ask("GET", "/v2/models/tiny/")[0] == 200
 
 
 def test_only_the_outputs_asked_for(ask):
@@ -127,7 +150,7 @@ def test_it_drains_and_exits_with_0(tmp_path, number):
 def test_a_port_that_is_taken(tmp_path):
     Repository(tmp_path / "models").add("tiny", write(tmp_path / "in.onnx", "uint8"), LABELS, (3, 2, 2))
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ServeError, match="cannot listen at"):
-        serve(tmp_path / "models", "127.0.0.1", taken.getsockname()[1], 1)
+        serve(tmp_path / "models", "127.0.0.1", taken.getsockname()[1], Options(threads=1))
 
 
 def test_a_repository_that_cannot_be_served(tmp_path):

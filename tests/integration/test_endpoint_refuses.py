@@ -1,16 +1,18 @@
 """What the endpoint refuses: always 4xx with {"error": ...}, never a failure of its own."""
 
+import gzip
 import http.client
 import json
 import socket
+import zlib
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serving import changed, request, without
+from serving import LABELS, changed, request, serving, without, write
 
-from cloud_app.endpoint import MAX_BODY
-from cloud_app.repository import MAX_BATCH
+from cloud_app.asgi import MAX_BODY
+from cloud_app.repository import MAX_BATCH, Repository
 
 MALFORMED = {
     "empty": b"",
@@ -67,6 +69,21 @@ MALFORMED = {
     "outputs twice": request(outputs=[{"name": "logits"}] * 2),
     "outputs nameless": request(outputs=[{}]),
     "outputs a string": request(outputs="logits"),
+    "classification negative": request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
+    "classification a string": request(outputs=[{"name": "logits", "parameters": {"classification": "2"}}]),
+    "output in shared memory": request(
+        outputs=[{"name": "logits", "parameters": {"shared_memory_region": "r"}}]
+    ),
+    "input in shared memory": changed(
+        parameters={"shared_memory_region": "r", "shared_memory_byte_size": 12}
+    ),
+    "parameters a list": request(parameters=[]),
+    "parameters null": request(parameters=None),
+    "timeout negative": request(parameters={"timeout": -1}),
+    "timeout for ever": request(parameters={"timeout": 10**18}),
+    "binary flag a string": request(parameters={"binary_data_output": "yes"}),
+    "binary without bytes": changed(parameters={"binary_data_size": 12}),
+    "binary size negative": changed(parameters={"binary_data_size": -12}),
 }
 
 
@@ -132,9 +149,17 @@ def test_no_generated_body_is_a_failure_of_the_endpoint(url, body):
         ("GET", "/v2/models/%ff%00", 404),
         ("GET", "/", 404),
         ("GET", "/v1/models/tiny", 404),
-        ("GET", "/docs", 404),
+        ("GET", "/v2/models/tiny/loss", 404),
+        ("GET", "/v2/models/tiny/versions/2/versions/2", 404),
+        ("GET", "/v2/models", 404),
+        ("GET", "/v2/systemsharedmemory/status", 404),
         ("GET", "/v2/models/tiny/infer", 405),
+        ("GET", "/v2/models/tiny/predict", 405),
+        ("GET", "/v2/repository/models/tiny/load", 405),
+        ("DELETE", "/v2/models/tiny", 405),
         ("POST", "/v2", 405),
+        ("POST", "/v2/repository/models/tiny/load", 403),
+        ("POST", "/v2/repository/models/tiny/unload", 403),
     ],
 )
 def test_what_is_not_there(ask, method, path, status):
@@ -143,11 +168,47 @@ def test_what_is_not_there(ask, method, path, status):
     assert list(answer) == ["error"]
 
 
-@pytest.mark.parametrize("headers", [{"Content-Encoding": "gzip"}, {"Inference-Header-Content-Length": "10"}])
-def test_encodings_that_are_not_spoken(ask, headers):
-    status, answer = ask("POST", "/v2/models/tiny/infer", request(), headers)
-    assert status == 415
-    assert "send" in answer["error"]
+BODY = json.dumps(request()).encode()
+HEADER = "Inference-Header-Content-Length"
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "status"),
+    [
+        ({"Content-Encoding": "br"}, BODY, 415),
+        ({"Content-Encoding": "gzip"}, BODY, 400),
+        ({"Content-Encoding": "gzip"}, gzip.compress(BODY)[:-9], 400),
+        ({"Content-Encoding": "gzip"}, gzip.compress(BODY) + b"more", 400),
+        ({"Content-Encoding": "gzip"}, gzip.compress(b" " * (MAX_BODY + 1)), 413),
+        ({"Content-Encoding": "deflate"}, zlib.compress(b" " * (MAX_BODY + 1)), 413),
+        ({HEADER: "10"}, BODY, 400),
+        ({HEADER: "-1"}, BODY, 400),
+        ({HEADER: "1e3"}, BODY, 400),
+        ({HEADER: "9" * 30}, BODY, 400),
+        ({HEADER: str(len(BODY) + 1)}, BODY, 400),
+        ({HEADER: "0"}, BODY, 400),
+    ],
+)
+def test_encodings_that_do_not_fit_the_body(ask, headers, body, status):
+    found, answer = ask("POST", "/v2/models/tiny/infer", body, headers)
+    assert (found, list(answer)) == (status, ["error"])
+
+
+@pytest.mark.parametrize("path", ["/v2/repository/index"])
+@pytest.mark.parametrize("body", [b"{", b"[]", b"[" * 100_000, b"\xff"])
+def test_repository_calls_read_json(ask, path, body):
+    assert ask("POST", path, body)[0] == 400
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /v2 HTTP/1.1\r\nHost:"])
+def test_a_head_that_does_not_come_is_not_waited_for(tmp_path, start):
+    Repository(tmp_path / "models").add("tiny", write(tmp_path / "in.onnx", "uint8"), LABELS, (3, 2, 2))
+    code = "import cloud_app.endpoint as e; e.HEAD_SECONDS = 0.3; "
+    with serving(tmp_path / "models", before=code) as (_, line):
+        host, port = line.split("http://")[1].split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as client:
+            client.sendall(start)
+            assert client.recv(100) == b""
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unread(url):

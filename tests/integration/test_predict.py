@@ -1,12 +1,13 @@
 """`emo predict`: an image file to a label, by a real endpoint."""
 
+import http.client
 import socket
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cloud_app.predict import predict
+from cloud_app.predict import MAX_IMAGE, predict
 from emo.errors import ServeError
 
 
@@ -42,15 +43,58 @@ def test_predict_names_what_is_wrong_with_the_image(url, tmp_path):
     (tmp_path / "cut.png").write_bytes(_png(tmp_path / "a.png", (300, 300)).read_bytes()[:-200])
     _png(tmp_path / "bomb.png", (9000, 9000), "1", 0)
     _png(tmp_path / "deep.png", (2, 2), "I;16", 7)
+    (tmp_path / "long.png").write_bytes(bytes(MAX_IMAGE + 1))
     for name, why in (
         ("none", "no such file"),
-        ("text", "no image that can be read"),
-        ("cut", "no image that can be read"),
+        ("text", "image that can be read"),
+        ("cut", "image that can be read"),
         ("bomb", "pixels"),
         ("deep", "8 bits a channel"),
+        ("long", "no larger image"),
     ):
         with pytest.raises(ServeError, match=rf"{name}\.png.*{why}"):
             predict(url, "tiny", tmp_path / f"{name}.png")
+
+
+def test_what_curl_gets(ask, tmp_path):
+    status, answer = ask("POST", "/v2/models/tiny/predict", _png(tmp_path / "a.png", (4, 3)).read_bytes())
+    assert status == 200
+    assert (answer["model_name"], answer["model_version"], answer["label"]) == ("tiny", "2", "green")
+    assert [each["label"] for each in answer["probabilities"]] == ["green", "red", "blue"]
+    assert sum(each["probability"] for each in answer["probabilities"]) == pytest.approx(1, rel=1e-5)
+    assert (answer["image"], answer["input"]) == ([4, 3], [2, 2])
+
+
+@pytest.mark.parametrize(
+    ("model", "headers", "status", "why"),
+    [
+        ("tiny", {"Content-Type": "multipart/form-data; boundary=x"}, 415, "curl --data-binary @FILE"),
+        ("tiny", {}, 400, "image that can be read"),
+        ("real", {}, 400, "takes FP32"),
+        ("nothing", {}, 404, "no model"),
+    ],
+)
+def test_what_curl_gets_when_it_asks_wrongly(ask, model, headers, status, why):
+    found, answer = ask("POST", f"/v2/models/{model}/predict", b"--x", headers)
+    assert (found, list(answer)) == (status, ["error"])
+    assert why in answer["error"]
+
+
+def test_the_description_names_each_path_and_is_one_page(ask, url):
+    described = ask("GET", "/openapi.json")[1]
+    assert described["openapi"].startswith("3.")
+    for path, methods in described["paths"].items():
+        for method in methods:
+            status, answer = ask(method.upper(), path.replace("{name}", "tiny"), b"")
+            assert (status, path) in {(200, path), (400, path), (403, path)}
+            assert "no such resource" not in str(answer)
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection.request("GET", "/docs")
+    page = connection.getresponse().read().decode()
+    connection.close()
+    assert all(path in page for path in described["paths"])
+    assert "<script" not in page
+    assert 'src="' not in page
 
 
 def test_predict_names_what_is_wrong_with_the_endpoint(url, tmp_path):

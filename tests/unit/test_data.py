@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from cloud_app import heldout
 from emo import data
 from emo.config import Data, Model
 from emo.data import Dataset
@@ -114,3 +115,14 @@ def test_names_and_functions_that_are_refused(name, sentence):
 def test_a_users_own_bug_keeps_its_traceback():
     with pytest.raises(KeyError):
         data.load(Data(name=f"{__name__}:explode"))
+
+
+def test_what_the_cloud_keeps_is_missing_from_training_and_nothing_else():
+    train, test = data.load(Data())
+    rest, same = data.load(Data(heldout=0.2))
+    kept = heldout.kept(Data(heldout=0.2))
+    assert len(rest.labels) + len(kept.labels) == len(train.labels)
+    both = [image.tobytes() for part in (rest, kept) for image in part.images]
+    assert sorted(both) == sorted(image.tobytes() for image in train.images)
+    np.testing.assert_array_equal(same.images, test.images)
+    assert data.load(Data(heldout=0.2))[0] is rest

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_app.ensemble import Ensemble, boosted, build
+from cloud_app.ensemble import HEAD, Ensemble, boosted, build, parts
 from emo import models
 from emo.config import Model
 from emo.errors import ExportError
@@ -61,6 +61,23 @@ def test_a_pair_that_never_saw_a_class_is_outvoted_not_obeyed():
     assert says("probabilities") == 1
 
 
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_shares_weigh_the_members_whatever_their_scale(combine):
+    trunk, overlays = _parts()
+    pairs = [Ensemble(trunk, [overlay], MEAN, STD, combine="logits")(_images()) for overlay in overlays]
+    logits, probabilities = Ensemble(trunk, overlays, MEAN, STD, combine=combine, shares=[5, 3, 2])(_images())
+    kind = 1 if combine == "probabilities" else 0
+    expected = sum(share * pair[kind] for share, pair in zip((0.5, 0.3, 0.2), pairs, strict=True))
+    torch.testing.assert_close(probabilities if kind else logits, expected)
+
+
+@pytest.mark.parametrize("shares", [[1, 1], [1, 1, 0], [1, 1, -1], [1, 1, np.inf], [1, 1, np.nan], []])
+def test_it_refuses_shares_that_are_none(shares):
+    trunk, overlays = _parts()
+    with pytest.raises(ExportError, match="3 members need one each"):
+        Ensemble(trunk, overlays, MEAN, STD, shares=shares)
+
+
 def test_the_trunk_runs_once():
     trunk, overlays = _parts()
     calls = []
@@ -109,22 +126,53 @@ def _sent(spec=SPEC, seed=0):
     return models.weights(models.overlay(spec, seed))
 
 
+def _global(spec=SPEC, seed=3):
+    return models.weights(models.network(spec, seed))
+
+
+def _digits(n=4):
+    return torch.randint(0, 256, (n, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
 def test_build_gives_the_networks_that_the_weights_came_from():
     network, overlay = models.network(SPEC, 3), models.overlay(SPEC, 4)
-    module = build(SPEC, models.weights(network), {"e": models.weights(overlay)}, *GREY)
-    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(module(images)[0], boosted(network.trunk, overlay, *GREY)(images)[0])
+    module = build(SPEC, parts(models.weights(network), {"e": models.weights(overlay)}), *GREY)
+    assert torch.equal(module(_digits())[0], boosted(network.trunk, overlay, *GREY)(_digits())[0])
 
 
 def test_build_does_not_depend_on_the_order_of_arrival():
-    weights, sent = (
-        models.weights(models.network(SPEC, 3)),
-        {name: _sent(seed=i) for i, name in enumerate("cab")},
-    )
-    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
-    one = build(SPEC, weights, sent, *GREY)(images)
-    other = build(SPEC, weights, dict(sorted(sent.items())), *GREY)(images)
+    sent = {name: _sent(seed=i) for i, name in enumerate("cab")}
+    one = build(SPEC, parts(_global(), sent), *GREY)(_digits())
+    other = build(SPEC, parts(_global(), dict(sorted(sent.items()))), *GREY)(_digits())
     assert torch.equal(one[0], other[0])
+
+
+def test_the_head_of_the_global_model_is_no_member_unless_it_is_named():
+    found, network = parts(_global(), {"e": _sent(seed=4)}), models.network(SPEC, 3)
+    overlay = models.overlay(SPEC, 4)
+    assert len(build(SPEC, found, *GREY).members) == 1
+    shares = {"overlay-e": 3.0, HEAD: 1.0}
+    module = build(SPEC, found, *GREY, combine="logits", shares=shares)
+    each = module.each(_digits())
+    inputs = (_digits().float() - float(GREY[0][0])) / float(GREY[1][0])
+    with models.inference(network), models.inference(overlay):
+        expected = torch.stack([overlay(network.trunk(inputs)), network(inputs)])
+    torch.testing.assert_close(each, expected)
+    torch.testing.assert_close(module(_digits())[0], 0.75 * expected[0] + 0.25 * expected[1])
+
+
+def test_who_has_no_share_is_not_even_looked_at():
+    found = parts(_global(), {"good": _sent(), "bad": _with_nan(_sent())})
+    module = build(SPEC, found, *GREY, shares={"overlay-good": 1.0})
+    assert torch.isfinite(module(_digits())[0]).all()
+
+
+def test_parts_go_by_trunk_head_and_edge():
+    found = parts(_global(), {"b": _sent(seed=1), "a": _sent(seed=2)})
+    assert list(found) == ["trunk", "head", "overlay-a", "overlay-b"]
+    assert {f"trunk.{name}" for name in found["trunk"]} | {f"head.{name}" for name in found["head"]} == set(
+        _global()
+    )
 
 
 def _without(arrays):
@@ -149,16 +197,33 @@ def _with_nan(arrays):
     ids=["split", "classes", "missing", "extra", "nan", "dtype"],
 )
 def test_build_names_the_edge_and_the_difference(bad, why):
-    weights = models.weights(models.network(SPEC, 0))
     with pytest.raises(ExportError, match=rf"edge east.*{why}"):
-        build(SPEC, weights, {"west": _sent(), "east": bad}, *GREY)
+        build(SPEC, parts(_global(), {"west": _sent(), "east": bad}), *GREY)
 
 
-def test_build_names_the_global_model():
-    with pytest.raises(ExportError, match=r"the global model: .* is missing"):
-        build(SPEC, {}, {"west": _sent()}, *GREY)
+@pytest.mark.parametrize(
+    ("found", "shares", "why"),
+    [
+        ({}, None, "this run has no trunk"),
+        (parts(_global(), {}), None, "none has arrived"),
+        (parts(_global(), {"west": _sent()}), {"overlay-east": 1.0}, "no overlay-east; its parts are trunk"),
+        (
+            parts({"trunk.x": np.zeros(1)}, {"west": _sent()}),
+            None,
+            "the trunk of the global model: .*is missing",
+        ),
+    ],
+)
+def test_build_says_what_is_missing(found, shares, why):
+    with pytest.raises(ExportError, match=why):
+        build(SPEC, found, *GREY, shares=shares)
+
+
+def test_a_global_model_of_other_parts_is_refused():
+    with pytest.raises(ExportError, match="neither to its trunk nor to its head"):
+        parts({"trunk.w": np.zeros(1), "tail.w": np.zeros(1)}, {})
 
 
 def test_build_refuses_a_mean_of_other_channels():
     with pytest.raises(ExportError, match="one a channel"):
-        build(SPEC, models.weights(models.network(SPEC, 0)), {"west": _sent()}, MEAN, STD)
+        build(SPEC, parts(_global(), {"west": _sent()}), MEAN, STD)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_app.ensemble import Ensemble, build
+from cloud_app import export as exporting
+from cloud_app.ensemble import Ensemble, build, parts
 from cloud_app.export import TOLERANCE, export
-from cloud_app.protocol import Served
-from cloud_app.repository import Repository
 from cloud_app.session import open_session
 from emo import models
 from emo.config import Model
@@ -50,7 +49,8 @@ def _small(head, dtype="uint8"):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     sent = {edge: models.weights(models.overlay(SPEC, seed)) for seed, edge in enumerate(("east", "west"))}
-    module = build(SPEC, models.weights(models.network(SPEC, 7)), sent, *SCALE)
+    found = parts(models.weights(models.network(SPEC, 7)), sent)
+    module = build(SPEC, found, *SCALE, shares={"overlay-east": 0.6, "overlay-west": 0.3, "head": 0.1})
     folder = tmp_path_factory.mktemp("export")
     report = export(module, folder / "model.onnx", (1, 8, 8), LABELS, {"round": "20", "accuracy": "0.9"})
     return module, report
@@ -135,15 +135,10 @@ def test_what_cannot_be_trusted_leaves_the_old_file_alone(tmp_path, head, labels
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_from_the_ensemble_to_an_answer(exported, tmp_path):
-    module, report = exported
-    repository = Repository(tmp_path)
-    repository.add("digits", report.path, LABELS, (1, 8, 8))
-    served = Served.load(repository, "digits", 1)
-    assert served.metadata["parameters"]["labels"] == LABELS
-    images = _images(3)
-    tensor = {"name": "images", "shape": [3, 1, 8, 8], "datatype": "UINT8", "data": images.tolist()}
-    answer = json.loads(served.infer(json.dumps({"inputs": [tensor]}).encode()))
-    found = {each["name"]: np.reshape(each["data"], each["shape"]) for each in answer["outputs"]}
-    for name, expected in zip(("logits", "probabilities"), module(torch.from_numpy(images)), strict=True):
-        np.testing.assert_allclose(found[name], expected, atol=1e-4)
+def test_weights_that_no_file_can_hold_are_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "LARGEST", 50)
+    with pytest.raises(
+        ExportError, match=r"weights are .* bytes, one ONNX file holds 50: take fewer members"
+    ):
+        export(_small(nn.Linear(3, 2)), tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {})
+    assert not list(tmp_path.iterdir())

@@ -183,3 +183,106 @@ def test_adding_at_the_same_time_gives_each_its_own_version(repository, tmp_path
         each.join()
     assert sorted(found.values()) == list(range(1, 9))
     assert all(repository.path("emo", version).read_bytes() == b"%d" % i for i, version in found.items())
+
+
+@pytest.fixture
+def three(repository, onnx):
+    for _ in range(3):
+        repository.add("emo", onnx, LABELS, (1, 8, 8))
+    return repository
+
+
+def config(repository):
+    return (repository.root / "emo" / "config.pbtxt").read_text()
+
+
+def test_the_newest_is_current_until_one_is_promoted(three, onnx):
+    before = config(three)
+    assert (three.current("emo"), three.promoted("emo")) == (3, None)
+    three.promote("emo", 2)
+    assert config(three) == before + "version_policy: { specific { versions: [ 2 ] } }\n"
+    assert three.add("emo", onnx, LABELS, (1, 8, 8)) == 4
+    assert (three.current("emo"), three.promoted("emo"), three.latest("emo")) == (2, 2, 4)
+    three.promote("emo", None)
+    assert config(three) == before
+    assert three.current("emo") == 4
+
+
+def test_rollback_goes_back_one_version_at_a_time(three):
+    assert [three.rollback("emo"), three.rollback("emo")] == [2, 1]
+    assert three.current("emo") == 1
+    with pytest.raises(ServeError, match="no version before 1"):
+        three.rollback("emo")
+
+
+def test_prune_keeps_the_newest_and_the_current_one(three, onnx):
+    three.promote("emo", 1)
+    assert three.prune("emo", 1) == [2]
+    assert three.versions("emo") == [1, 3]
+    three.promote("emo", None)
+    assert three.prune("emo", 5) == []
+    assert three.prune("emo", 1) == [1]
+    assert three.add("emo", onnx, LABELS, (1, 8, 8)) == 4  # a number is not used twice
+    with pytest.raises(ServeError, match="at least one"):
+        three.prune("emo", 0)
+    assert not list(three.root.rglob(".adding-*"))
+
+
+@pytest.mark.parametrize(
+    ("policy", "promoted"),
+    [
+        ("version_policy: { specific { versions: [ 1, 2 ] } }", 2),
+        ("version_policy {\n  specific: {\n    versions: [2]\n  }\n}", 2),
+        ("version_policy { specific { versions: 1 } }", 1),
+        ("version_policy: { latest { num_versions: 2 } }", None),
+        ("version_policy: { all { } }", None),
+        ("version_policy: { }", None),
+    ],
+)
+def test_policies_that_others_wrote_are_understood_and_replaced(three, onnx, policy, promoted):
+    before = config(three)
+    file = three.root / "emo" / "config.pbtxt"
+    file.write_text(before.replace("dynamic_batching", policy + "\ndynamic_batching"))
+    assert three.promoted("emo") == promoted
+    assert three.add("emo", onnx, LABELS, (1, 8, 8)) == 4
+    three.promote("emo", 3)
+    assert config(three) == before + "version_policy: { specific { versions: [ 3 ] } }\n"
+
+
+def test_a_version_that_is_not_there_cannot_be_promoted(three):
+    with pytest.raises(ServeError, match="no version 9"):
+        three.promote("emo", 9)
+    for call in (three.promote, three.prune):
+        with pytest.raises(ServeError, match="no model 'other'"):
+            call("other", None if call == three.promote else 1)
+    (three.root / "emo" / "config.pbtxt").write_text("version_policy: { specific { versions: [ 9 ] } }\n")
+    with pytest.raises(ServeError, match=r"asks for version 9.*emo models promote"):
+        three.current("emo")
+    three.promote("emo", 1)
+    assert three.current("emo") == 1
+
+
+def test_a_failed_promotion_changes_nothing(three, monkeypatch):
+    before = config(three)
+    monkeypatch.setattr(
+        module, "_sync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
+    with pytest.raises(ServeError, match="No space left"):
+        three.promote("emo", 1)
+    assert config(three) == before
+    assert sorted(each.name for each in (three.root / "emo").iterdir()) == [
+        "1",
+        "2",
+        "3",
+        "config.pbtxt",
+        "labels.txt",
+    ]
+
+
+def test_a_self_test_lies_beside_its_version(repository, onnx):
+    repository.add("emo", onnx, LABELS, (1, 8, 8), selftest="{}")
+    repository.add("emo", onnx, LABELS, (1, 8, 8))
+    assert (repository.selftest("emo", 1), repository.selftest("emo", 2)) == ("{}", None)
+    (repository.root / "emo" / "1" / "selftest.json").write_bytes(bytes(module._MAX_TEXT + 1))
+    with pytest.raises(ServeError, match="is over"):
+        repository.selftest("emo", 1)

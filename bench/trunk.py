@@ -1,0 +1,98 @@
+"""What one trunk for all members saves: the exported ensemble's time beside that of its parts, and of N separate models.
+
+    python -m bench.trunk --json FILE
+
+Knows sessions and clocks; untrained weights, since time does not depend on them. One line a network.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+import torch
+from torch import nn
+
+from cloud_app import ensemble
+from cloud_app.export import export, trace
+from cloud_app.session import open_session
+from emo import models
+from emo.config import Model
+
+NETWORKS = ("vgg6", 0.25, 10), ("vgg6", 1.0, 10), ("mobilenet6", 0.25, 100), ("mobilenet6", 1.0, 100)
+
+
+class _Front(nn.Module):
+    """Normalisation and trunk: what all members share."""
+
+    def __init__(self, whole: ensemble.Ensemble) -> None:
+        super().__init__()
+        self.whole = whole
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.whole.split(images)
+
+
+def measure(
+    spec: Model, members: int = 2, batch: int = 8, threads: int = 1, runs: int = 30
+) -> dict[str, float]:
+    """Milliseconds a batch, the fastest of `runs`, of sessions with `threads` threads that take turns. With one thread
+    it is processor time, in which other processes do not count; with more it is the clock's.
+
+    `shared_trunk_ratio`: the ensemble, over trunk and members each in a session of its own (at most 1.1 is asked
+    for). `separate_ratio`: the ensemble, over as many models as there are members, a trunk in each.
+    """
+    now = time.thread_time if threads == 1 else time.perf_counter
+    scale = np.full(spec.input[0], 100, np.float32)
+    overlays = {f"{number}": models.weights(models.overlay(spec, number)) for number in range(members)}
+    parts = ensemble.parts(models.weights(models.network(spec, 0)), overlays)
+    whole = ensemble.build(spec, parts, scale, scale)
+    one = ensemble.build(spec, parts, scale, scale, shares={"overlay-0": 1.0})
+    front, labels = _Front(whole), [str(number) for number in range(spec.classes)]
+    example = torch.zeros(2, *spec.input, dtype=torch.uint8)
+    with TemporaryDirectory() as folder, torch.inference_mode():
+        files = {name: Path(folder) / f"{name}.onnx" for name in ("ensemble", "pair", "trunk", "member")}
+        export(whole, files["ensemble"], spec.input, labels, {})
+        export(one, files["pair"], spec.input, labels, {})
+        onnx.save(trace(front, example, "images", ["split"]), files["trunk"])
+        onnx.save(trace(whole.members[0], front(example), "images", ["logits"]), files["member"])
+        sessions = {name: open_session(path, threads) for name, path in files.items()}
+    images = np.random.default_rng(0).integers(0, 256, (batch, *spec.input), np.uint8)
+    given = dict.fromkeys(sessions, images) | {"member": sessions["trunk"].run(None, {"images": images})[0]}
+    took: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(runs):
+        for name, session in sessions.items():
+            start = now()
+            session.run(None, {"images": given[name]})
+            took[name].append(1e3 * (now() - start))
+    ms = {name: min(each) for name, each in took.items()}
+    return {
+        **{f"{name}_ms": round(value, 3) for name, value in ms.items()},
+        "shared_trunk_ratio": round(ms["ensemble"] / (ms["trunk"] + members * ms["member"]), 3),
+        "separate_ratio": round(ms["ensemble"] / (members * ms["pair"]), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What one trunk for all members saves.")
+    parser.add_argument("--members", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    rows = []
+    for name, width, classes in NETWORKS:
+        spec = Model(name=name, width=width, input=(3, 32, 32), classes=classes)
+        found = measure(spec, args.members, args.batch, args.threads)
+        rows.append({"network": name, "width": width, **found})
+        print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    if args.json is not None:
+        setup = {"members": args.members, "batch": args.batch, "threads": args.threads}
+        args.json.write_text(json.dumps({**setup, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

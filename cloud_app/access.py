@@ -1,0 +1,85 @@
+"""Who may ask, and the log of who did.
+
+Knows keys and lines of text; knows neither HTTP's messages nor models. Keys are compared in constant time and
+never logged; nor is what a request holds.
+"""
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+
+from emo.errors import ServeError
+
+VARIABLE = "EMO_API_KEY"
+_SHORTEST = 16
+_LARGEST_FILE = 64 << 10
+
+
+def keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> list[bytes]:
+    """One key a line of `file` (empty lines and # do not count), then that of EMO_API_KEY; none where neither is given.
+
+    Raises ServeError: no such file, none in it, or one shorter than 16 characters."""
+    found = []
+    if file is not None:
+        try:
+            with file.open("rb") as opened:
+                text = opened.read(_LARGEST_FILE + 1)
+        except OSError as error:
+            raise ServeError(f"{file}: cannot read the API keys: {error.strerror}") from error
+        if len(text) > _LARGEST_FILE:
+            raise ServeError(f"{file}: is over {_LARGEST_FILE:,} bytes; is it the file of API keys?")
+        lines = [line.strip() for line in text.splitlines()]
+        found = [line for line in lines if line and not line.startswith(b"#")]
+        if not found:
+            raise ServeError(f"{file}: holds no API key; write one a line")
+    if environ.get(VARIABLE):
+        found.append(environ[VARIABLE].encode())
+    if any(len(key) < _SHORTEST for key in found):
+        raise ServeError(f"an API key needs {_SHORTEST} characters or more: `openssl rand -hex 16` makes one")
+    return found
+
+
+class Keys:
+    """The keys of which one has to come with a request; none at all where everybody may ask."""
+
+    def __init__(self, known: list[bytes]) -> None:
+        self._digests = [hashlib.sha256(key).digest() for key in known]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def fit(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Does `Authorization: Bearer KEY` or `X-API-Key: KEY` (names in lower case) hold one of the keys?"""
+        kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
+        given = bearer if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        digest = hashlib.sha256(given.strip()).digest()
+        # All of them, whatever the first says: time tells nothing.
+        return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
+
+
+class AccessLog:
+    """One JSON object a line, to a file (opened again when it was rotated away) or, for `-`, to stdout."""
+
+    def __init__(self, where: str) -> None:
+        try:
+            handler = (
+                logging.StreamHandler(sys.stdout)
+                if where == "-"
+                else WatchedFileHandler(where, encoding="utf-8")
+            )
+        except OSError as error:
+            raise ServeError(f"{where}: cannot write the access log: {error.strerror}") from error
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        self._handler = handler
+
+    def write(self, **fields: object) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, **fields})
+        self._handler.handle(logging.LogRecord("emo.access", logging.INFO, "", 0, line, None, None))

@@ -1,0 +1,198 @@
+"""What each path of the endpoint does: a request to its answer.
+
+Knows models, their queues and figures, and which thread a piece of work may hold up. Knows neither paths nor who may
+ask. Sources: the Open Inference Protocol; triton-inference-server/server, docs/protocol (its extensions).
+"""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter_ns
+from typing import Any, TypeVar
+
+from cloud_app import openapi
+from cloud_app.answer import answer, ranked
+from cloud_app.asgi import Answer, Held, Incoming
+from cloud_app.images import pixels
+from cloud_app.loading import Models, Slot
+from cloud_app.request import Refused, parse
+from cloud_app.session import resident
+from cloud_app.stats import prometheus
+from emo import __version__
+from emo.errors import ServeError
+
+EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
+_LARGE = 64 << 10  # a body or an answer of this size would stop the loop for too long
+T = TypeVar("T")
+
+
+class Handlers:
+    """`server` and `model`: by what follows in the path, (method, handler). Each handler raises Refused."""
+
+    def __init__(self, models: Models, held: Held) -> None:
+        self._models = models
+        self._held = held
+        self._workers = ThreadPoolExecutor(2, "parse")
+        self._loader = ThreadPoolExecutor(1, "load")
+        self.server: dict[str, tuple[str, Callable[[Incoming], Awaitable[Answer]]]] = {
+            "v2": ("GET", self._about),
+            "v2/health/live": ("GET", self._live),
+            "v2/health/ready": ("GET", self._ready),
+            "v2/models/stats": ("GET", self._all_stats),
+            "v2/repository/index": ("POST", self._index),
+            "metrics": ("GET", self._metrics),
+            "openapi.json": ("GET", self._openapi),
+            "docs": ("GET", self._docs),
+        }
+        self.model: dict[str, tuple[str, Callable[[Incoming, Slot], Awaitable[Answer]]]] = {
+            "": ("GET", self._metadata),
+            "ready": ("GET", self._model_ready),
+            "config": ("GET", self._config),
+            "stats": ("GET", self._stats),
+            "infer": ("POST", self._infer),
+            "predict": ("POST", self._predict),
+        }
+
+    async def refresh(self) -> None:
+        await self._in_loader(self._models.refresh)
+
+    def close(self) -> None:
+        for pool in (self._loader, self._workers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    # -- inference
+
+    async def _infer(self, request: Incoming, slot: Slot) -> Answer:
+        header = request.number(b"inference-header-content-length")
+        body = await request.body()
+        began = perf_counter_ns()
+        takes = slot.served.signature
+        if len(body) < _LARGE:
+            call = parse(body, takes, header)
+        else:
+            call = await self._aside(lambda: parse(body, takes, header))
+        slot.stats.parse.add(perf_counter_ns() - began)
+        results = await slot.batcher.submit(call.images, call.timeout_s)
+        began = perf_counter_ns()
+        if 8 * sum(result.size for result in results.values()) < _LARGE:
+            data, head = answer(call, results, takes)
+        else:
+            data, head = await self._aside(lambda: answer(call, results, takes))
+        slot.stats.answer.add(perf_counter_ns() - began)
+        if head is None:
+            return Answer(data)
+        length = (b"inference-header-content-length", b"%d" % head)
+        return Answer(data, type=b"application/octet-stream", headers=[length])
+
+    async def _predict(self, request: Incoming, slot: Slot) -> Answer:
+        takes = slot.served.signature
+        if request.header(b"content-type").startswith("multipart/"):
+            raise Refused(415, "send the image file as the body itself: curl --data-binary @FILE")
+        if len(takes.outputs.get("probabilities", ())) != 1:
+            raise Refused(400, f"model {takes.name!r} gives no probabilities; use the protocol's infer call")
+        body = await request.body()
+        images, size = await self._aside(lambda: pixels(body, takes))
+        results = await slot.batcher.submit(images)
+        best = ranked(results["probabilities"][0], takes.labels)
+        return as_json(
+            {
+                "model_name": takes.name,
+                "model_version": str(takes.version),
+                "label": best[0][1],
+                "probabilities": [{"label": label, "probability": value} for _, label, value in best],
+                "image": list(size),
+                "input": [takes.sample[2], takes.sample[1]],
+            }
+        )
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """On another thread: what takes longer than a request may hold up the others."""
+        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+
+    # -- about models
+
+    async def _metadata(self, _: Incoming, slot: Slot) -> Answer:
+        return as_json(slot.served.metadata)
+
+    async def _model_ready(self, _: Incoming, slot: Slot) -> Answer:
+        return as_json({"name": slot.served.signature.name, "ready": True})
+
+    async def _config(self, _: Incoming, slot: Slot) -> Answer:
+        return as_json(slot.served.config)
+
+    async def _stats(self, _: Incoming, slot: Slot) -> Answer:
+        signature = slot.served.signature
+        return as_json({"model_stats": [slot.stats.shown(signature.name, signature.version)]})
+
+    async def _all_stats(self, _: Incoming) -> Answer:
+        return as_json(
+            {"model_stats": [stats.shown(name, version) for name, version, stats in self._models.stats()]}
+        )
+
+    # -- the repository
+
+    async def _index(self, request: Incoming) -> Answer:
+        ready = _object(await request.body()).get("ready") is True
+        return as_json(await self._in_loader(lambda: self._models.index(ready=ready)))
+
+    async def change(self, request: Incoming, name: str, verb: str) -> Answer:
+        """`verb`: load or unload."""
+        parameters = _object(await request.body()).get("parameters")
+        if verb == "load" and parameters:
+            raise Refused(400, "load: takes no parameters here; a model comes from the repository alone")
+        change = self._models.load if verb == "load" else self._models.unload
+        await self._in_loader(lambda: change(name))
+        return as_json({})
+
+    async def _in_loader(self, work: Callable[[], T]) -> T:
+        """Raises Refused (400) in a ServeError's place."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._loader, work)
+        except Refused:
+            raise
+        except ServeError as error:
+            raise Refused(400, str(error)) from error
+
+    # -- about the server
+
+    async def _about(self, _: Incoming) -> Answer:
+        return as_json({"name": "emo", "version": __version__, "extensions": EXTENSIONS})
+
+    async def _live(self, _: Incoming) -> Answer:
+        return as_json({"live": True})
+
+    async def _ready(self, _: Incoming) -> Answer:
+        return as_json({"ready": True})
+
+    async def _metrics(self, _: Incoming) -> Answer:
+        gauges = {
+            "emo_held_bytes": self._held.bytes,
+            "emo_model_loads_total": self._models.loads,
+            "emo_model_load_failures_total": self._models.load_failures,
+        }
+        memory = resident()
+        if memory is not None:
+            gauges["process_resident_memory_bytes"] = memory
+        text = prometheus(self._models.stats(), gauges)
+        return Answer(text.encode(), type=b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _openapi(self, _: Incoming) -> Answer:
+        return as_json(openapi.document(__version__))
+
+    async def _docs(self, _: Incoming) -> Answer:
+        return Answer(openapi.page(__version__).encode(), type=b"text/html; charset=utf-8")
+
+
+def as_json(value: Any, status: int = 200) -> Answer:
+    return Answer(json.dumps(value, allow_nan=False).encode(), status)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Refused(400, f"the body is not JSON: {str(error)[:100]}") from error
+    if not isinstance(value, dict):
+        raise Refused(400, "the body is not a JSON object")
+    return value

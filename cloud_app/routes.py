@@ -1,0 +1,137 @@
+"""The endpoint as an ASGI application: which path does what, who may, and what became of it.
+
+    GET  /v2   /v2/health/live   /v2/health/ready   /v2/models/stats   /metrics   /openapi.json   /docs
+    GET  /v2/models/NAME[/versions/V][/ready | /config | /stats]
+    POST /v2/models/NAME[/versions/V]/infer | /predict
+    POST /v2/repository/index   /v2/repository/models/NAME/load | /unload
+
+Knows paths, methods and keys; what a path does is `cloud_app.handlers`'. Imports no web framework.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable
+from time import perf_counter_ns, time_ns
+
+from cloud_app.access import AccessLog, Keys
+from cloud_app.asgi import Answer, Held, Incoming, Receive, Scope, Send, reply
+from cloud_app.handlers import Handlers, as_json
+from cloud_app.loading import Models, Slot
+from cloud_app.request import Refused
+
+log = logging.getLogger("emo")
+
+
+class Endpoint:
+    """`poll_s`: how often the repository is looked at for another version; 0: never."""
+
+    def __init__(
+        self, models: Models, keys: Keys, access: AccessLog | None = None, poll_s: float = 2.0
+    ) -> None:
+        self._models = models
+        self._keys = keys
+        self._access = access
+        self._poll_s = poll_s
+        self._held = Held()
+        self._handlers = Handlers(models, self._held)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._live_through(receive, send)
+            return
+        began = perf_counter_ns()
+        request = Incoming(scope, receive, self._held)
+        slot: Slot | None = None
+        try:
+            handle, slot = self._route(request)
+            found = await handle
+        except Refused as error:
+            found = as_json({"error": str(error)}, error.status)
+            if error.status in {401, 503}:
+                header = (b"www-authenticate", b"Bearer") if error.status == 401 else (b"retry-after", b"1")
+                found.headers.append(header)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path[:200])
+            found = as_json({"error": f"{_shown(request)}: the endpoint failed; its log says why"}, 500)
+        size = request.size
+        request.release()
+        ns = perf_counter_ns() - began
+        if slot is not None:
+            slot.stats.request(found.status, ns, time_ns() // 1_000_000)
+        await reply(send, request, found)
+        if self._access is not None:
+            served = slot.served.signature if slot else None
+            self._access.write(
+                client=request.client,
+                method=request.method,
+                path=request.path[:200],
+                status=found.status,
+                ms=round(ns / 1e6, 3),
+                bytes_in=size,
+                bytes_out=len(found.body),
+                model=served.name if served else None,
+                version=served.version if served else None,
+            )
+
+    def _route(self, request: Incoming) -> tuple[Awaitable[Answer], Slot | None]:
+        """What will answer, and the model whose figures it counts in. Raises Refused: 404, 405, 401, 403."""
+        path = request.path.strip("/")
+        if not path.startswith("v2/health/"):
+            self._admit(request)
+        if path in self._handlers.server:
+            method, handle = self._handlers.server[path]
+            _must_be(request, method)
+            return handle(request), None
+        version: str | None = None
+        match path.split("/"):
+            case ["v2", "models", name, "versions", version, *rest]:
+                pass
+            case ["v2", "models", name, *rest]:
+                pass
+            case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
+                _must_be(request, "POST")
+                if not self._keys:
+                    text = "this endpoint is read-only: it was started without API keys, see --api-key-file"
+                    raise Refused(403, text)
+                return self._handlers.change(request, name, verb), None
+            case _:
+                rest = ["?"]
+        action = "/".join(rest)
+        if action not in self._handlers.model:
+            raise Refused(404, f"{_shown(request)}: no such resource")
+        method, on_model = self._handlers.model[action]
+        _must_be(request, method)
+        slot = self._models.find(name, version)
+        return on_model(request, slot), slot if method == "POST" else None
+
+    def _admit(self, request: Incoming) -> None:
+        if self._keys and not self._keys.fit(request.headers):
+            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
+
+    # -- the process
+
+    async def _live_through(self, receive: Receive, send: Send) -> None:
+        await receive()
+        polling = asyncio.create_task(self._poll())
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        polling.cancel()
+        self._handlers.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _poll(self) -> None:
+        while self._poll_s:
+            await asyncio.sleep(self._poll_s)
+            try:
+                await self._handlers.refresh()
+            except Refused as error:
+                log.warning("%s", error)
+
+
+def _shown(request: Incoming) -> str:
+    return f"{request.method} {request.path[:200]}"
+
+
+def _must_be(request: Incoming, method: str) -> None:
+    if request.method != method and (request.method, method) != ("HEAD", "GET"):
+        raise Refused(405, f"{_shown(request)}: this method is not offered here, {method} is")

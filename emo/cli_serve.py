@@ -1,0 +1,175 @@
+"""The composition root's part for models: `emo serve`, `emo predict`, `emo models`. Imports the cloud's serving side
+inside the commands."""
+
+import argparse
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from emo.errors import ConfigError
+from emo.extras import needs
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def commands(add: Add) -> None:
+    """`add(name, run, help)` makes the parser of one command."""
+    serve = add("serve", _serve, "serve a model repository (Open Inference Protocol v2)")
+    serve.add_argument("--models", type=Path, required=True, metavar="DIR")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000, help="0: any free one (8000)")
+    serve.add_argument("--threads", type=int, help="onnxruntime's threads (the cores of this container)")
+    serve.add_argument("--runs", type=int, default=2, help="runs at a time, which share the threads (2)")
+    serve.add_argument("--max-batch", type=int, default=64, help="samples in one run of the model (64)")
+    serve.add_argument(
+        "--max-delay-ms",
+        type=float,
+        default=0.0,
+        help="how long a request waits for company on an idle machine (0)",
+    )
+    serve.add_argument(
+        "--queue", type=int, default=256, help="requests of a model that may wait; then 503 (256)"
+    )
+    serve.add_argument("--timeout-s", type=float, default=10.0, help="how long one may wait; then 503 (10)")
+    serve.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="one key a line; then all but health needs one. EMO_API_KEY may hold one too",
+    )
+    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
+    serve.add_argument(
+        "--tls-key", type=Path, metavar="FILE", help="its private key, PEM, without a password"
+    )
+    serve.add_argument("--access-log", metavar="FILE", help="a JSON line for each request; - for stdout")
+    serve.add_argument(
+        "--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none (2)"
+    )
+
+    predict = add("predict", _predict, "ask an endpoint what is on an image")
+    predict.add_argument("image", type=Path)
+    predict.add_argument("--url", default="http://127.0.0.1:8000")
+    predict.add_argument("--name", default="emo", help="the model's name (emo)")
+    predict.add_argument("--top", type=int, default=3, help="labels to print (3)")
+    predict.add_argument("--api-key-file", type=Path, metavar="FILE", help="whose first key to send")
+    predict.add_argument("--json", action="store_true")
+
+    models = add("models", _list, "the versions in a model repository, and which one is served")
+    verbs = models.add_subparsers(dest="verb", required=True, metavar="list|promote|rollback|prune")
+    for verb, run, text in (
+        ("list", _list, "every model, its versions, the current one"),
+        ("promote", _promote, "serve this version, whatever is added; `latest`: the newest, always"),
+        ("rollback", _rollback, "serve the version before the current one"),
+        ("prune", _prune, "delete old versions, never the current one"),
+    ):
+        parser = verbs.add_parser(verb, help=text, description=text)
+        parser.set_defaults(run=run)
+        parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+        if verb == "list":
+            parser.add_argument("--json", action="store_true")
+        else:
+            parser.add_argument("name", metavar="NAME")
+        if verb == "promote":
+            parser.add_argument("version", metavar="VERSION", help="a number, or latest")
+        if verb == "prune":
+            parser.add_argument("--keep", type=int, default=3, help="how many of the newest stay (3)")
+
+
+def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
+    for name, least in (
+        ("threads", 1),
+        ("runs", 1),
+        ("max_batch", 1),
+        ("max_delay_ms", 0),
+        ("queue", 1),
+        ("poll_s", 0),
+    ):
+        value = getattr(args, name)
+        if value is not None and not least <= value < 1e6:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value}: has to be {least} or more, and below a million"
+            )
+    if not 0 < args.timeout_s < 1e6:
+        raise ConfigError(f"--timeout-s {args.timeout_s}: has to be above 0, and below a million")
+    if (args.tls_cert is None) != (args.tls_key is None):
+        raise ConfigError("TLS takes both files: --tls-cert FILE --tls-key FILE")
+    with needs("serve"):
+        from cloud_app.batching import Limits
+        from cloud_app.endpoint import Options, serve
+    options = Options(
+        threads=args.threads,
+        limits=Limits(args.max_batch, args.max_delay_ms / 1e3, args.queue, args.timeout_s, args.runs),
+        api_key_file=args.api_key_file,
+        tls=None if args.tls_cert is None else (args.tls_cert, args.tls_key),
+        access_log=args.access_log,
+        poll_s=args.poll_s,
+    )
+    serve(args.models, args.host, args.port, options)
+    return 0
+
+
+def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
+    with needs("serve"):
+        from cloud_app.predict import first_key, predict
+    found = predict(args.url, args.name, args.image, first_key(args.api_key_file))
+    if args.json:
+        print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
+    else:
+        for label, probability in found[: args.top]:
+            print(f"{probability:7.2%}  {label}")
+    return 0
+
+
+def _list(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from cloud_app.repository import Repository
+
+    repository = Repository(args.models)
+    names = repository.names()
+    if args.json:
+        rows = [
+            {
+                "name": name,
+                "versions": repository.versions(name),
+                "current": repository.current(name),
+                "promoted": repository.promoted(name) is not None,
+            }
+            for name in names
+        ]
+        print(json.dumps(rows))
+        return 0
+    for name in names:
+        how = "the newest" if repository.promoted(name) is None else "promoted"
+        versions = ", ".join(map(str, repository.versions(name)))
+        print(f"{name}: version {repository.current(name)} ({how}) of {versions}")
+    if not names:
+        print(f"{args.models}: no model here")
+    return 0
+
+
+def _promote(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from cloud_app.repository import Repository
+
+    if args.version != "latest" and not (
+        args.version.isascii() and args.version.isdigit() and len(args.version) < 10
+    ):
+        raise ConfigError(f"version {args.version[:40]!r}: has to be a number, or latest")
+    repository = Repository(args.models)
+    repository.promote(args.name, None if args.version == "latest" else int(args.version))
+    print(f"{args.name}: version {repository.current(args.name)} is current")
+    return 0
+
+
+def _rollback(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from cloud_app.repository import Repository
+
+    print(f"{args.name}: version {Repository(args.models).rollback(args.name)} is current")
+    return 0
+
+
+def _prune(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from cloud_app.repository import Repository
+
+    gone = Repository(args.models).prune(args.name, args.keep)
+    print(f"{args.name}: deleted {', '.join(map(str, gone)) or 'nothing'}")
+    return 0

@@ -1,0 +1,189 @@
+"""What an operator sets and reads: keys, TLS, the access log, figures, and what happens under too much load."""
+
+import http.client
+import json
+import re
+import ssl
+import subprocess
+import threading
+import time
+
+import pytest
+from serving import ask, request, serving, until
+
+from emo.errors import ServeError
+
+KEY = "0123456789abcdef"
+
+
+def test_keys(repository, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text(f"# ours\n\n{KEY}\nanother-key-of-ours\n")
+    bearer = {"Authorization": f"Bearer {KEY}"}
+    options = f"threads=1, poll_s=0.05, api_key_file=Path({str(keys)!r})"
+    with serving(repository.root, options=options, EMO_API_KEY="from-the-environment") as (_, line):
+        url = line.split("http://")[1]
+        for path in ("/v2/health/live", "/v2/health/ready"):
+            assert ask(url, "GET", path)[0] == 200
+        for path in ("/v2", "/v2/models/tiny", "/metrics", "/nothing", "/docs"):
+            for headers in (
+                {},
+                {"Authorization": f"Basic {KEY}"},
+                {"X-API-Key": KEY[:-1]},
+                {"X-API-Key": ""},
+            ):
+                status, answer = ask(url, "GET", path, headers=headers)
+                assert (status, list(answer)) == (401, ["error"])
+        for headers in (bearer, {"X-API-Key": "another-key-of-ours"}, {"X-API-Key": "from-the-environment"}):
+            assert ask(url, "GET", "/v2/models/tiny", headers=headers)[0] == 200
+        body = json.dumps(request())
+        assert ask(url, "POST", "/v2/models/tiny/infer", body)[0] == 401
+        assert ask(url, "POST", "/v2/models/tiny/infer", body, bearer)[0] == 200
+
+        unload, load = "/v2/repository/models/tiny/unload", "/v2/repository/models/tiny/load"
+        assert ask(url, "POST", unload)[0] == 401
+        assert ask(url, "POST", unload, b'{"parameters": {"unload_dependents": true}}', bearer) == (200, {})
+        time.sleep(0.2)  # the poll does not bring it back
+        assert ask(url, "POST", "/v2/models/tiny/infer", body, bearer)[0] == 404
+        assert ask(url, "POST", unload, b"", bearer)[0] == 404
+        assert ask(url, "POST", "/v2/repository/index", b'{"ready": true}', bearer) == (200, [])
+        assert ask(url, "POST", load, b'{"parameters": {"config": "{}"}}', bearer)[0] == 400
+        assert ask(url, "POST", load, b"{}", bearer) == (200, {})
+        assert ask(url, "POST", "/v2/models/tiny/infer", body, bearer)[0] == 200
+        for name in ("nothing", "..", "%2e%2e"):
+            status, answer = ask(url, "POST", f"/v2/repository/models/{name}/load", b"", bearer)
+            assert (status, list(answer)) == (400, ["error"])
+
+
+def test_tls(repository, tmp_path):
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    made = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "rsa:2048",
+        "-nodes",
+        "-keyout",
+        str(key),
+        "-out",
+        str(cert),
+    ]
+    subprocess.run(
+        [*made, "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True,
+        capture_output=True,
+    )
+    with serving(repository.root, options=f"threads=1, tls=(Path({str(cert)!r}), Path({str(key)!r}))") as (
+        _,
+        line,
+    ):
+        host = re.search(r"https://(\S+)$", line)
+        context = ssl.create_default_context(cafile=str(cert))
+        connection = http.client.HTTPSConnection(host[1], timeout=20, context=context)
+        connection.request("POST", "/v2/models/tiny/infer", json.dumps(request()))
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_tls_files_that_do_not_fit_are_named(repository, tmp_path):
+    from cloud_app.endpoint import Options, serve
+
+    (tmp_path / "cert.pem").write_text("no certificate")
+    with pytest.raises(ServeError, match=r"cert\.pem and .*none\.pem"):
+        serve(repository.root, port=0, options=Options(tls=(tmp_path / "cert.pem", tmp_path / "none.pem")))
+
+
+def test_the_access_log_says_who_asked_what_and_no_more(repository, tmp_path):
+    log = tmp_path / "access.jsonl"
+    with serving(repository.root, options=f"threads=1, access_log={str(log)!r}", EMO_API_KEY=KEY) as (
+        _,
+        line,
+    ):
+        url = line.split("http://")[1]
+        ask(url, "POST", "/v2/models/tiny/infer", json.dumps(request()), {"X-API-Key": KEY})
+        ask(url, "POST", "/v2/models/tiny/infer?a=b", b"{", {"X-API-Key": KEY})
+        ask(url, "GET", "/nothing%C3%A9%0A", headers={"X-API-Key": "x" * 16})
+        until(lambda: len(log.read_text().splitlines()), 3)
+    first, second, third = map(json.loads, log.read_text().splitlines())
+    assert set(first) == {
+        "time",
+        "client",
+        "method",
+        "path",
+        "status",
+        "ms",
+        "bytes_in",
+        "bytes_out",
+        "model",
+        "version",
+    }
+    assert (first["client"], first["method"], first["status"]) == ("127.0.0.1", "POST", 200)
+    assert (first["model"], first["version"], first["bytes_in"]) == ("tiny", 1, len(json.dumps(request())))
+    assert (second["status"], second["path"]) == (400, "/v2/models/tiny/infer")
+    assert (third["status"], third["model"]) == (401, None)
+    assert KEY not in log.read_text()
+
+
+def test_metrics(repository):
+    with serving(repository.root) as (_, line):
+        url = line.split("http://")[1]
+        for body in (json.dumps(request()), json.dumps(request([0] * 24, (2, 3, 2, 2))), b"{"):
+            ask(url, "POST", "/v2/models/tiny/infer", body)
+        ask(url, "POST", "/v2/models/of-nobody/infer", b"{")
+        text = ask(url, "GET", "/metrics")[1]
+    of = 'model="tiny",version="1"'
+    for sample in (
+        f'emo_requests_total{{{of},status="200"}} 2',
+        f'emo_requests_total{{{of},status="400"}} 1',
+        f"emo_failures_total{{{of}}} 1",
+        f'emo_request_seconds_bucket{{{of},le="+Inf"}} 3',
+        f"emo_request_seconds_count{{{of}}} 3",
+        f'emo_batch_samples_bucket{{{of},le="1"}} 1',
+        f'emo_batch_samples_bucket{{{of},le="2"}} 2',
+        f"emo_batch_samples_sum{{{of}}} 3",
+        f"emo_queue_requests{{{of}}} 0",
+        "emo_model_loads_total 1",
+        "emo_held_bytes 0",
+    ):
+        assert f"\n{sample}\n" in text
+    assert re.search(r"\nprocess_resident_memory_bytes [1-9]\d{7,}\n", text)
+    assert "of-nobody" not in text  # what is not there makes no series
+    name = r"[a-z_]+(\{[a-z]+=\"[^\"]*\"(,[a-z]+=\"[^\"]*\")*\})?"
+    assert all(re.fullmatch(rf"# (HELP|TYPE) .+|{name} -?[0-9.e+-]+", row) for row in text.splitlines())
+
+
+def test_a_full_queue_and_time_that_is_up_are_503(repository):
+    slow = "import time, cloud_app.protocol as p; p.Served.run = lambda self, images, run=p.Served.run: (time.sleep(0.4), run(self, images))[1]"
+    found = []
+
+    def one(url, parameters):
+        connection = http.client.HTTPConnection(url, timeout=20)
+        connection.request("POST", "/v2/models/tiny/infer", json.dumps(request(parameters=parameters)))
+        response = connection.getresponse()
+        found.append(
+            (response.status, response.headers["Retry-After"], json.loads(response.read()).get("error", ""))
+        )
+        connection.close()
+
+    options = "threads=1, poll_s=0, limits=Limits(batch=1, queue=2, runs=1)"
+    with serving(repository.root, options=options, before=slow) as (_, line):
+        url = line.split("http://")[1]
+        threads = [threading.Thread(target=one, args=(url, {})) for _ in range(8)]
+        for each in threads:
+            each.start()
+            time.sleep(0.01)
+        for each in threads:
+            each.join()
+        full = [(after, text) for status, after, text in found if status == 503]
+        assert sorted(status for status, *_ in found) == [200] * 3 + [503] * 5
+        assert all(after == "1" and "are waiting already" in text for after, text in full)
+        found.clear()
+        threads = [threading.Thread(target=one, args=(url, {"timeout": 50_000})) for _ in range(2)]
+        for each in threads:
+            each.start()
+            time.sleep(0.05)
+        for each in threads:
+            each.join()
+        assert sorted(status for status, *_ in found) == [200, 503]
+        assert any("was up" in text for *_, text in found)
