@@ -19,7 +19,7 @@ def drawn(monkeypatch):
     """The class of the methods that `simulate.make` gives."""
 
     class Mine(Drawn):
-        made = 0
+        made = closed = 0
 
     def make(plan, _scenario, _training, _test, workers, _device, folder):
         assert workers > 0
