@@ -136,8 +136,8 @@ def test_workers_end_with_the_one_who_started_them(number, tmp_path):
         os.killpg(process.pid, number)  # as a terminal does it
     else:
         process.send_signal(number)
-    _, said = process.communicate(timeout=20)
-    until = time.monotonic() + 20
+    _, said = process.communicate(timeout=60)
+    until = time.monotonic() + 60
     while any(map(alive, pids)):
         assert time.monotonic() < until
         time.sleep(0.05)
