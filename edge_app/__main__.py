@@ -18,7 +18,7 @@ from edge_app.checkpoint import CheckpointFile
 from edge_app.node import EdgeNode
 from edge_app.overlay import Trainer
 from edge_app.table import TableFile
-from emo import config as configuration
+from emo import settings as configured
 from emo.config import EdgeConfig
 from emo.errors import EmoError
 from emo.journal import Journal
@@ -95,7 +95,7 @@ def main() -> int:
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     try:
-        run(configuration.load(EdgeConfig, parser.parse_args().config), stop)
+        run(configured.load(EdgeConfig, parser.parse_args().config), stop)
     except EmoError:
         return 2
     return 0

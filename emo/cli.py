@@ -10,11 +10,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from emo import __version__, cli_serve, config
+from emo import __version__, cli_serve, cli_study, config
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
 from emo.extras import needs as _needs
 from emo.runner import stop_on
+from emo.settings import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _device(args: argparse.Namespace, stop: threading.Event) -> int:
-    configs = [config.load(config.DeviceConfig, path) for path in args.config]
+    configs = [load(config.DeviceConfig, path) for path in args.config]
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("device"):
         from device_app.__main__ import run
@@ -53,7 +54,7 @@ def _device(args: argparse.Namespace, stop: threading.Event) -> int:
 def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
     if args.config is None:
         raise ConfigError("which edge? Say --config FILE; `emo init DIR` writes examples.")
-    settings = config.load(config.EdgeConfig, args.config)
+    settings = load(config.EdgeConfig, args.config)
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("edge"):
         from edge_app.__main__ import run
@@ -62,7 +63,7 @@ def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
 
 
 def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
-    settings = config.load(config.EdgeConfig, args.config)
+    settings = load(config.EdgeConfig, args.config)
     if args.device is not None and args.device not in settings.devices:
         raise ConfigError(
             f"{args.config}: no device {args.device!r} in devices; {nearest(args.device, settings.devices)}"
@@ -82,7 +83,7 @@ def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
-    settings = config.load(config.CloudConfig, args.config)
+    settings = load(config.CloudConfig, args.config)
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("cloud"):
         from cloud_app.__main__ import run
@@ -107,18 +108,6 @@ def _demo(args: argparse.Namespace, stop: threading.Event) -> int:
     with _needs("demo"):
         from testbed.demo import run
     return run(args, stop)
-
-
-def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
-    with _needs("demo"):
-        from testbed.command import run
-    return run(args, stop)
-
-
-def _compare(args: argparse.Namespace, _stop: threading.Event) -> int:
-    with _needs("study"):
-        from testbed.compare import run
-    return run(args)
 
 
 def _doctor(args: argparse.Namespace, _stop: threading.Event) -> int:
@@ -185,15 +174,7 @@ def _parser() -> argparse.ArgumentParser:
         "--broker", choices=["mosquitto", "amqtt"], help="which broker (Mosquitto where installed)"
     )
 
-    _simulate_options(
-        add("simulate", _simulate, "a method of the paper without a fleet: virtual time, real bytes")
-    )
-
-    compare = add("compare", _compare, "simulated runs beside each other: a table, and plots of them")
-    compare.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders of `emo simulate --out`")
-    compare.add_argument("--out", type=Path, metavar="DIR", help="write the table and the plots here")
-    compare.add_argument("--format", choices=["svg", "png"], default="svg", help="of the plots (svg)")
-    compare.add_argument("--json", action="store_true", help="print the rows as JSON in the table's place")
+    cli_study.commands(add)
 
     device = add("device", _device, "run one device, or several in one process")
     device.add_argument(
@@ -248,44 +229,6 @@ def _parser() -> argparse.ArgumentParser:
     init = add("init", _init, "write commented example configurations that run as they are")
     init.add_argument("folder", type=Path, metavar="DIR")
     return parser
-
-
-def _simulate_options(parser: argparse.ArgumentParser) -> None:
-    """No defaults here but those of no plan: with --resume, what is not given is what the run has."""
-    parser.epilog = (
-        "EMO_* variables set what has no option here, as EMO_OVERLAY__LR=0.02; keys as in the edge's file."
-    )
-    add = parser.add_argument
-    add("--method", help="fl-small, fl-large, sfl-cloud, sfl-edge or emo")
-    add("--dataset", help="digits, cifar10, cifar100, folder or package.module:function (digits)")
-    add("--data-dir", type=Path, metavar="DIR", help="where the dataset lies (digits needs none)")
-    add("--model", help="cnn, vgg6, mobilenet6, ... or package.module:function (by dataset)")
-    add("--width", type=float, help="width multiplier of the networks (1.0)")
-    add("--norm", choices=["group", "batch", "none"], help="(group)")
-    add("--rounds", type=int, help="FL rounds (60)")
-    add("--devices", type=int, help="how many (100)")
-    add("--per-round", type=int, help="devices sampled a round (20)")
-    add("--samples", type=int, help="of each device (the dataset is dealt out whole)")
-    add("--batch-size", type=int, help="(16)")
-    add("--epochs", type=int, help="local epochs a round (1)")
-    add("--lr", type=float, help="the devices' learning rate (0.01)")
-    add("--scheme", choices=["iid", "dirichlet", "shards"], help="how samples are dealt out (dirichlet)")
-    add("--alpha", type=float, help="Dirichlet(alpha x prior): smaller is less alike (5)")
-    add("--edges", type=float, nargs="+", metavar="SHARE", help="each edge's share of the devices (0.4 0.6)")
-    add("--codec", choices=CODECS, help="emo: of activations (int2-delta)")
-    add("--policy", help="emo: when a batch is sent again: svcca, cka, always, once, fixed(n) (svcca)")
-    add("--fresh-rounds", type=int, help="emo: last rounds in which every batch is sent (0)")
-    add("--replay-ratio", type=float, help="emo: batches replayed per batch offered (4)")
-    add("--evaluate-every", type=int, metavar="ROUNDS", help="(5)")
-    add("--seed", type=int, help="(0)")
-    add("--scenario", type=Path, metavar="FILE", help="machines and links, YAML (the paper's testbed)")
-    add("--workers", type=int, help="processes; the result is the same with any number (all cores)")
-    add("--device", choices=["cpu", "cuda"], help="on which the nets train (cpu)")
-    add("--out", type=Path, metavar="DIR", help="the run's folder (runs/METHOD-DATASET-SEED)")
-    add("--checkpoint", type=int, default=10, metavar="ROUNDS", help="rounds between two checkpoints (10)")
-    add("--resume", action="store_true", help="go on with the run in --out, to the same bits")
-    add("--export", type=Path, metavar="FILE", help="write the served ensemble as ONNX")
-    add("--json", action="store_true", help="print a JSON line for each round, then one for the result")
 
 
 if __name__ == "__main__":

@@ -24,10 +24,11 @@ from typing import Literal
 
 import yaml
 
-from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig, load
+from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
 from emo.data import BUILT_IN
 from emo.errors import BrokerError, ConfigError
 from emo.mqtt_probe import probe
+from emo.settings import load
 
 Config = DeviceConfig | EdgeConfig | CloudConfig
 Level = Literal["ok", "warn", "FAIL"]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from emo import config, data
+from emo import data, settings
 from emo.config import Data
 from emo.errors import ConfigError
 from testbed import runs, scenario, simulate
@@ -91,7 +91,7 @@ def plan_of(args: argparse.Namespace, before: Plan | None, environ: Mapping[str,
             _set(values, key, given)
     if before is None:
         _complete(values)
-    return config.parse(Plan, values, "options", environ)
+    return settings.parse(Plan, values, "options", environ)
 
 
 def _complete(values: dict[str, Any]) -> None:
@@ -100,7 +100,7 @@ def _complete(values: dict[str, Any]) -> None:
         raise ConfigError(f"which method? Say --method, one of {', '.join(METHODS)}")
     source = values.setdefault("data", {})
     source["seed"] = values.get("seed", 0)
-    spec = config.parse(Data, source, "options", {})
+    spec = settings.parse(Data, source, "options", {})
     model = values.setdefault("model", {})
     if "name" not in model and spec.name not in MODELS:
         raise ConfigError(f"which model for {spec.name}? Say --model, vgg6 or mobilenet6 say")

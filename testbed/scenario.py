@@ -11,7 +11,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, StringConstraints, model_validator
 
-from emo import config
+from emo import settings
 from emo.config import Positive, Section
 from emo.errors import ConfigError
 from testbed import costs
@@ -186,7 +186,7 @@ class Scenario(Section):
 
 def load(path: Path | None) -> Scenario:
     """The scenario in `path`, or the paper's testbed. Raises ConfigError that names file and key."""
-    return config.load(Scenario, PAPER if path is None else path, environ={})
+    return settings.load(Scenario, PAPER if path is None else path, environ={})
 
 
 def on_device(plan: Plan, cost: Costs) -> Part:

@@ -17,7 +17,7 @@ from testbed.experiments import paper
 from testbed.plan import METHODS, MethodName, Plan
 from testbed.runs import Run
 
-WIDTH, ROUNDS, PER_ROUND = 0.25, 60, 10
+WIDTH, ROUNDS, PER_ROUND = 0.25, 30, 10
 
 
 def parser(description: str, methods: Sequence[MethodName]) -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from cloud_app.repository import Repository
-from emo import cli, config
+from emo import cli, config, settings
 
 
 @pytest.fixture
@@ -81,5 +81,7 @@ def test_serve_takes_both_files_for_tls_or_none(models, capsys):
 
 
 def test_the_endpoints_key_is_no_key_of_a_configuration():
-    found = config.parse(config.CloudConfig, {}, "here", {"EMO_API_KEY": "0123456789abcdef", "EMO_ID": "sky"})
+    found = settings.parse(
+        config.CloudConfig, {}, "here", {"EMO_API_KEY": "0123456789abcdef", "EMO_ID": "sky"}
+    )
     assert found.id == "sky"

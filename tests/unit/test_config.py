@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emo.config import CloudConfig, DeviceConfig, EdgeConfig, load, parse
+from emo.config import CloudConfig, DeviceConfig, EdgeConfig
 from emo.errors import ConfigError
+from emo.settings import load, parse
 
 DEVICE = {"id": "dev-1"}
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from edge_app.controller import Controller, Row
 from edge_app.scoring import SCORES
 from emo.config import Controller as Settings
-from emo.config import EdgeConfig, parse
+from emo.config import EdgeConfig
 from emo.errors import ConfigError
+from emo.settings import parse
 
 any_score = st.floats(-0.5, 1.0) | st.sampled_from([0.0, 0.5, 0.9, 1.0])
 

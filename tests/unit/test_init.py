@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from emo import config
+from emo import config, settings
 from emo.errors import ConfigError
 from emo.init import commands, init
 
@@ -30,7 +30,7 @@ def kind_of(path):
 
 
 def read(path):
-    return config.load(kind_of(path), path, environ={})
+    return settings.load(kind_of(path), path, environ={})
 
 
 def uncommented(path):
@@ -63,7 +63,7 @@ def test_every_key_is_there_and_what_is_commented_out_is_the_default(files):
     for path in files:
         everything = uncommented(path)
         assert written(everything) == keys(kind_of(path)), path.name
-        assert config.parse(kind_of(path), everything, path.name, environ={}) == read(path), path.name
+        assert settings.parse(kind_of(path), everything, path.name, environ={}) == read(path), path.name
 
 
 def test_every_key_is_explained_where_it_first_appears(files):
