@@ -26,9 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 from bench import replay
-from edge_app.cache import files
 from edge_app.cache.disk import DiskCache
-from emo import codec
+from emo import codec, files
 
 GROUP = 16
 MOBILENET, VGG = (16, 128, 16, 16), (16, 256, 4, 4)

@@ -13,17 +13,19 @@ import math
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.lib import format as npy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from cloud_app.ensemble import HEAD, OVERLAY, TRUNK
+from emo import files
 from emo.config import Data, Model, Positive, Section
 from emo.errors import ExportError
 from emo.weights import Weights
 
+R = TypeVar("R", bound=BaseModel)
 _JSON = 16 << 20  # bytes
 _ARRAYS = 100_000
 
@@ -86,7 +88,7 @@ def read(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     Raises ExportError: no finished run, or files that are damaged.
     """
     if (folder / "run.json").is_file():
-        return _record(folder / "run.json"), _parts(folder / "weights.npz")
+        return _json(Record, folder / "run.json"), _parts(folder / "weights.npz")
     if (folder / "plan.json").is_file() and (folder / "weights.npz").is_file():
         return _simulated(folder)
     raise ExportError(
@@ -95,18 +97,8 @@ def read(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     )
 
 
-def _record(path: Path) -> Record:
-    try:
-        return Record.model_validate_json(_text(path))
-    except ValidationError as error:
-        raise _damaged(path, error) from error
-
-
 def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
-    try:
-        found = _Plan.model_validate_json(_text(folder / "plan.json"))
-    except ValidationError as error:
-        raise _damaged(folder / "plan.json", error) from error
+    found = _json(_Plan, folder / "plan.json")
     plan, parts = found.plan, _parts(folder / "weights.npz")
     # FL of the large network and split learning have the overlay where the small network has its head.
     if plan.method not in {"emo", "fl-small"} and HEAD in parts:
@@ -117,19 +109,8 @@ def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     return record, parts
 
 
-def _damaged(path: Path, error: ValidationError) -> ExportError:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the text"
-    return ExportError(f"{path}: {place}: {first['msg']}; the file is damaged or of another version")
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _JSON:
-            raise ExportError(f"{path}: has {path.stat().st_size:,} bytes, at most {_JSON:,} are read")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ExportError(f"{path}: cannot be read: {error}") from error
+def _json(kind: type[R], path: Path) -> R:
+    return files.record(kind, files.whole(path, _JSON, ExportError), str(path), ExportError)
 
 
 def _parts(path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 
 from edge_app import augment
-from edge_app.cache import files
+from emo import files
 from emo.errors import CacheError, ModelError
 from emo.journal import Journal
 

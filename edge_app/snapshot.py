@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import safetensors.torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors import SafetensorError
 
 from edge_app import augment
-from edge_app.cache import files
 from edge_app.checkpoint import State
 from edge_app.controller import Row
+from emo import files
 from emo.config import Id, Section
 from emo.errors import CacheError, ModelError
 from emo.messages import Count
@@ -105,15 +105,13 @@ def read(folder: Path, like: State) -> Snapshot:
     """What `write` was given. Raises CacheError where it is missing, damaged, or not of an overlay as `like` is one."""
     # Of a state: the weights, the mean of the trained ones, and a momentum as large as that.
     most = 3 * sum(array.nbytes for name, array in like.arrays.items() if name.startswith("weights/"))
+    text = files.whole(folder / _JSON_NAME, _JSON, CacheError)
+    node = files.record(NodeState, text, str(folder / _JSON_NAME), CacheError)
+    whole = files.whole(folder / _ARRAYS_NAME, 2 * most + _HEADER, CacheError)
     try:
-        node = NodeState.model_validate_json(_whole(folder / _JSON_NAME, _JSON))
-        arrays = safetensors.torch.load(_whole(folder / _ARRAYS_NAME, 2 * most + _HEADER))
+        arrays = safetensors.torch.load(bytes(whole))
         for random in (node.training.random, node.training.kept_random):
             augment.generator(random)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the text"
-        raise CacheError(f"{folder / _JSON_NAME}: {place}: {first['msg']}; is it damaged?") from error
     except (SafetensorError, KeyError, TypeError, ValueError, ModelError) as error:
         raise CacheError(f"{folder}: does not hold an edge's state: {error}") from error
     said, parts = node.training, []
@@ -127,13 +125,3 @@ def read(folder: Path, like: State) -> Snapshot:
         if wrong:
             raise CacheError(f"{folder}: holds the state of another overlay: {wrong}")
     return Snapshot(node, *parts)
-
-
-def _whole(path: Path, limit: int) -> bytes:
-    try:
-        data = files.read(path, min(limit, path.stat().st_size))  # which allocates so much
-    except OSError as error:
-        raise CacheError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(data) > limit:
-        raise CacheError(f"{path}: has more than {limit} bytes; it is not what an edge wrote")
-    return bytes(data)

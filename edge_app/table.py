@@ -21,8 +21,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from edge_app.cache import files
 from edge_app.controller import Row
+from emo import files
 from emo.config import ID
 from emo.errors import CacheError
 from emo.journal import Journal

@@ -15,7 +15,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 
 from cloud_app import fedavg
-from edge_app.cache import files
+from emo import files
 from emo.config import Id, Section
 from emo.errors import DataError, UpdateRefused
 from emo.messages import Weights

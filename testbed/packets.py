@@ -8,8 +8,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from edge_app.cache import files
-from emo import frame, topics
+from emo import files, frame, topics
 from emo.errors import DataError, WireError
 from emo.journal import Journal
 from emo.messages import Message

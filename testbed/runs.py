@@ -16,8 +16,9 @@ from typing import Annotated, Literal, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from emo import files
 from emo.config import Positive, Section
 from emo.errors import ConfigError, DataError
 from emo.messages import Weights
@@ -159,10 +160,10 @@ class Run:
         self.out = out
         if not (out / "plan.json").is_file():
             raise ConfigError(f"{out}: holds no run (no plan.json); `emo simulate --out {out}` starts one")
-        self.header = _parse(Header, _read(out / "plan.json"), f"{out / 'plan.json'}")
+        self.header = _parse(Header, out / "plan.json")
         self.rows = _rows(out / "rounds.jsonl")
         done = out / "result.json"
-        self.result = _parse(Result, _read(done), str(done)) if done.exists() else None
+        self.result = _parse(Result, done) if done.exists() else None
 
     @classmethod
     def begin(cls, out: Path, header: Header) -> "Run":
@@ -250,32 +251,18 @@ class Run:
 
 def _rows(path: Path) -> list[Row]:
     """Whole lines only: a run that was killed may have left half of one."""
-    lines = _read(path).split("\n")[:-1]
-    rows = [_parse(Row, line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    lines = bytes(files.whole(path, _LIMIT, DataError)).split(b"\n")[:-1]
+    rows = [
+        files.record(Row, line, f"{path}, line {number}", DataError) for number, line in enumerate(lines, 1)
+    ]
     for number, each in enumerate(rows, 1):
         if each.round != number:
             raise DataError(f"{path}, line {number}: holds round {each.round}; lines are missing or doubled")
     return rows
 
 
-def _parse(kind: type[S], text: str, where: str) -> S:
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the text"
-        raise DataError(
-            f"{where}: {place}: {first['msg']}; the file is damaged or of another version"
-        ) from error
-
-
-def _read(path: Path) -> str:
-    try:
-        if path.stat().st_size > _LIMIT:
-            raise DataError(f"{path}: has {path.stat().st_size:,} bytes, at most {_LIMIT:,} are read")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+def _parse(kind: type[S], path: Path) -> S:
+    return files.record(kind, files.whole(path, _LIMIT, DataError), str(path), DataError)
 
 
 def _replace(path: Path, text: str) -> None:

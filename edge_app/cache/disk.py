@@ -20,12 +20,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_app.cache import files, image
+from edge_app.cache import image
 from edge_app.cache.catalogue import Catalogue, Entered
 from edge_app.cache.eviction import POLICIES
 from edge_app.cache.index import Key, Row
 from edge_app.cache.shelf import LIMIT, Entry, Shelf, advice
 from edge_app.cache.startup import rebuild
+from emo import files
 from emo.config import ID
 from emo.errors import CacheError, nearest
 

@@ -24,8 +24,9 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from edge_app.cache import files, image
+from edge_app.cache import image
 from edge_app.cache.index import Key, Row
+from emo import files
 from emo.config import ID
 from emo.errors import CacheError
 

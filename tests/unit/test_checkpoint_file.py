@@ -15,8 +15,8 @@ from overlays import SAMPLER, SETTINGS, network, saved, trained
 
 from edge_app import checkpoint
 from edge_app.augment import Augment
-from edge_app.cache import files
 from edge_app.checkpoint import NAME, CheckpointFile, State
+from emo import files
 from emo.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,5 @@
-"""Files that are whole or not there: write beside, sync, rename, sync the folder.
+"""Files that are whole or not there: write beside, sync, rename, sync the folder; and records read back, bounded and
+checked.
 
 Knows paths and bytes. Knows no batch, no version, no format. Raises OSError as the system gives it.
 """
@@ -9,11 +10,17 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from emo.errors import EmoError
 
 _serial = itertools.count()
 _SYNCS = 8  # at a time: what a file system is asked for together it writes together
 
 Buffer = bytes | bytearray | memoryview
+R = TypeVar("R", bound=BaseModel)
 
 
 def write(path: Path, *pieces: Buffer, synced: bool = True) -> None:
@@ -54,6 +61,27 @@ def read(path: Path, limit: int) -> bytearray:
             size += more
     del data[size:]
     return data
+
+
+def whole(path: Path, limit: int, error: type[EmoError]) -> bytearray:
+    """All of `path`. Raises `error` where it cannot be read or has more than `limit` bytes."""
+    try:
+        data = read(path, min(limit, path.stat().st_size))  # which allocates so much
+    except OSError as cause:
+        raise error(f"{path}: cannot be read: {cause.strerror}") from cause
+    if len(data) > limit:
+        raise error(f"{path}: has more than the {limit:,} bytes that are read; it is not what EMO wrote")
+    return data
+
+
+def record(kind: type[R], text: str | bytes | bytearray, where: str, error: type[EmoError]) -> R:
+    """`text` is JSON of a `kind`. Raises `error`, which names the first field that is none."""
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as cause:
+        first = cause.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the text"
+        raise error(f"{where}: {place}: {first['msg']}; the file is damaged or of another version") from cause
 
 
 def make_folder(folder: Path) -> None:
