@@ -18,7 +18,7 @@ demo: .venv/ready
 	@.venv/bin/emo demo $(ARGS)
 
 test: .venv/ready
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: .venv/ready
 	@.venv/bin/ruff check .
