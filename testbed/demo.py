@@ -105,6 +105,7 @@ def _run(
     result = json.loads((folder / "cloud" / "result.json").read_text())
     figures = _figures(args, folder, result, names)
     figures["broker"] = broker.kind
+    figures["run"] = str(_keep(folder / "cloud", out / "run"))
     url = _serve(fleet, out / "models", stop)
     figures["prediction"] = _predict(result, out, url)
     figures["seconds"] = round(time.monotonic() - started, 1)
@@ -239,6 +240,14 @@ def _figures(
             key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")
         },
     }
+
+
+def _keep(state: Path, kept: Path) -> Path:
+    """What `emo export --run` needs of the cloud's folder, which does not outlive the demo."""
+    kept.mkdir(exist_ok=True)
+    for name in ("weights.npz", "run.json"):  # in the order that cloud_app/saved.py keeps
+        shutil.copyfile(state / name, kept / name)
+    return kept
 
 
 def _serve(fleet: Fleet, models: Path, stop: threading.Event) -> str:

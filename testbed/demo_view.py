@@ -76,6 +76,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     table.add_row("seconds", f"{figures['seconds']:.0f}")
     console.print(table)
     console.print(f"model: {os.path.relpath(figures['onnx'])}", soft_wrap=True)
+    run, models = (shlex.quote(os.path.relpath(each)) for each in (figures["run"], args.out / "models"))
+    console.print(f"another of its weights: emo export --run {run} --out {models} --head", soft_wrap=True)
     asked = figures["prediction"]
     if asked is None:
         return
