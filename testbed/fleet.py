@@ -131,9 +131,9 @@ class Fleet:
         return found if self._edges else {"model": found["model"]}
 
     def weights(self) -> dict[str, Weights]:
-        """trunk and head; emo: trunk, overlay-1, ..., one an edge."""
+        """trunk and head, and with emo overlay-1, ..., one an edge."""
         parts: dict[str, Weights] = {}
-        for part in ("trunk",) if self._edges else ("trunk", "head"):
+        for part in ("trunk", "head"):
             parts[part] = {
                 name.removeprefix(f"{part}."): array
                 for name, array in self._cloud.node.weights.items()

@@ -17,14 +17,14 @@ from testbed.plan import Plan
 
 def ensemble(plan: Plan, parts: Mapping[str, Weights], test: Dataset) -> Ensemble:
     """`parts`: as `Method.weights` gives them. FL and SFL have one member, EMO one an edge, whose probabilities are
-    averaged as the cloud does. Raises ExportError where there is nothing to serve, ModelError where weights of
+    averaged as the cloud does; the FL model's head is none of them, unless `emo export --head` asks for it. Raises ExportError where there is nothing to serve, ModelError where weights of
     another network are among them."""
     if "trunk" not in parts:
         raise ExportError(f"there is no trunk among the weights, only {', '.join(parts) or 'nothing'}")
     net = models.network(plan.model, seed=0)
     members = []
     models.load(net.trunk, parts["trunk"])
-    for name in sorted(parts.keys() - {"trunk"}):
+    for name in _members(plan, parts):
         small = name == "head" and plan.method == "fl-small"
         members.append(net.head if small else models.overlay(plan.model, seed=0))
         models.load(members[-1], parts[name])
@@ -42,5 +42,9 @@ def export(plan: Plan, parts: Mapping[str, Weights], test: Dataset, path: Path) 
         path,
         plan.model.input,
         test.classes,
-        {**metadata, "data": plan.data.name, "members": str(len(parts) - 1)},
+        {**metadata, "data": plan.data.name, "members": str(len(_members(plan, parts)))},
     )
+
+
+def _members(plan: Plan, parts: Mapping[str, Weights]) -> list[str]:
+    return sorted(parts.keys() - ({"trunk", "head"} if plan.method == "emo" else {"trunk"}))

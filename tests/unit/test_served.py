@@ -32,7 +32,7 @@ def test_overlays_have_a_vote_each_and_the_small_models_head_has_none():
     net = nets.build(asked).eval()
     overlays = [models.overlay(asked.model, seed).eval() for seed in (1, 2)]
     parts = parts_of(net) | {f"overlay-{n}": models.weights(each) for n, each in enumerate(overlays, 1)}
-    del parts["head"]
+    parts["head"] = models.weights(models.network(asked.model, seed=0).head)
     ensemble = served.ensemble(asked, parts, TEST)
     with torch.inference_mode():
         split = net.trunk(tensors(TEST, slice(0, 50))[0])
