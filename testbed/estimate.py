@@ -1,6 +1,6 @@
 """A round's bytes from the models alone: no data, no training, no framing.
 
-Knows what each method moves between its parts. Knows no time (timing.py) and no frames but one of noise.
+Knows what each method moves between its parts. Knows no frames but one of noise; time is timing.py's.
 """
 
 from functools import lru_cache
@@ -13,7 +13,8 @@ from emo.messages import Weights
 from emo.weights import Form, shrink
 from testbed import costs, nodes
 from testbed.plan import DeviceWork, Plan, RoundWork
-from testbed.scenario import on_device
+from testbed.scenario import Scenario, on_device
+from testbed.timing import round_time
 
 
 def work(
@@ -54,6 +55,13 @@ def work(
     steps = tuple(round(plan.overlay.replay_ratio * each / plan.overlay.batches) for each in offered)
     total = sum(offered)
     return RoundWork(number, done, 0.0, attempted=total, sent=round(sent * total), steps=steps)
+
+
+def deadline(plan: Plan, scenario: Scenario, samples: int) -> float:
+    """Virtual seconds after which a round no longer waits for devices that have dropped out: the scenario's, or twice
+    what a round takes in which each has `samples`, where that is longer."""
+    whole = round_time(plan, scenario, work(plan, samples * plan.training.epochs), costs.of(plan.model))
+    return max(scenario.deadline_s, 2 * whole.seconds)
 
 
 def total(done: RoundWork) -> int:

@@ -12,7 +12,6 @@ they were after the round before, and of the devices nothing has changed yet.
 
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -34,13 +33,12 @@ from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.pool import Job, Pool, WorkerLost
 from testbed.scenario import Scenario
 from testbed.shared import SharedData
-from testbed.timing import round_time
+from testbed.timing import round_time, until_closed
 from testbed.worker import Trained
 
 log = logging.getLogger("emo")
 
 _TRIES = 3  # of a round whose workers die
-_DEADLINE_S = 300.0  # virtual; twice an estimated round where that is longer
 _STATE = 1 << 30  # bytes of what one device keeps
 
 T = TypeVar("T")
@@ -76,8 +74,7 @@ class Fleet:
         self._cost, self._net = costs.of(plan.model), nets.build(plan)
         shares = nodes.shares(plan, training.labels)
         self._samples = [len(rows) for rows in shares]
-        expected = estimate.work(plan, max(self._samples) * plan.training.epochs)
-        self._deadline_s = max(_DEADLINE_S, 2 * round_time(plan, scenario, expected, self._cost).seconds)
+        self._deadline_s = estimate.deadline(plan, scenario, max(self._samples))
         self._cloud = self._at(1, models.weights(self._net), 0.0)
         self._edges = range(len(plan.edges)) if plan.method == "emo" else range(0)
         self._done = 0
@@ -117,7 +114,7 @@ class Fleet:
             cloud.gather(overlays)
             work = replace(work, overlays=tuple(packets.size(sent) for sent in overlays))
             time = replace(time, beside=round_time(plan, self._scenario, work, self._cost).beside)
-        return work, _until_closed(time, seconds)
+        return work, until_closed(time, seconds)
 
     def accuracies(self) -> dict[str, float]:
         """`head`: of the small model; `overlay-1`, ...: of each overlay on its trunk (emo)."""
@@ -276,16 +273,3 @@ def _work(
         {kind: size for kind, size in down.items() if size},
         {kind: size for kind, size in sizes.items() if size},
     )
-
-
-def _until_closed(time: RoundTime, seconds: float) -> RoundTime:
-    """`time`, where the cloud has closed the round after `seconds`: later, because it waited for who did not come, or
-    before the last update came."""
-    last = max(time.arrivals.values(), default=0.0)
-    if math.isclose(seconds, last, abs_tol=1e-6):  # virtual seconds since the first round have fewer digits
-        return time
-    if seconds > last:
-        waiting = max(seconds - time.seconds, 0.0)
-        return replace(time, seconds=time.seconds + waiting, parts={**time.parts, "waiting": waiting})
-    there = {device: at for device, at in time.arrivals.items() if at <= seconds}
-    return RoundTime(seconds, there, {"until the deadline": seconds}, time.beside)

@@ -70,7 +70,7 @@ class Stragglers(Section):
 
 class Scenario(Section):
     """`devices`: whose shares add up to 1. `edge`: each edge server. `drop_outs`: chance that a sampled device ends
-    its round before its update has left."""
+    its round before its update has left; `deadline_s`: how long the others' servers wait for it at least."""
 
     name: Name
     devices: Annotated[tuple[DeviceClass, ...], Field(min_length=1, max_length=64)]
@@ -80,6 +80,7 @@ class Scenario(Section):
     wan: Link
     stragglers: Stragglers = Stragglers()
     drop_outs: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deadline_s: Annotated[float, Field(gt=0, le=1e9)] = 300.0
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Scenario":
@@ -180,7 +181,10 @@ class Scenario(Section):
                 f"{self.stragglers.share:.0%} of the sampled devices take {self.stragglers.slow_down:g} times as long"
             )
         if self.drop_outs:
-            lines.append(f"{self.drop_outs:.0%} of the sampled devices never send their update")
+            lines.append(
+                f"{self.drop_outs:.0%} of the sampled devices never send their update; for them a round waits until "
+                f"{self.deadline_s:g} s, or twice what a whole one takes if that is longer"
+            )
         return lines
 
 

@@ -22,7 +22,7 @@ from emo.data import Dataset, must_fit
 from emo.errors import DataError, EmoError, QuorumError, UpdateRefused
 from emo.messages import GlobalModel, OverlayWeights, Update, Weights
 from emo.training import evaluate
-from testbed import costs, nets, nodes
+from testbed import costs, estimate, nets, nodes
 from testbed.baselines import worker
 from testbed.baselines.halves import RUN, half, joined
 from testbed.baselines.wire import Wire
@@ -30,7 +30,7 @@ from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.pool import Job, Pool, WorkerLost
 from testbed.scenario import Scenario
 from testbed.shared import SharedData
-from testbed.timing import round_time
+from testbed.timing import round_time, until_closed
 
 log = logging.getLogger("emo")
 
@@ -65,6 +65,7 @@ class Split:
         self._cost = costs.of(plan.model)
         shares = nodes.shares(plan, training.labels)
         self._samples = [len(share) for share in shares]
+        self._deadline_s = estimate.deadline(plan, scenario, max(self._samples))
         self._pool = Pool(worker.make, (plan, SharedData(training, shares), device), workers)
 
     def round(self, number: int) -> tuple[RoundWork, RoundTime]:
@@ -102,6 +103,8 @@ class Split:
         loss = float(np.average(losses, weights=[each.samples for each in works]))
         work = RoundWork(number, tuple(works), loss, overlays=up, overlays_down=down)
         time = round_time(plan, self._scenario, work, self._cost)
+        if len(time.arrivals) < len(sampled):
+            time = until_closed(time, max(time.seconds, self._deadline_s))
         self._weights = joined(fedavg.result(trunk), rest)
         self._done = number
         return work, time

@@ -9,7 +9,9 @@ Knows methods as orders of stages, bytes by kind, FLOPs. Knows no training and n
                 when the last of its devices is through.
 """
 
+import math
 from collections.abc import Hashable, Iterable
+from dataclasses import replace
 from typing import Literal
 
 from testbed.clock import Arrive, Gate, Process, Resource, Trace, Until, Use, run
@@ -151,3 +153,16 @@ class _Round:
             wan = self._scenario.wan
             size = sum(self._work.overlays) if wan.shared else max(self._work.overlays)
             yield "overlay upload", 8e-6 * size / wan.mbit_s + wan.latency_ms / 1e3
+
+
+def until_closed(time: RoundTime, seconds: float) -> RoundTime:
+    """`time`, where the server has closed the round after `seconds`: later, because it waited for who did not come, or
+    before the last update came."""
+    last = max(time.arrivals.values(), default=0.0)
+    if math.isclose(seconds, last, abs_tol=1e-6):  # virtual seconds since the first round have fewer digits
+        return time
+    if seconds > last:
+        waiting = max(seconds - time.seconds, 0.0)
+        return replace(time, seconds=time.seconds + waiting, parts={**time.parts, "waiting": waiting})
+    there = {device: at for device, at in time.arrivals.items() if at <= seconds}
+    return RoundTime(seconds, there, {"until the deadline": seconds}, time.beside)

@@ -173,6 +173,7 @@ def test_devices_that_drop_out_are_left_out_of_the_mean(tmp_path):
     assert 0 < len(dropped) < 4
     assert len(work.devices) == 4
     assert not time.arrivals.keys() & set(dropped)
+    assert time.seconds == sum(time.parts.values()) == DROPPING.deadline_s
     assert {each.device for each in work.devices if "Update" not in each.up} == set(dropped)
     assert same(state(made), fl_large(settings, 1, DROPPING))
 
