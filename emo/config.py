@@ -4,6 +4,7 @@ Reads no file (settings.py does); opens no data, no model, no socket; imports no
 `emo doctor` and the endpoint can read a configuration on a machine without it.
 """
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,9 +34,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
+class Tls(Section):
+    """PEM files, as `emo pki` makes them: the CA (or two, while they change), this node's certificate, its key."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+
 class Broker(Section):
     """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet; the
-    broker's own limit holds where it names one. `queue_*`: what may wait to be sent while it is away."""
+    broker's own limit holds where it names one. `queue_*`: what may wait to be sent while it is away.
+    `tls`: left out, nothing is encrypted and nobody has to say who he is. `host` must stand in its certificate."""
 
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
@@ -44,6 +54,7 @@ class Broker(Section):
     chunk_kib: Annotated[int, Field(ge=4, le=1024)] = 256
     queue_messages: Positive = 64
     queue_mib: Positive = 64
+    tls: Tls | None = None
 
 
 class Model(Section):
@@ -98,7 +109,12 @@ class Training(Section):
 
 class Rounds(Section):
     """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late.
-    `model`: the form of the global model on its way to them; fp16 rounds it, for the cloud too."""
+    `model`: the form of the global model on its way to them; fp16 rounds it, for the cloud too.
+
+    Against devices that are broken or hostile (cloud_app/robust.py): `aggregate` is what updates come to; trimmed-mean
+    and multi-krum bear `attackers`, a share of those that were asked. `clip_norm` shortens an update to that L2 norm, or
+    to the round's median; one over `max_norm` times the model's own is refused. `max_weight`: in the mean nobody counts
+    for more than so many times the median of the samples that devices announce."""
 
     rounds: Positive = 20
     per_round: Positive | None = None
@@ -109,6 +125,30 @@ class Rounds(Section):
     seed: Seed = 0
     evaluate_every: Positive = 1
     model: Whole = "fp32"
+    aggregate: Literal["mean", "median", "trimmed-mean", "multi-krum"] = "mean"
+    attackers: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
+    clip_norm: Annotated[float, Field(gt=0)] | Literal["median"] | None = None
+    max_norm: Annotated[float, Field(gt=0)] = 10.0
+    max_weight: Annotated[float, Field(ge=1)] | None = 10.0
+
+    def hostile(self, devices: int) -> int:
+        """How many of `devices` that were asked may be hostile."""
+        return math.ceil(round(self.attackers * devices, 9))
+
+    @model_validator(mode="after")
+    def _outvotes_the_hostile(self) -> "Rounds":
+        more = {"trimmed-mean": 1, "multi-krum": 3}.get(self.aggregate)
+        first = min(self.min_devices, self.per_round or self.min_devices)
+        for asked in range(first, (self.per_round or first + 100) + 1) if more else ():
+            closes, hostile = math.ceil(round(self.quorum * asked, 9)), self.hostile(asked)
+            if closes < 2 * hostile + (more or 0):
+                msg = (
+                    f"aggregate {self.aggregate} needs 2 x {hostile} + {more} updates where {hostile} of {asked} devices may be "
+                    f"hostile (attackers {self.attackers:g}), and a round may close with {closes} (quorum {self.quorum:g}): "
+                    "raise min_devices, per_round or quorum, or lower attackers"
+                )
+                raise ValueError(msg)
+        return self
 
 
 class Overlays(Section):
@@ -150,6 +190,8 @@ class Tap(Section):
 class Cache(Section):
     """`memory_mib`: level 1, in the overlay's device memory; with `memory_share` no more than that share of all batches.
     Level 2 is the folder, `budget_mib` of it at most: then `eviction` says what goes, in equal shares a device.
+    `device_batches`: as many different ones it takes of a device, and more than that in all only up to four times what
+    the other devices have sent.
     `durability`: what is on the disk when the broker is told that a batch has arrived: each batch by itself, those
     that came together, or nothing for certain."""
 
@@ -160,6 +202,7 @@ class Cache(Section):
     eviction: Literal["oldest", "fifo", "lowest-loss"] = "oldest"
     sampling: Literal["mixed", "uniform", "importance", "fresh"] = "mixed"
     durability: Literal["batch", "group", "none"] = "group"
+    device_batches: Positive = 4096
 
 
 POLICY = re.compile(r"always|once|svcca|cka|fixed\((?P<n>[1-9][0-9]{0,8})\)")

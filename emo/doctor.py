@@ -22,13 +22,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
+from emo import heartbeat, tls_checks
 from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
 from emo.data import BUILT_IN
-from emo.errors import BrokerError, ConfigError
+from emo.errors import BrokerError, ConfigError, EmoError
 from emo.mqtt_probe import probe
-from emo.settings import load
+from emo.settings import any_tier
 
 Config = DeviceConfig | EdgeConfig | CloudConfig
 Level = Literal["ok", "warn", "FAIL"]
@@ -43,6 +42,7 @@ _PAHO = (2, 2)
 _PIN = "pin another version: torch==2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
 _LOW, _TIGHT = 100 << 20, 1 << 30
 _LEAST_PACKET = 4 << 10
+_BEAT_S = 30.0  # how old a sign of life may be
 _TORCH_S = 180  # a Pi with a slow card
 
 # A step of training, not only the import: the instruction that a processor lacks may hide in a kernel.
@@ -83,7 +83,7 @@ def checks(config_path: Path | None) -> Iterator[Check]:
     wrong = None
     if config_path is not None:
         try:
-            config = _load(config_path)
+            config = any_tier(config_path)
         except ConfigError as error:
             wrong = error
     yield _python()
@@ -101,7 +101,8 @@ def checks(config_path: Path | None) -> Iterator[Check]:
     for what, folder in _folders(config).items():
         yield _folder(what, folder)
     for names, broker in _brokers(config).items():
-        yield from _broker(names, broker)
+        yield from _tls(names, broker, config.id)
+        yield from _broker(names, broker, _connected(config))
 
 
 # -- this machine
@@ -173,17 +174,6 @@ def _torch(config: Config | None) -> Check:
 # -- the configuration
 
 
-def _load(path: Path) -> Config:
-    """As the tier whose keys the file has most of. Raises ConfigError."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        values = None  # load() says what is wrong
-    keys = set(values) if isinstance(values, dict) else set()
-    kinds: tuple[type[Config], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
-    return load(max(kinds, key=lambda kind: len(keys & set(kind.model_fields))), path)
-
-
 def _tier(config: Config) -> str:
     return type(config).__name__.removesuffix("Config").lower()
 
@@ -248,8 +238,35 @@ def _brokers(config: Config) -> dict[str, Broker]:
     return {"wan": config.wan, "lan": config.lan}
 
 
-def _broker(names: str, broker: Broker) -> Iterator[Check]:
+def _connected(config: Config) -> bool:
+    """Whether the node runs, and has every broker that it needs."""
+    try:
+        beat = heartbeat.read(config.state_dir)
+    except ConfigError:
+        return False
+    return beat is not None and not beat.wrong(_BEAT_S, connected=True)
+
+
+def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:
+    what = f"tls {names}"
+    if broker.tls is None:
+        if broker.host not in {"127.0.0.1", "::1", "localhost"}:
+            detail = f"{broker.host}:{broker.port}: not encrypted, and anybody may speak for this node"
+            yield Check("warn", what, detail, "set tls (docs/security.md)")
+        return
+    try:
+        for level, detail, advice in tls_checks.findings(broker.tls, name):
+            yield Check(level, what, detail, advice)
+    except EmoError as error:
+        yield Check("FAIL", what, str(error))
+
+
+def _broker(names: str, broker: Broker, connected: bool = False) -> Iterator[Check]:
     what, place = f"broker {names}", f"{broker.host}:{broker.port}"
+    if broker.tls is not None and connected:
+        # There a certificate is the client's name: asking would end the node's own connection.
+        yield Check("ok", what, f"{place}: this node runs and is connected; not asked for more")
+        return
     try:
         found = probe(broker)
     except BrokerError as error:

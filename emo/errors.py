@@ -12,8 +12,10 @@
     │   └── TopicError    a topic or an id
     ├── TooLarge          a message that the broker would not take: refused here, at once
     ├── BrokerError       no broker, or one that refuses us
+    ├── CertificateError  a certificate, a key, a request for one, or the folder of a CA
     ├── UpdateRefused     a model update that must not be averaged
     ├── QuorumError       a run that cannot go on; the text names the devices that are missing
+    ├── CheckpointError   a file that the cloud would go on from
     ├── CacheError        the replay cache's folder
     ├── ExportError       an ensemble that cannot be built, or an ONNX file that does not agree with torch
     └── ServeError        a request or a model repository that the endpoint cannot serve
@@ -80,11 +82,19 @@ class BrokerError(EmoError):
     pass
 
 
+class CertificateError(EmoError):
+    pass
+
+
 class UpdateRefused(EmoError):  # noqa: N818
     pass
 
 
 class QuorumError(EmoError):
+    pass
+
+
+class CheckpointError(EmoError):
     pass
 
 

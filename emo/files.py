@@ -23,14 +23,16 @@ Buffer = bytes | bytearray | memoryview
 R = TypeVar("R", bound=BaseModel)
 
 
-def write(path: Path, *pieces: Buffer, synced: bool = True) -> None:
+def write(path: Path, *pieces: Buffer, synced: bool = True, mode: int = 0o644) -> None:
     """`path` holds the `pieces`, and if `synced` is on the disk; or an OSError was raised, and what was there is there,
-    unless it was in the very last step: then there is no such file.
+    unless it was in the very last step: then there is no such file. `mode`: who may read it.
     """
-    written = path.with_name(f".{next(_serial)}.tmp")
+    written = path.with_name(f".{os.getpid()}-{next(_serial)}.tmp")  # others may write into this folder too
     try:
-        handle = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        handle = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         try:
+            if mode != 0o644:
+                os.fchmod(handle, mode)  # also of one that was left over
             for piece in pieces:
                 rest = memoryview(piece)
                 while rest:

@@ -6,6 +6,7 @@ Knows times and reasons. Knows no transport; written by paho's thread, read by t
 import logging
 import math
 import time
+from collections.abc import Callable
 
 from emo.config import Broker
 from emo.errors import TooLarge
@@ -87,10 +88,13 @@ class Health:
             self._learned = min(now, max(now // 4, 2 * _LEAST))
         return smaller
 
-    def say(self, what: str, now: bool = False) -> None:
-        """Log `what` of the broker: twice a minute at most, unless it is news."""
-        if now or time.monotonic() >= self._next_line:
+    def say(self, what: str | Callable[[], str | None], now: bool = False) -> None:
+        """Log `what` of the broker: twice a minute at most, unless it is news. A function is asked only then."""
+        if not now and time.monotonic() < self._next_line:
+            return
+        text = what() if callable(what) else what
+        if text:
             self._next_line, self._said = time.monotonic() + _LINE_S, True
             log.warning(
-                "%s: broker %s:%d %s. Trying again.", self._id, self._broker.host, self._broker.port, what
+                "%s: broker %s:%d %s. Trying again.", self._id, self._broker.host, self._broker.port, text
             )

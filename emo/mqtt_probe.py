@@ -11,6 +11,7 @@ from typing import Any, Literal
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
+from emo import mqtt_client, tls
 from emo.config import Broker
 from emo.errors import BrokerError
 
@@ -33,8 +34,11 @@ class Probe:
 def probe(broker: Broker, timeout_s: float = 5.0) -> Probe:
     """Connect with MQTT 5, else with 3.1.1, and hang up; each try takes at most `timeout_s` seconds.
 
-    Raises BrokerError: nothing listens there, what listens is no MQTT broker, or it refuses us.
+    Where a certificate is the client's name this ends the connection of the node that it belongs to, which will make
+    it anew. Raises BrokerError: nothing listens there, what listens is no MQTT broker, or it refuses us, by TLS or MQTT.
     """
+    if (trouble := tls.trouble(broker, timeout_s)) is not None:
+        raise BrokerError(f"the broker at {broker.host}:{broker.port} {trouble}")
     try:
         found = _connect(broker, "5", timeout_s)
     except _OtherVersionError:
@@ -54,14 +58,21 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float) -
         client_id=f"{broker.root}-probe-{secrets.token_hex(4)}",
         protocol=_VERSIONS[version],
         reconnect_on_failure=False,
+        manual_ack=True,
+        clean_session=None if version == "5" else broker.tls is None,
     )
     client.on_connect = lambda _client, _data, _flags, reason, properties: answers.append(
         (reason, properties)
     )
+    if broker.tls is not None:
+        client.tls_set_context(tls.Renewing(broker.tls))
     client.connect_timeout = timeout_s
+    options: dict[str, Any] = {}
+    if broker.tls is not None and version == "5":  # the session may be the node's own: it must find it again
+        options = {"clean_start": False, "properties": mqtt_client.session()}
     start = time.monotonic()
     try:
-        client.connect(broker.host, broker.port, keepalive=max(5, int(timeout_s) + 1))
+        client.connect(broker.host, broker.port, max(5, int(timeout_s) + 1), **options)
     except (OSError, ValueError) as error:
         raise BrokerError(f"nothing answers at {place}: {error}") from error
     lost = False

@@ -1,4 +1,4 @@
-"""Message type -> topic, link, QoS, retain, size limit: the table from which the broker's ACL is made.
+"""Message type -> topic, link, QoS, retain, size limit, who sends and who reads: the brokers' ACL is made of it (acl.py).
 
 Knows names. Knows no broker. Topics of the LAN exist on an edge's own broker, those of the WAN on the
 cloud's; one broker may play both parts.
@@ -14,31 +14,39 @@ from emo.errors import TopicError
 from emo.messages import Message
 
 Link = Literal["wan", "lan"]
+Role = Literal["cloud", "edge", "device"]
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
 @dataclass(frozen=True)
 class Route:
     """`topic`: its {fields} are those of the message. A retained message has its chunk's number as last level,
-    because a broker keeps one message a topic. `limit`: bytes of the whole message."""
+    because a broker keeps one message a topic. `limit`: bytes of the whole message. Who has a role in `writers` or
+    `readers` may do so on topics with his own id in the {field} of his role, or in {node} to write."""
 
     topic: str
     link: Link
     limit: int
+    writers: tuple[Role, ...]
+    readers: tuple[Role, ...]
     retain: bool = False
     qos: int = 1
 
 
 ROUTES: dict[type[Message], Route] = {
-    messages.Status: Route("wan/status/{node}", "wan", 4 * _KIB, retain=True),
-    messages.GlobalModel: Route("wan/global", "wan", 1024 * _MIB, retain=True),
-    messages.RunState: Route("wan/state", "wan", 4 * _KIB, retain=True),
-    messages.Update: Route("wan/update/{device}", "wan", 1024 * _MIB),
-    messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB),
-    messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB),
-    messages.ActivationBatch: Route("lan/{edge}/activation/{device}", "lan", 64 * _MIB),
-    messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB),
-    messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB),
+    messages.Status: Route(
+        "wan/status/{node}", "wan", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True
+    ),
+    messages.GlobalModel: Route("wan/global", "wan", 1024 * _MIB, ("cloud",), ("device",), retain=True),
+    messages.RunState: Route("wan/state", "wan", 4 * _KIB, ("cloud",), ("edge",), retain=True),
+    messages.Update: Route("wan/update/{device}", "wan", 1024 * _MIB, ("device",), ("cloud",)),
+    messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB, ("cloud",), ("device",)),
+    messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB, ("edge",), ("cloud",)),
+    messages.ActivationBatch: Route(
+        "lan/{edge}/activation/{device}", "lan", 64 * _MIB, ("device",), ("edge",)
+    ),
+    messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",)),
+    messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB, ("edge",), ("device",)),
 }
 
 
@@ -56,8 +64,7 @@ def subscription(root: str, kind: type[Message], **ids: str) -> str:
         raise TopicError(
             f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}"
         )
-    name = route.topic.format_map({n: _checked(n, ids[n]) if n in ids else "+" for n in _fields(route)})
-    return f"{root}/{name}/+" if route.retain else f"{root}/{name}"
+    return rule(root, route, **ids)
 
 
 def check(root: str, name: str, message: Message, index: int) -> None:
@@ -66,6 +73,12 @@ def check(root: str, name: str, message: Message, index: int) -> None:
     own = topic(root, message, index)
     if own != name:
         raise TopicError(f"{type(message).__name__} of {own} came by {name}")
+
+
+def rule(root: str, route: Route, index: str = "+", **ids: str) -> str:
+    """The filter of an ACL: as `subscription`, of a route, with `index` of a retained message's chunk."""
+    name = route.topic.format_map({n: _checked(n, ids[n]) if n in ids else "+" for n in _fields(route)})
+    return f"{root}/{name}/{index}" if route.retain else f"{root}/{name}"
 
 
 def _fields(route: Route) -> list[str]:

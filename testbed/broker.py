@@ -30,7 +30,7 @@ Kind = Literal["mosquitto", "amqtt"]
 _START_S, _STOP_S, _TRIES = 10.0, 5.0, 3
 
 # max_queued: a client that is away, or slow, may have 1 GiB of chunks (a message's limit) wait for it.
-_MOSQUITTO = """\
+CONFIGURATION = """\
 listener {port} 127.0.0.1
 allow_anonymous true
 persistence false
@@ -87,7 +87,7 @@ class LocalBroker:
                 raise BrokerError(f"{self.kind} does not start on 127.0.0.1:{port}: {text or 'no word'}")
 
     def _make(self, port: int) -> "_Server":
-        binary = _mosquitto()
+        binary = mosquitto()
         if self._prefer == "mosquitto" and binary is None:
             raise BrokerError("Mosquitto is not installed: on Debian and Ubuntu, apt-get install mosquitto")
         if binary is not None and self._prefer != "amqtt":
@@ -131,7 +131,7 @@ class _Mosquitto:
         self._log = folder / "mosquitto.log"
         config = folder / "mosquitto.conf"
         try:
-            config.write_text(_MOSQUITTO.format(port=port), encoding="utf-8")
+            config.write_text(CONFIGURATION.format(port=port), encoding="utf-8")
             # Started as root it becomes another user, who may not write here: we open the log, not it.
             self._process = Child([binary, "-c", str(config)], self._log)
         except OSError as error:
@@ -219,7 +219,8 @@ class _Amqtt:
             logging.getLogger(name).setLevel(level)
 
 
-def _mosquitto() -> str | None:
+def mosquitto() -> str | None:
+    """Where Mosquitto is installed."""
     # Debian's package puts it where only root's PATH looks.
     return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 

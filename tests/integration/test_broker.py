@@ -157,8 +157,10 @@ def test_probe_says_what_the_broker_speaks(broker):
 
 
 def test_probe_reads_the_packet_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(broker_module, "_MOSQUITTO", broker_module._MOSQUITTO + "max_packet_size 100000\n")
-    if broker_module._mosquitto() is None:
+    monkeypatch.setattr(
+        broker_module, "CONFIGURATION", broker_module.CONFIGURATION + "max_packet_size 100000\n"
+    )
+    if broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
     with LocalBroker(tmp_path, prefer="mosquitto") as broker:
         assert probe(broker.config).max_packet == 100000
@@ -189,7 +191,7 @@ def test_probe_of_nothing_and_of_strangers():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_stays_behind_even_with_clients_connected(kind, tmp_path, caplog):
-    if kind == "mosquitto" and broker_module._mosquitto() is None:
+    if kind == "mosquitto" and broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
     threads = set(threading.enumerate())
     levels = logging.getLogger("amqtt").level
@@ -209,7 +211,7 @@ def test_nothing_stays_behind_even_with_clients_connected(kind, tmp_path, caplog
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_port_that_was_taken_meanwhile_is_tried_again(kind, tmp_path, monkeypatch):
-    if kind == "mosquitto" and broker_module._mosquitto() is None:
+    if kind == "mosquitto" and broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
     ports = iter([taken := broker_module._free_port(), free := broker_module._free_port()])
     monkeypatch.setattr(broker_module, "_free_port", lambda: next(ports))
@@ -218,15 +220,15 @@ def test_a_port_that_was_taken_meanwhile_is_tried_again(kind, tmp_path, monkeypa
 
 
 def test_a_broker_that_does_not_start_says_why(tmp_path, monkeypatch):
-    if broker_module._mosquitto() is None:
+    if broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
-    monkeypatch.setattr(broker_module, "_MOSQUITTO", broker_module._MOSQUITTO + "no_such_option 1\n")
+    monkeypatch.setattr(broker_module, "CONFIGURATION", broker_module.CONFIGURATION + "no_such_option 1\n")
     with pytest.raises(BrokerError, match=r"mosquitto .* does not start .*no_such_option"):
         LocalBroker(tmp_path, prefer="mosquitto").__enter__()
 
 
 def test_without_mosquitto_amqtt_takes_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(broker_module, "_mosquitto", lambda: None)
+    monkeypatch.setattr(broker_module, "mosquitto", lambda: None)
     with LocalBroker(tmp_path) as broker:
         assert broker.kind.startswith("amqtt ")
     with pytest.raises(BrokerError, match="apt-get install mosquitto"):

@@ -1,0 +1,81 @@
+"""The composition root's part for a fleet's brokers: `emo broker ...`; `emo pki ...` is in cli_pki.py."""
+
+import argparse
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from emo.errors import ConfigError
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def commands(add: Add) -> None:
+    """`add(name, run, help)` makes the parser of one command."""
+    broker = add(
+        "broker", _write, "write Mosquitto's configuration and access rules for one broker of a fleet"
+    )
+    broker.add_argument("link", choices=["wan", "lan"], help="the cloud's broker, or an edge's")
+    broker.add_argument(
+        "--fleet", type=Path, required=True, metavar="FILE", help="fleet.yaml: who belongs to whom"
+    )
+    broker.add_argument("--edge", metavar="ID", help="lan: whose")
+    broker.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="mosquitto.conf and acl go here"
+    )
+    broker.add_argument("--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (--out)")
+    broker.add_argument(
+        "--tls",
+        type=Path,
+        metavar="DIR",
+        help="its ca.crt, node.crt, node.key, crl.pem, as it sees them (AT/tls)",
+    )
+    broker.add_argument("--port", type=int, default=8883, help="(8883)")
+    broker.add_argument("--bind", default="", metavar="ADDRESS", help="listen here only (everywhere)")
+    broker.add_argument("--root", default="emo", help="first level of every topic (emo)")
+    broker.add_argument("--queue-mib", type=int, default=1024, help="that may wait for one client (1024)")
+    broker.add_argument("--memory-mib", type=int, default=4096, help="of memory for everything (4096)")
+    broker.add_argument("--user", default="", help="whom Mosquitto becomes when root starts it (mosquitto)")
+    broker.add_argument("--json", action="store_true", help="print {changed, files}")
+
+
+def _write(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from emo import broker_conf, members
+    from emo.config import ID
+
+    if (args.link == "lan") != (args.edge is not None):
+        raise ConfigError(
+            "lan needs --edge, whose broker it is" if args.link == "lan" else "--edge goes with lan"
+        )
+    if not ID.fullmatch(args.root):
+        raise ConfigError(f"--root {args.root!r}: letters, digits, '.', '_', '-', at most 64")
+    if not 1 <= args.port <= 65535 or args.queue_mib < 1:
+        raise ConfigError("--port is 1 to 65535, --queue-mib 1 or more")
+    if args.memory_mib < 3 * args.queue_mib:
+        raise ConfigError(
+            "--memory-mib: three times --queue-mib at least; where memory ends before a queue does, Mosquitto 2.0 "
+            "cannot send what waits either, and never recovers"
+        )
+    here = args.at or args.out.absolute()
+    for option, value in (("--at", here), ("--tls", args.tls), ("--bind", args.bind), ("--user", args.user)):
+        if any(letter.isspace() for letter in str(value or "")):
+            raise ConfigError(
+                f"{option} {str(value)!r}: no spaces and no line ends in what Mosquitto is to read"
+            )
+    settings = broker_conf.Settings(
+        port=args.port,
+        here=here,
+        tls=args.tls or here / "tls",
+        bind=args.bind,
+        root=args.root,
+        queue_mib=args.queue_mib,
+        memory_mib=args.memory_mib,
+        user=args.user,
+    )
+    changed = broker_conf.write(args.out, members.load(args.fleet), args.edge, settings)
+    found = {"changed": bool(changed), "files": [str(path) for path in changed]}
+    print(
+        json.dumps(found) if args.json else f"{args.out}: {', '.join(p.name for p in changed) or 'unchanged'}"
+    )
+    return 0

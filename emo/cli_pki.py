@@ -1,0 +1,223 @@
+"""The composition root's part for certificates: `emo pki ...`. Imports cryptography inside the commands."""
+
+import argparse
+import json
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from emo.errors import CertificateError
+from emo.extras import needs
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
+
+    from emo.pki.authority import Authority
+    from emo.pki.form import Kind
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+Told = tuple[str, Any]  # for people; as JSON
+_DAYS, _CA_DAYS = 365, 3650
+
+
+def commands(add: Add) -> None:
+    """`add(name, run, help)` makes the parser of one command."""
+    pki = add("pki", None, "the fleet's certificates: a CA, its nodes, its brokers")
+    parts = pki.add_subparsers(dest="part", required=True, metavar="PART")
+
+    def part(name: str, run: Callable[[argparse.Namespace], Told], text: str) -> argparse.ArgumentParser:
+        made = parts.add_parser(name, help=text, description=text)
+        made.set_defaults(run=_with(run))
+        made.add_argument("--json", action="store_true", help="print the result as JSON")
+        return made
+
+    request = part("request", _request, "on a node: make its key, and a request for a certificate")
+    request.add_argument(
+        "--dir", type=Path, required=True, metavar="DIR", help="node.key and node.csr go here"
+    )
+    request.add_argument("--id", required=True, help="the node's id, as in its configuration")
+
+    init = part("init", _init, "make a CA in an empty folder")
+    issue = part("issue", _issue, "the first certificate of a node, or of its broker")
+    renew = part("renew", _renew, "another certificate for who has one; the present one stays good")
+    revoke = part("revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker")
+    rotate = part("rotate", _rotate, "a new CA beside the old one; with --finish, give the old one up")
+    for made in (init, issue, renew, revoke, rotate, part("list", _list, "every certificate, and the CA")):
+        made.add_argument(
+            "--ca", type=Path, required=True, metavar="DIR", help="the CA's folder; nobody else's"
+        )
+        made.add_argument(
+            "--passphrase-file", type=Path, metavar="FILE", help="its first line encrypts ca.key"
+        )
+    for made in (init, rotate):
+        made.add_argument("--name", default="EMO", help="of the fleet, for people (EMO)")
+    for made in (issue, renew, revoke):
+        made.add_argument("--id", required=True, help="the node's id, as in its configuration")
+        made.add_argument("--broker", action="store_true", help="of the broker beside that node")
+    for made in (issue, renew):
+        made.add_argument("--csr", type=Path, required=True, metavar="FILE", help="node.csr, from the node")
+        made.add_argument(
+            "--out", type=Path, required=True, metavar="FILE", help="the certificate: node.crt there"
+        )
+        made.add_argument("--host", nargs="+", default=[], help="a broker's host names and addresses")
+    for made, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
+        made.add_argument("--days", type=_positive, default=days, help=f"({days})")
+    text = "refuse an id that is not in this fleet.yaml, and a broker for a device"
+    issue.add_argument("--fleet", type=Path, metavar="FILE", help=text)
+    text = "not before fewer are left, unless CA, key or hosts are others; then write the present one"
+    renew.add_argument("--within", type=_positive, metavar="DAYS", help=text)
+    rotate.add_argument(
+        "--finish", action="store_true", help="once everybody has a certificate of the new CA"
+    )
+
+
+def _with(run: Callable[[argparse.Namespace], Told]) -> Callable[[argparse.Namespace, threading.Event], int]:
+    def command(args: argparse.Namespace, _stop: threading.Event) -> int:
+        with needs("pki"):
+            text, result = run(args)
+        print(json.dumps(result) if args.json else text)
+        return 0
+
+    return command
+
+
+def _request(args: argparse.Namespace) -> Told:
+    from emo.pki import node
+
+    changed = node.request(args.dir, args.id)
+    path = args.dir / "node.csr"
+    return f"{path}: take it to the CA; node.key stays here", {"changed": changed, "csr": str(path)}
+
+
+def _init(args: argparse.Namespace) -> Told:
+    from emo.pki import authority
+
+    authority.init(args.ca, args.name, args.days, _passphrase(args))
+    return (
+        f"{args.ca}: a CA for {args.days} days; keep a copy of this folder where no other machine reads it",
+        {"changed": True},
+    )
+
+
+def _issue(args: argparse.Namespace) -> Told:
+    from emo.pki import pem
+
+    if args.fleet is not None:
+        from emo import members
+
+        role = members.load(args.fleet).role(args.id)
+        if args.broker and role == "device":
+            raise CertificateError(
+                f"--broker: {args.id} is a device; brokers stand beside edges and the cloud"
+            )
+    with pem.lock(args.ca):
+        made = _authority(args).issue(pem.request(args.csr), args.id, _kind(args), args.host, args.days)
+        pem.write(args.out, pem.encoded(made))
+    until = f"{made.not_valid_after_utc:%Y-%m-%d}"
+    return f"{args.out}: {args.id} until {until}", {"changed": True, "not_after": until}
+
+
+def _renew(args: argparse.Namespace) -> Told:
+    from emo.pki import pem
+
+    with pem.lock(args.ca):
+        request = pem.request(args.csr)
+        made, new = _authority(args).renew(request, args.id, _kind(args), args.host, args.days, args.within)
+        written = pem.write(args.out, pem.encoded(made))
+    until = f"{made.not_valid_after_utc:%Y-%m-%d}"
+    how = "renewed, now" if new else "not due,"
+    return f"{args.out}: {args.id} {how} until {until}", {
+        "changed": new or written,
+        "new": new,
+        "not_after": until,
+    }
+
+
+def _revoke(args: argparse.Namespace) -> Told:
+    from emo.pki import pem
+
+    with pem.lock(args.ca):
+        count = _authority(args).revoke(args.id, _kind(args))
+    text = f"{args.id}: {count} revoked; copy {args.ca / 'crl.pem'} to every broker, and reload it"
+    return text if count else f"{args.id}: nothing left to revoke", {"changed": count > 0, "revoked": count}
+
+
+def _rotate(args: argparse.Namespace) -> Told:
+    from emo.pki import pem
+
+    with pem.lock(args.ca):
+        ca = _authority(args)
+        if args.finish:
+            ca.finish()
+            done = "the new CA is the only one; ca.crt and crl.pem go to every broker and node, brokers are restarted"
+        else:
+            ca.rotate(args.name, args.days)
+            done = (
+                "two CAs; ca.crt and crl.pem go to every broker (kill -HUP) and node, then everybody's certificate is renewed, "
+                "then --finish"
+            )
+    return f"{args.ca}: {done}", {"changed": True}
+
+
+def _list(args: argparse.Namespace) -> Told:
+    from emo.pki.authority import days_left
+    from emo.pki.node import common_name
+
+    ca = _authority(args, keys=False)
+    rows = []
+    for number, root in enumerate(ca.roots):
+        state = "valid" if days_left(root) >= 0 else "expired"
+        rows.append(_row(common_name(root.subject), "ca", state, (), bool(number), root))
+    rows += [_row(i.id, i.kind, i.state, i.hosts, i.old, i.certificate) for i in ca.certificates()]
+    lines = [
+        f"{row['id']:24} {row['kind']:7} {row['state']:11} {row['not_after'][:10]} {row['days_left']:5} days"
+        f"{'  old CA' if row['ca'] == 'old' else ''}{'  ' if row['hosts'] else ''}{', '.join(row['hosts'])}"
+        for row in rows
+    ]
+    return "\n".join(lines), rows
+
+
+def _row(
+    name: str, kind: str, state: str, hosts: Sequence[str], old: bool, certificate: "Certificate"
+) -> dict[str, Any]:
+    from emo.pki.authority import days_left
+
+    return {
+        "id": name,
+        "kind": kind,
+        "state": state,
+        "hosts": list(hosts),
+        "ca": "old" if old else "current",
+        "serial": f"{certificate.serial_number:x}",
+        "not_before": f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}",
+        "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+        "days_left": days_left(certificate),
+    }
+
+
+def _authority(args: argparse.Namespace, keys: bool = True) -> "Authority":
+    from emo.pki.authority import Authority
+
+    return Authority(args.ca, _passphrase(args), keys)
+
+
+def _kind(args: argparse.Namespace) -> "Kind":
+    return "broker" if args.broker else "node"
+
+
+def _passphrase(args: argparse.Namespace) -> bytes | None:
+    from emo.pki import pem
+
+    if args.passphrase_file is None:
+        return None
+    line = pem.read(args.passphrase_file).partition(b"\n")[0].strip()
+    if not line:
+        raise CertificateError(f"--passphrase-file {args.passphrase_file}: its first line is empty")
+    return line
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number

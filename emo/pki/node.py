@@ -1,0 +1,45 @@
+"""A node's part: a key that never leaves it, and a request for a certificate with its id.
+
+Knows the node's folder. Knows no CA; the operator says by `emo pki issue` whose id a request may have.
+"""
+
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from emo.config import ID
+from emo.errors import CertificateError
+from emo.pki import pem
+
+
+def request(folder: Path, name: str) -> bool:
+    """Write node.key, unless it is there, and node.csr, unless it is this key's. Returns whether anything changed.
+
+    A certificate is renewed with the same key; for another key, move the old one away first.
+    Raises CertificateError: a bad id, a folder that cannot be written, a key that cannot be read.
+    """
+    if not ID.fullmatch(name):
+        raise CertificateError(f"--id {name!r}: letters, digits, '.', '_', '-', at most 64")
+    pem.folder(folder)
+    path, wanted = folder / "node.key", folder / "node.csr"
+    if path.exists():
+        key = pem.keys(path)[0]
+        if wanted.exists():
+            present = pem.request(wanted)
+            if pem.public(present) == pem.public(key) and common_name(present.subject) == name:
+                return False
+    else:
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem.write(path, pem.key_pem(key), mode=0o600)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    return pem.write(wanted, pem.encoded(made))
+
+
+def common_name(subject: x509.Name) -> str:
+    """Whose it is; empty when the name has none or several."""
+    found = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if len(found) == 1 else ""

@@ -1,0 +1,130 @@
+"""What a PEM file holds: certificates, requests, keys, CRLs; read with a bound, written whole.
+
+Knows files and what cryptography says of their content. Knows no CA.
+"""
+
+import contextlib
+import fcntl
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from emo import files
+from emo.errors import CertificateError
+
+T = TypeVar("T")
+
+_LIMIT = 1 << 20
+_BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----.*?-----END [A-Z0-9 ]+-----\n?", re.DOTALL)
+
+
+def write(path: Path, data: bytes, mode: int = 0o644) -> bool:
+    """False when it was there already, like that. Raises CertificateError."""
+    with contextlib.suppress(OSError):
+        if files.read(path, _LIMIT) == data:
+            return False
+    try:
+        files.write(path, data, mode=mode)
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be written: {error.strerror}") from error
+    return True
+
+
+def folder(path: Path) -> None:
+    """Make it, for its owner only. Raises CertificateError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise CertificateError(f"{path}: cannot be made: {error.strerror}") from error
+
+
+def read(path: Path) -> bytes:
+    """Raises CertificateError: not there, not readable, or larger than any PEM file of ours."""
+    return bytes(files.whole(path, _LIMIT, CertificateError))
+
+
+def certificates(path: Path) -> list[x509.Certificate]:
+    """One or more. Raises CertificateError."""
+    return _parsed(path, "certificate", x509.load_pem_x509_certificates)
+
+
+def certificate(path: Path) -> x509.Certificate:
+    """The first. Raises CertificateError."""
+    return certificates(path)[0]
+
+
+def request(path: Path) -> x509.CertificateSigningRequest:
+    """Raises CertificateError, also when it was not made by the owner of the key in it."""
+    found = _parsed(path, "certificate request", x509.load_pem_x509_csr)
+    if not found.is_signature_valid:
+        raise CertificateError(f"{path}: the request's signature is wrong: damaged, or not its key's owner's")
+    return found
+
+
+def crls(path: Path) -> list[x509.CertificateRevocationList]:
+    return [_parsed(path, "CRL", x509.load_pem_x509_crl, block) for block in _BLOCK.findall(read(path))]
+
+
+def keys(path: Path, passphrase: bytes | None = None) -> list[ec.EllipticCurvePrivateKey]:
+    """Raises CertificateError."""
+
+    def load(data: bytes) -> ec.EllipticCurvePrivateKey:
+        key = serialization.load_pem_private_key(data, passphrase if b"ENCRYPTED" in data else None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise TypeError("not on an elliptic curve")
+        return key
+
+    found = [_parsed(path, "private key", load, block) for block in _BLOCK.findall(read(path))]
+    if not found:
+        raise CertificateError(f"{path}: holds no private key in PEM form")
+    return found
+
+
+def encoded(
+    *items: x509.Certificate | x509.CertificateRevocationList | x509.CertificateSigningRequest,
+) -> bytes:
+    return b"".join(item.public_bytes(serialization.Encoding.PEM) for item in items)
+
+
+def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        how = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+
+
+def public(item: x509.Certificate | x509.CertificateSigningRequest | ec.EllipticCurvePrivateKey) -> bytes:
+    """Its public key: what tells whether two of them belong together."""
+    return item.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """One process at a time. Raises CertificateError."""
+    try:
+        file = (path / ".lock").open("a")
+    except OSError as error:
+        raise CertificateError(
+            f"{path}: is no CA's folder that can be written ({error.strerror}); `emo pki init` makes one"
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _parsed(path: Path, what: str, load: Callable[[bytes], T], data: bytes | None = None) -> T:
+    data = read(path) if data is None else data
+    try:
+        return load(data)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        encrypted = b"ENCRYPTED" in data
+        hint = "; it is encrypted: --passphrase-file, with the right one" if encrypted else ""
+        raise CertificateError(f"{path}: holds no {what} that can be used ({error}){hint}") from error

@@ -1,0 +1,44 @@
+"""What `emo doctor` says of a node's certificate files: that they fit each other and the node, and for how long.
+
+Knows files. Asks no broker (tls.trouble does).
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from emo import tls
+from emo.config import Tls
+from emo.errors import CertificateError
+from emo.extras import needs
+
+Finding = tuple[Literal["ok", "warn", "FAIL"], str, str]  # level, what there is, what to do
+
+
+def findings(files: Tls, name: str) -> Iterator[Finding]:
+    """Of the node `name`. Raises EmoError where cryptography is not installed."""
+    with needs("pki"):
+        from emo.pki import pem  # noqa: PLC0415 - not every node has certificates
+        from emo.pki.authority import days_left  # noqa: PLC0415
+        from emo.pki.node import common_name  # noqa: PLC0415
+    try:
+        tls.context(files)
+        mine, roots = pem.certificate(files.cert), pem.certificates(files.ca)
+    except CertificateError as error:
+        yield "FAIL", str(error), "docs/security.md: certificates"
+        return
+    if (whose := common_name(mine.subject)) != name:
+        advice = "the broker knows a node by its certificate: correct id, or have one issued for it"
+        yield "FAIL", f"{files.cert} is of {whose!r}, and this node is {name!r}", advice
+    if files.key.stat().st_mode & 0o077:
+        yield "warn", f"{files.key} can be read by others", f"chmod 600 {files.key}"
+    if (wrong := tls.validity(files.cert)) is not None:
+        yield "FAIL", f"{files.cert} {wrong}", ""
+    else:
+        left = days_left(mine)
+        level: Literal["ok", "warn"] = "ok" if left >= tls.SOON_DAYS else "warn"
+        advice = "" if level == "ok" else tls.RENEW
+        yield level, f"{files.cert}: {whose}, {left} days left", advice
+    for root in roots:
+        if days_left(root) < tls.SOON_DAYS and (len(roots) == 1 or root.subject == mine.issuer):
+            detail = f"{files.ca}: the CA itself has {days_left(root)} days left"
+            yield "warn", detail, "change it: `emo pki rotate`, docs/security.md"
