@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -14,13 +15,15 @@ import torch
 from PIL import Image
 
 from cloud_app import ensemble, heldout, saved
+from cloud_app.checkpoint import Checkpoints
 from cloud_app.node import CloudNode
-from cloud_app.publish import Choice, dtype, publish
+from cloud_app.publish import Choice, added, dtype, publish
 from cloud_app.repository import Repository
-from emo import __version__, data, models
+from emo import __version__, data, files, models
 from emo.config import CloudConfig
 from emo.data import Dataset
 from emo.errors import ExportError
+from emo.heartbeat import PAUSE, Heart, beating
 from emo.journal import Journal
 from emo.messages import OverlayWeights, Status, Update, Weights
 from emo.mqtt import MqttChannel
@@ -31,8 +34,9 @@ from emo.training import evaluate
 log = logging.getLogger("emo")
 
 
-def run(config: CloudConfig, stop: threading.Event) -> dict[str, Any] | None:
-    """The whole run; its result is also in state_dir/result.json. None when `stop` came first.
+def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[str, Any] | None:
+    """The whole run, or what is left of the one that state_dir holds: unless `new`, which gives that up. Its result is
+    also in state_dir/result.json. None when `stop` came first.
 
     Raises EmoError on what does not fit, before anything connects; QuorumError when devices stay away.
     """
@@ -43,35 +47,58 @@ def run(config: CloudConfig, stop: threading.Event) -> dict[str, Any] | None:
         heldout.kept(config.data)
     Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
     journal = Journal(config.state_dir)
+    journal.event("start", tier="cloud", id=config.id, pid=os.getpid())
     net = models.network(config.model, config.rounds.seed)
 
     def accuracy(weights: Weights) -> tuple[float, float]:
         models.load(net, weights)
         return evaluate(net, test)
 
+    start, weights = time.monotonic(), models.weights(net)
+    keep = Checkpoints(config.state_dir / "run", journal)
+    if new:
+        keep.clear()
+    state = keep.load(config, weights)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
-    node = CloudNode(config, name, models.weights(net), journal, accuracy)
+    pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
+    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder)
+    if state is None:
+        journal.event("begun", run=name)
+        log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)
+    else:
+        node.resume(state)
+        log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
     root = config.wan.root
     filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", filters, journal, node.hello(online=False))
-    start = time.monotonic()
-    log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)
-    Runner(node, {"wan": channel}, journal).run(stop)
-    if not node.done:
-        return None
-    journal.event("exporting")
-    result = finish(config, node.weights, node.overlays, test, name)
-    result["sfl_bytes"] = _sfl_bytes(config, node)
-    result["seconds"] = round(time.monotonic() - start, 1)
-    (config.state_dir / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
+    with beating([heart]):
+        Runner(node, {"wan": channel}, journal, work=node.work, turned=heart.turned).run(stop)
+        node.close()
+        if not node.done:
+            return None
+        heart.doing = "exporting"
+        journal.event("exporting", run=node.run)
+        result = finish(config, node.weights, node.overlays, test, node.run, resumed=state is not None)
+        result["sfl_bytes"] = _sfl_bytes(config, node)
+        result["seconds"] = round(time.monotonic() - start, 1)
+        text = json.dumps(result, indent=1) + "\n"
+        files.write(config.state_dir / "result.json", text.encode())
+        journal.event("exported", run=node.run, version=result["version"])
+        keep.clear()
     return result
 
 
 def finish(
-    config: CloudConfig, weights: Weights, overlays: Mapping[str, OverlayWeights], test: Dataset, run: str
+    config: CloudConfig,
+    weights: Weights,
+    overlays: Mapping[str, OverlayWeights],
+    test: Dataset,
+    run: str,
+    resumed: bool = False,
 ) -> dict[str, Any]:
     """Keeps the run in state_dir for `emo export`, then publishes it. Returns what `publish` does, with what the edges
-    did and where a sample image lies. Raises as `publish`.
+    did and where a sample image lies. `resumed`: a process before this one may have come so far. Raises as `publish`.
     """
     edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
     choice = config.overlays
@@ -90,10 +117,11 @@ def finish(
     except ExportError as error:
         log.warning("%s; `emo export` will not find this run", error)
     wanted = Choice(choice.combine, choice.head, choice.fit, config.export.int8)
+    to = config.export.models, config.export.name
     return {
         "run": run,
         "rounds": config.rounds.rounds,
-        **publish(record, parts, wanted, config.export.models, config.export.name),
+        **publish(record, parts, wanted, *to, added(run, *to) if resumed else None),
         "edges": edges,
         "sample": _sample(config.state_dir, test),
     }

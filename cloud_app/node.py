@@ -1,30 +1,36 @@
 """The cloud: FedAvg rounds, then the overlays.
 
-Knows rounds as a table of phases and who may move them; opens no socket, reads no clock. What to do with the
-overlays is `cloud_app.__main__`'s.
+Knows rounds as a table of phases and who may move them, and what has to be on the disk before the next step; opens no
+socket, reads no clock. What to do with the overlays is `cloud_app.__main__`'s.
 
     waiting -> collecting -> waiting ... -> overlays -> done
+
+A message that depends on a step goes out after that step is on the disk. So whoever goes on from a checkpoint asks for
+the round that devices know, with the weights that they know: for each that is not counted there, once more.
 """
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-import numpy as np
-
-from cloud_app import fedavg
+from cloud_app import robust
+from cloud_app.checkpoint import Checkpoints, Phase, Standing, State, Trained, settings
+from cloud_app.gathering import Gathering
+from cloud_app.patience import Patience
+from cloud_app.roster import Roster
+from cloud_app.round import Round
+from cloud_app.sending import as_sent, global_model
+from cloud_app.telling import Evaluate, Telling
 from emo.config import CloudConfig
-from emo.errors import QuorumError, UpdateRefused, WireError
-from emo.journal import Journal, log
+from emo.errors import UpdateRefused, WireError
+from emo.journal import Journal
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
-from emo.weights import restore, shrink
 
-Evaluate = Callable[[Weights], tuple[float, float]]
-
-_MOVES = {
+_MOVES: dict[Phase, set[Phase]] = {
     "waiting": {"collecting"},
     "collecting": {"waiting", "overlays"},
     "overlays": {"done"},
-    "done": set[str](),
+    "done": set(),
 }
 
 
@@ -36,64 +42,84 @@ class CloudNode:
         weights: Weights,
         journal: Journal,
         evaluate: Evaluate | None = None,
+        keep: Checkpoints | None = None,
+        pause: Callable[[], bool] = lambda: False,
+        folder: Path | None = None,
     ) -> None:
-        """`weights`: of the untrained FL model. `evaluate`: weights -> (accuracy, loss) on the test set.
-
-        `tick` raises QuorumError when a round cannot be closed; the text names the devices.
-        """
-        self._config, self._journal, self._evaluate = config, journal, evaluate
-        self.run, self.weights, self.overlays = run, self._as_sent(dict(weights)), dict[str, OverlayWeights]()
-        self.phase, self.round = "waiting", 1
-        self._samples: dict[str, int] = {}  # of the devices that are online
-        self._edges: set[str] = set()  # that are online
-        self._answered: set[str] = set()  # edges that have sent an overlay, trained or not
-        self._sampled: tuple[str, ...] = ()
-        self._heard: dict[str, int] = {}  # device -> samples, of this round's accepted updates
+        """`weights`: of the untrained FL model. `evaluate`: weights -> (accuracy, loss) on the test set. `keep`: None in
+        a simulation. `pause`: whether to open no round for now. `folder`: for a round's updates, where its rule has to see
+        them all; None: a temporary one. Raises ConfigError where they would not fit there. `tick` raises QuorumError when
+        a round cannot be closed; the text names the devices."""
+        robust.check(config.rounds, weights, folder)
+        self._config, self._journal = config, journal
+        self._keep, self._pause, self._folder = keep, pause, folder
+        self.run, self.weights = run, as_sent(config, dict(weights))
+        self.phase: Phase = "waiting"
+        self.round = 1
+        # A device notices within 1.5 keepalives that its broker is away, and comes back within 15 s (mqtt_client.py).
+        self._roster = Roster(2 * config.wan.keepalive_s + 15, journal)
+        self._gathering = Gathering(run, config.overlays.edges, journal)
+        self._open = Round(0, self.weights)
+        self._before: tuple[int, list[str]] = 0, []  # the last closed round, who was counted in it
+        self._telling = Telling(config.rounds, journal, evaluate)
+        self._patience = Patience(config.rounds.give_up_s)
         self.trained = self.updates = 0  # samples that passed through training, updates averaged
-        self._loss = 0.0
-        self._sum = fedavg.init(self.weights)
-        self._record: dict[str, object] = {}  # of the last closed round
-        self._since: float | None = None
-        self._said = 0.0
+        self._paused = self._resumed = self._behind = False
         self._lock = threading.RLock()  # messages and ticks come on two threads
 
     @property
     def done(self) -> bool:
         return self.phase == "done"
 
+    @property
+    def overlays(self) -> Mapping[str, OverlayWeights]:
+        """The trained ones that have come, by edge."""
+        return self._gathering.overlays
+
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "cloud", online)
 
+    def about(self) -> dict[str, object]:
+        """For people and playbooks. Waits for nothing. `idle`: no round and no overlay is under way."""
+        asked = self.phase == "collecting"
+        return {
+            "run": self.run,
+            "round": self.round,
+            "of": self._config.rounds.rounds,
+            "phase": self.phase,
+            "devices": len(self._roster.devices),
+            "sampled": len(self._open.sampled) if asked else 0,
+            "updates": len(self._open.heard) if asked else 0,
+            "paused": self._paused,
+            "idle": self.done or (self.phase == "waiting" and self._paused),
+        }
+
     def restore(self) -> Iterator[Message | None]:
-        """The retained messages of this phase."""
+        """The retained messages of this phase, to a broker that has lost them, and with them perhaps who has gone."""
         with self._lock:
-            total = self._config.rounds.rounds
-            if self.phase == "collecting":
-                yield RunState(self.run, self.round, total, "training")
-                yield self._model(self.round, self._sampled)
-            elif self.phase != "waiting":
-                yield RunState(self.run, self.round, total, "done" if self.done else "finishing")
-                yield self._model(self.round + 1, ())
+            self._roster.doubt()
+            yield from self._retained()
 
-    def _model(self, number: int, devices: tuple[str, ...]) -> GlobalModel:
-        form = self._config.rounds.model
-        sent = shrink(self.weights, form, self.weights)
-        fresh = number > self._config.rounds.rounds - self._config.overlays.fresh_rounds
-        return GlobalModel(self.run, number, devices, self._config.training, sent, form, fresh)
+    def _retained(self) -> Iterator[Message]:
+        total = self._config.rounds.rounds
+        if self.phase == "collecting":
+            yield RunState(self.run, self.round, total, "training")
+            yield self._model(self.round, *self._open.missing)  # who has answered is not asked again
+        elif self.phase != "waiting":
+            yield RunState(self.run, self.round, total, "done" if self.done else "finishing")
+            yield self._model(self.round + 1)
 
-    def _as_sent(self, weights: Weights) -> Weights:
-        # The cloud goes on from what devices read: that is what their deltas are made against.
-        form = self._config.rounds.model
-        return restore(shrink(weights, form, weights), form, weights)
+    def _model(self, number: int, *devices: str) -> GlobalModel:
+        return global_model(self._config, self.run, number, devices, self.weights)
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
             if isinstance(message, Status):
-                self._status(message)
+                self._roster.take(message, self.round)
             elif isinstance(message, Update):
                 yield from self._update(message)
-            elif isinstance(message, OverlayWeights):
-                self._overlay(message)
+            elif isinstance(message, OverlayWeights) and self._gathering.add(message):
+                self._save()
             yield from self._move(now)
 
     def tick(self, now: float) -> Iterator[Message | None]:
@@ -102,54 +128,52 @@ class CloudNode:
             yield from self._move(now)
 
     def _move(self, now: float) -> Iterator[Message | None]:
-        if self._since is None:
-            self._since = self._said = now
+        self._roster.expire(now, self.round)
+        if self._resumed:
+            self._resumed = False
+            yield from self._retained()
         if self.phase == "waiting":
             yield from self._wait(now)
         elif self.phase == "collecting":
             yield from self._collect(now)
         elif self.phase == "overlays":
             yield from self._gather(now)
+        if not self._telling.slow:
+            self._behind |= self._telling.tell(self.run, self.weights, self._lock)
+        if self._behind and self._keep is not None and self._keep.due():
+            self._save()
 
-    def _enter(self, phase: str, now: float) -> None:
+    def _enter(self, phase: Phase, now: float) -> None:
         assert phase in _MOVES[self.phase], (self.phase, phase)
-        self.phase, self._since, self._said = phase, now, now
+        self.phase = phase
+        self._patience.begin(now)
+        if phase != "waiting":
+            self._save()
 
-    # -- who is there
-
-    def _status(self, status: Status) -> None:
-        if status.role == "edge":
-            (self._edges.add if status.online else self._edges.discard)(status.node)
-        elif status.role != "device":
-            return
-        elif status.online:
-            self._samples[status.node] = status.samples
-        elif self._samples.pop(status.node, None) is not None:
-            self._journal.event("device_gone", device=status.node, round=self.round)
+    # -- a round
 
     def _wait(self, now: float) -> Iterator[Message | None]:
         rounds = self._config.rounds
-        if len(self._samples) < rounds.min_devices:
-            text = f"{len(self._samples)} of {rounds.min_devices} devices are here ({', '.join(sorted(self._samples))})"
-            self._patience(now, f"round {self.round} cannot start: {text}")
+        if self._pause() != self._paused:
+            self._paused = not self._paused
+            self._journal.event("paused" if self._paused else "unpaused", round=self.round)
+        if self._paused:
+            self._patience.begin(now)
             return
-        edges = [edge for edge in self._config.overlays.edges if edge not in self._edges]
-        assert self._since is not None
-        if edges and self.round == 1 and now - self._since < self._config.overlays.start_s:
-            self._patience(now, f"the first round waits for {', '.join(edges)}")
+        if len(self._roster.devices) < rounds.min_devices:
+            text = f"round {self.round} cannot start: "
+            self._patience.bear(now, lambda: text + self._roster.too_few(rounds.min_devices))
             return
-        live = sorted(self._samples)
-        count = min(rounds.per_round or len(live), len(live))
-        rng = np.random.default_rng([rounds.seed, self.round])
-        self._sampled = tuple(sorted(live[i] for i in rng.choice(len(live), count, replace=False)))
-        self._heard, self._loss, self._sum = {}, 0.0, fedavg.init(self.weights)
+        edges = [edge for edge in self._config.overlays.edges if edge not in self._roster.edges]
+        if edges and self.round == 1 and self._patience.spent(now) < self._config.overlays.start_s:
+            self._patience.bear(now, lambda: f"the first round waits for {', '.join(edges)}")
+            return
+        chosen = self._roster.choose(rounds.per_round, [rounds.seed, self.round])
+        cap = robust.cap(rounds, self._roster.devices)
+        self._open = Round(self.round, self.weights, chosen, rounds, cap, self._folder)
         self._enter("collecting", now)
-        yield from self.restore()
-        # Only now: the devices train meanwhile.
-        if self.round > 1:
-            self._closed(self.round - 1)
-
-    # -- a round
+        self._journal.event("opened", run=self.run, round=self.round, devices=chosen)
+        yield from self._retained()
 
     def _update(self, update: Update) -> Iterator[Message | None]:
         try:
@@ -159,101 +183,118 @@ class CloudNode:
             yield Refused(update.run, update.device, update.round, str(error)[:500])
 
     def _accept(self, update: Update) -> None:
-        if update.run == self.run and update.round == self.round and update.device in self._heard:
+        opened = self.phase == "collecting" and update.round == self.round
+        closed, before = self._before
+        counted = self._open.heard if opened else before if update.round == closed else ()
+        if update.run == self.run and update.device in counted:
             self._journal.count("updates.duplicate")
             return
-        if update.run != self.run or update.round != self.round or self.phase != "collecting":
+        if update.run != self.run or not opened:
             self._journal.count("updates.late")
             raise UpdateRefused(
                 f"round {update.round} of run {update.run} is closed; this is {self.round} of {self.run}"
             )
-        if update.device not in self._sampled:
-            raise UpdateRefused(f"{update.device} was not asked in round {update.round}")
-        if update.loss is None:
-            raise UpdateRefused("the training loss is not a number; is the learning rate too high?")
-        weights = restore(update.weights, update.form, self.weights)
-        self._sum = fedavg.add(self._sum, weights, update.samples)
-        self._heard[update.device] = update.samples
-        self._loss += update.loss * update.samples
+        self._open.add(update)
+        self._behind = True
+        samples = self._open.heard[update.device]
+        if samples < update.samples:
+            text = f"of {update.samples} samples {samples} are counted (rounds.max_weight)"
+            self._journal.problem("updates.capped", f"{update.device}: {text}")
+        self._journal.event("counted", run=self.run, round=self.round, device=update.device, samples=samples)
 
     def _collect(self, now: float) -> Iterator[Message | None]:
-        assert self._since is not None
-        rounds = self._config.rounds
-        missing = [name for name in self._sampled if name not in self._heard]
-        enough = len(self._heard) >= rounds.quorum * len(self._sampled)
-        late = now - self._since >= rounds.deadline_s
-        absent = all(name not in self._samples for name in missing)
-        if missing and not (enough and (late or absent)):
+        rounds, this, seconds = self._config.rounds, self._open, self._patience.spent(now)
+        enough = len(this.heard) >= rounds.quorum * len(this.sampled)
+        late = seconds >= rounds.deadline_s
+        if this.missing and not (enough and (late or not this.awaits(self._roster.devices))):
             if late:
-                text = f"{len(self._heard)} of {len(self._sampled)} updates after {now - self._since:.0f} s"
-                self._patience(
-                    now, f"round {self.round} has no quorum: {text}; missing: {', '.join(missing)}"
-                )
+                self._patience.bear(now, lambda: f"round {self.round} {this.no_quorum(seconds)}")
             return
-        if missing:
-            self._journal.event("left_out", round=self.round, devices=missing)
-        self.weights = self._as_sent(fedavg.result(self._sum))
-        self.trained += self._sum.samples * self._config.training.epochs
-        self.updates += self._sum.updates
-        self._record = {
-            "updates": len(self._heard),
-            "sampled": len(self._sampled),
-            "loss": round(self._loss / self._sum.samples, 4),
-            "seconds": round(now - self._since, 3),
-        }
+        if self._telling.closed is not None:
+            return  # the round before is still being measured
+        self.weights = as_sent(self._config, this.mean())
+        self.trained += this.sum.samples * self._config.training.epochs
+        self.updates += this.sum.updates
+        self._telling.take(this.closed(self._roster.devices, seconds))
+        self._before = self.round, list(this.heard)
         if self.round < rounds.rounds:
             self.round += 1
             self._enter("waiting", now)
             yield from self._wait(now)
+            if self.phase == "waiting":
+                self._save()
             return
         self._enter("overlays", now)
-        yield from self.restore()
-        self._closed(self.round)
+        yield from self._retained()
 
-    def _closed(self, closed: int) -> None:
-        # The next round is open by now; the weights are still those that the closed one gave.
-        accuracy = None
-        if self._evaluate is not None and (closed % self._config.rounds.evaluate_every == 0):
-            accuracy = round(self._evaluate(self.weights)[0], 4)
-        self._journal.event(
-            "round", round=closed, of=self._config.rounds.rounds, accuracy=accuracy, **self._record
-        )
-        text = "" if accuracy is None else f", accuracy {accuracy:.2%}"
-        log.info("round %d/%d%s", closed, self._config.rounds.rounds, text)
+    def work(self, now: float) -> Iterator[Message | None]:
+        """Measures the round that is over, on a thread of its own: the devices train meanwhile. The next is not closed
+        before that."""
+        del now
+        if self._telling.slow and self._telling.tell(self.run, self.weights, self._lock):
+            self._behind = True
+            yield None
 
     # -- overlays
 
-    def _overlay(self, overlay: OverlayWeights) -> None:
-        if overlay.run != self.run or overlay.edge not in self._config.overlays.edges:
-            self._journal.problem(
-                "overlays.refused", f"overlay of {overlay.edge}, run {overlay.run}: not expected here"
-            )
-            return
-        self._answered.add(overlay.edge)
-        if not overlay.steps:
-            self._journal.problem(
-                "overlays.untrained", f"{overlay.edge} has received no batch: its overlay is left out"
-            )
-            return
-        self.overlays[overlay.edge] = overlay
-        self._journal.event("overlay", edge=overlay.edge, steps=overlay.steps)
-
     def _gather(self, now: float) -> Iterator[Message | None]:
-        assert self._since is not None
-        missing = [edge for edge in self._config.overlays.edges if edge not in self._answered]
-        if missing and now - self._since < self._config.overlays.wait_s:
+        missing, seconds = self._gathering.missing(), self._patience.spent(now)
+        if self._telling.closed is not None or (missing and seconds < self._config.overlays.wait_s):
             return
         if missing:
             self._journal.problem(
                 "overlays.missing", f"no overlay from {', '.join(missing)}: going on without"
             )
         self._enter("done", now)
-        yield from self.restore()
+        yield from self._retained()
 
-    def _patience(self, now: float, text: str) -> None:
-        assert self._since is not None
-        if now - self._since > self._config.rounds.give_up_s:
-            raise QuorumError(text)
-        if now - self._said > 10:
-            self._said = now
-            log.warning("%s; waiting", text)
+    # -- to outlive the process
+
+    def _save(self) -> None:
+        if self._keep is not None:
+            self._behind = not self._keep.save(self.state())
+
+    def close(self) -> None:
+        """Before the process ends: who was counted is not asked again."""
+        with self._lock:
+            if self._behind:
+                self._save()
+
+    def state(self) -> State:
+        """All that the rest of the run depends on; its arrays are this node's own."""
+        this, gathering, opened = self._open, self._gathering, self.phase == "collecting"
+        said = Standing(
+            settings=settings(self._config),
+            run=self.run,
+            phase=self.phase,
+            round=self.round,
+            online=self._roster.devices,
+            edges=sorted(self._roster.edges),
+            sampled=list(this.sampled) if opened else [],
+            cap=this.cap if opened else None,
+            heard=this.heard if opened else {},
+            loss=this.loss if opened else 0,
+            before=self._before,
+            trained=self.trained,
+            updates=self.updates,
+            closed=self._telling.closed,
+            answered=gathering.answered(),
+            overlays={edge: Trained.of(each) for edge, each in gathering.overlays.items()},
+        )
+        return State(said, self.weights, this.total() if opened else None, gathering.overlays)
+
+    def resume(self, state: State) -> None:
+        """Before the first message: go on from what another process of the same settings had."""
+        said = state.said
+        self.run, self.phase, self.round, self.weights = said.run, said.phase, said.round, state.model
+        self._roster.resume(said.online, said.edges)
+        rounds = self._config.rounds
+        self._open = Round(said.round, self.weights, said.sampled, rounds, said.cap, self._folder)
+        if state.total is not None:
+            self._open.resume(said.heard, said.loss, state.total)
+        self._before, self._telling.closed = said.before, said.closed
+        self.trained, self.updates = said.trained, said.updates
+        self._gathering.resume(said.run, said.answered, state.overlays)
+        self._resumed = True
+        told = {"run": self.run, "round": self.round, "phase": self.phase}
+        self._journal.event("resumed", **told, sampled=said.sampled, counted=sorted(self._open.heard))

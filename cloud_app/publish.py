@@ -21,13 +21,16 @@ from cloud_app.export import export
 from cloud_app.fitting import Fit
 from cloud_app.repository import Repository
 from cloud_app.saved import Record
+from cloud_app.session import open_session
 from emo import data
 from emo.config import Data
 from emo.data import Dataset
-from emo.errors import ExportError, nearest
+from emo.errors import ExportError, ServeError, nearest
 from emo.weights import Weights
 
 log = logging.getLogger("emo")
+
+_LOOK = 8  # versions
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,15 @@ def dtype(dataset: Dataset) -> DType:
 
 
 def publish(
-    record: Record, parts: Mapping[str, Weights], choice: Choice, models: Path, name: str
+    record: Record,
+    parts: Mapping[str, Weights],
+    choice: Choice,
+    models: Path,
+    name: str,
+    added: int | None = None,
 ) -> dict[str, Any]:
-    """Build, measure, export, and add it to the repository `models` as the next version of `name`.
+    """Build, measure, export, and add it to the repository `models` as the next version of `name`. `added`: the version
+    as which it was added already, by a process that did not live to tell.
 
     Returns `accuracy` on the test set as shares: `fl` (the FL model, where its head is there), `boosted` (each
     overlay's pair), `bagged` and `bagged_logits` (all overlays, equally), `served` (what was exported); `members` and
@@ -110,7 +119,7 @@ def publish(
             path, found["precision"] = _quantised(record.data, path, test, found["accuracy"])
         found["bytes"] = path.stat().st_size
         question = selftest.make(path)
-        version = repository.add(name, path, test.classes, record.model.input, dtype(test), question)
+        version = added or repository.add(name, path, test.classes, record.model.input, dtype(test), question)
     served = found["accuracy"]["served"]
     log.info(
         "exported %s version %d, %d bytes, accuracy %.2f %%", name, version, found["bytes"], 100 * served
@@ -123,6 +132,19 @@ def publish(
         "version": version,
         "max_error": report.max_error,
     }
+
+
+def added(run: str, models: Path, name: str) -> int | None:
+    """The version of `name` that was made of `run`, if it is one of the last few; else None. Raises ServeError on a bad name."""
+    repository = Repository(models)
+    for version in repository.versions(name)[: -_LOOK - 1 : -1]:
+        try:
+            found = open_session(repository.path(name, version), 1).get_modelmeta().custom_metadata_map
+        except ServeError:
+            continue  # not one of ours, or damaged: the endpoint will say so
+        if found.get("run") == run:
+            return version
+    return None
 
 
 def from_folder(

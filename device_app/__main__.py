@@ -1,5 +1,6 @@
 """Runs one device, or several in one process: each has its own connections; they train in turn."""
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import torch
 from device_app.node import DeviceNode
 from emo import data
 from emo.config import DeviceConfig
+from emo.heartbeat import Heart, beating
 from emo.journal import Journal
 from emo.messages import GlobalModel, Interval, Refused
 from emo.mqtt import MqttChannel
@@ -19,17 +21,19 @@ def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 
     """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
     torch.set_num_threads(configs[0].threads)
     turn = threading.Semaphore(parallel)
-    runners = [_runner(config, turn) for config in configs]
-    threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner in runners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    made = [_runner(config, turn) for config in configs]
+    threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in made]
+    with beating([heart for _, heart in made]):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
 
-def _runner(config: DeviceConfig, turn: threading.Semaphore) -> Runner:
+def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, Heart]:
     train, _ = data.load(config.data)
     journal = Journal(config.state_dir)
+    journal.event("start", tier="device", id=config.id, pid=os.getpid())
     node = DeviceNode(config, train, journal)
     root = config.wan.root
     filters = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
@@ -38,4 +42,7 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> Runner:
     if config.edge is not None and config.tap.enabled:
         intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
         channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)
-    return Runner(node, channels, journal, turn=turn)
+    heart = Heart(
+        config.state_dir, "device", config.id, lambda: {link: c.connected for link, c in channels.items()}
+    )
+    return Runner(node, channels, journal, turn=turn, turned=heart.turned), heart

@@ -5,6 +5,7 @@ weights whether the tap is there or not.
 """
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,7 +30,9 @@ from emo.messages import (
 )
 from emo.models import SplitNetwork
 from emo.training import train
-from emo.weights import restore, shrink
+from emo.weights import digest, restore, shrink
+
+_RUNS = 16  # runs that are remembered as over
 
 
 class DeviceNode:
@@ -58,7 +61,9 @@ class DeviceNode:
         self._batches = batches
         self._net = models.network(config.model, seed=0) if net is None else net
         self._run = ""
+        self._over: deque[str] = deque(maxlen=_RUNS)
         self._update: Update | None = None
+        self._base = ""  # digest of the global model that it was trained from
         self._offered: list[ActivationBatch] = []
         self._version, self._fresh = 0, False
         self._offers: Offers | None = None
@@ -91,6 +96,7 @@ class DeviceNode:
                 "updates.refused",
                 f"{message.device}: the cloud refused round {message.round}: {message.reason}",
             )
+            self._journal.event("refused", run=message.run, round=message.round, reason=message.reason)
 
     def state(self) -> bytes:
         """What of one round the next one depends on, its messages once encoded; nothing, without a tap."""
@@ -108,13 +114,19 @@ class DeviceNode:
             self._tap.close()
 
     def _round(self, model: GlobalModel) -> Iterator[Message | None]:
+        if model.run in self._over:
+            self._journal.count("globals.old")  # a broker that came back with what it retained long ago
+            return
         if model.run != self._run:
+            self._over.append(self._run)
             self._run, self._update = model.run, None
+            self._journal.event("joined", device=self._config.id, run=model.run)
             if self._offers is not None:
                 self._offers.begin(model.run)
         if self._config.id not in model.devices:
             return
-        if self._update is not None and self._update.round == model.round:
+        base = digest(model.weights)
+        if self._update is not None and (self._update.round, self._base) == (model.round, base):
             yield self._update  # delivered twice, or the cloud came back: the same answer
             return
         start = restore(model.weights, model.form, models.weights(self._net))
@@ -131,14 +143,16 @@ class DeviceNode:
         loss = sum(losses) / len(losses)
         if self._offers is not None:  # before the update: the last round's closes the run
             yield self._offers.report(model.round)
-        self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, loss=loss)
+        trained, self._base = models.weights(self._net), base
+        said = {"base": base, "digest": digest(trained), "loss": loss}
+        self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, **said)
         self._update = Update(
             run=model.run,
             device=self._config.id,
             round=model.round,
             samples=self._batches.samples,
             loss=loss if math.isfinite(loss) else None,
-            weights=shrink(models.weights(self._net), model.training.update, start),
+            weights=shrink(trained, model.training.update, start),
             form=model.training.update,
         )
         yield self._update

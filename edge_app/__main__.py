@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from edge_app.table import TableFile
 from emo import settings as configured
 from emo.config import EdgeConfig
 from emo.errors import EmoError
+from emo.heartbeat import Heart, beating
 from emo.journal import Journal
 from emo.messages import ActivationBatch, RunState, TapReport
 from emo.mqtt import MqttChannel
@@ -38,6 +40,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         return
     torch.set_num_threads(config.threads)
     journal, settings = Journal(config.state_dir), config.cache
+    journal.event("start", tier="edge", id=config.id, pid=os.getpid())
     device = world.device() if world else "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.ExitStack() as stack:
         stack.enter_context(
@@ -81,7 +84,11 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             ),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal),
         }
-        Runner(node, channels, journal, work=node.work, settle=node.settle).run(stop)
+        heart = Heart(
+            config.state_dir, "edge", config.id, lambda: {link: c.connected for link, c in channels.items()}
+        )
+        with beating([heart]):
+            Runner(node, channels, journal, work=node.work, settle=node.settle, turned=heart.turned).run(stop)
         node.close()
 
 

@@ -16,6 +16,7 @@ from edge_app import scoring
 from edge_app.cache import ReplayCache
 from edge_app.checkpoint import CheckpointFile, State
 from edge_app.controller import Controller
+from edge_app.guard import Guard
 from edge_app.overlay import Trainer
 from edge_app.snapshot import NodeState, Snapshot, log_of
 from edge_app.table import TableFile
@@ -65,7 +66,7 @@ class EdgeNode:
         self._run = ""
         self._newest = self._rounds = 0
         self._received, self._missed, self._last = 0, 0, 0.0
-        self._reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
+        self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
 
@@ -89,7 +90,7 @@ class EdgeNode:
         answer: Message | None = None
         with self._receiving:
             if isinstance(message, RunState):
-                self._state(message, now)
+                answer = self._state(message, now)
             elif isinstance(message, ActivationBatch):
                 answer = self._receive(message, now)
             elif isinstance(message, TapReport):
@@ -100,15 +101,19 @@ class EdgeNode:
     def _report(self, report: TapReport, now: float) -> None:
         if report.run == self._run and report.device in self._config.devices:
             self._last = now
-            known = self._reports.get(report.device, (0, 0))
-            self._reports[report.device] = max(known, (report.attempted, report.sent))
+            self._guard.report(report)
 
-    def _state(self, state: RunState, now: float) -> None:
+    def _state(self, state: RunState, now: float) -> OverlayWeights | None:
+        """What the cloud asks for once more, by saying again that the run ends."""
+        if self._guard.left(state.run):
+            self._journal.problem("runs.old", f"the cloud goes on with run {state.run}, which is over here")
+            return None
         if state.run != self._run and state.phase != "done":
             self._cache.begin(state.run)  # what it holds of another run came from another trunk
             self._controller.reset(self._table.begin(state.run) if self._table else ())
             self._training.begin(state.run)
-            self._reports, self._received = {}, 0
+            self._guard.begin(self._run)
+            self._received = 0
             # After a restart in the middle of the run nobody repeats what was offered before: each batch on the
             # disk about once a round.
             self._missed = self._cache.stats()["entries"] * state.round
@@ -116,16 +121,26 @@ class EdgeNode:
             self._journal.event("run", run=state.run)
         if state.run == self._run:
             self._rounds = state.rounds
-            self._training.progress = state.round / state.rounds if state.rounds else 0.0
-        if state.run == self._run and state.phase == "finishing" and self._finishing is None:
+            progress = state.round / state.rounds if state.rounds else 0.0
+            self._training.progress = max(self._training.progress, progress)
+        if state.run != self._run or state.phase != "finishing":
+            return None
+        if self._finishing is None:
             self._finishing = self._last = now
+        return self._delivered
 
     def _receive(self, batch: ActivationBatch, now: float) -> Interval | None:
         labels = self._labels(batch)
-        known = self._cache.get(batch.device, batch.batch)
-        if known is not None and known.version >= batch.version:
+        # The log remembers a version also when the cache has evicted it, and asks no disk.
+        seen = self._controller.row(batch.device, batch.batch)
+        old = seen is not None and seen.version >= batch.version
+        if not old and not self._guard.admits(batch):
+            return None
+        known = None if old else self._cache.get(batch.device, batch.batch)
+        if old or (known is not None and known.version >= batch.version):
             self._journal.count("activations.duplicate")
         else:
+            self._guard.served[batch.device] += 1
             cached = None if known is None else known.activations
             try:
                 activations, encoded = self._activations(batch, cached)
@@ -206,22 +221,17 @@ class EdgeNode:
         """One overlay step, if the budget and the cache have one; the overlay itself when the run has ended.
 
         Raises CacheError when the disk cannot be read."""
-        attempted = max(sum(offered for offered, _ in self._reports.values()), self._received, self._missed)
+        attempted = max(self._guard.attempted, self._received, self._missed)
         if self._training.within_budget(attempted) and not self._overdue(now):
             stop = self._config.overlay.budget == "time" and self._finished(now)
             if not stop and self._training.step():
                 yield None
                 return
         if self._finished(now) and self._delivered is None:
-            sent = sum(sent for _, sent in self._reports.values())
-            self._journal.event("overlay", steps=self._training.steps, attempted=attempted, sent=sent)
+            steps, sent = self._training.steps, self._guard.sent
+            self._journal.event("overlay", steps=steps, attempted=attempted, sent=sent)
             self._delivered = OverlayWeights(
-                self._run,
-                self._config.id,
-                self._training.steps,
-                attempted,
-                sent,
-                self._training.weights(),
+                self._run, self._config.id, steps, attempted, sent, self._training.weights()
             )
             yield self._delivered
 
@@ -244,7 +254,8 @@ class EdgeNode:
             missed=self._missed,
             last=self._last,
             finishing=self._finishing,
-            reports=self._reports,
+            reports=self._guard.reports,
+            served=dict(self._guard.served),
             log=log_of(self._controller.table()),
             nan_scores=self._controller.nan_scores,
             guarded=self._controller.guarded,
@@ -263,7 +274,8 @@ class EdgeNode:
         self._controller.nan_scores, self._controller.guarded = node.nan_scores, node.guarded
         self._run, self._rounds, self._newest = node.run, node.rounds, node.newest
         self._received, self._missed, self._last = node.received, node.missed, node.last
-        self._reports, self._finishing = dict(node.reports), node.finishing
+        self._guard.resume(node.served, node.reports)
+        self._finishing = node.finishing
 
     def like(self) -> State:
         """What a snapshot's arrays must be like."""

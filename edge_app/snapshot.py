@@ -46,7 +46,7 @@ class TrainingState(Section):
 
 class NodeState(Section):
     """`log`: the controller's rows, in their order (device, batch, version, score, interval, counter); a score of NaN
-    is null. `reports`: device -> batches offered, let through."""
+    is null. `reports`: device -> batches offered, let through; `served`: device -> batches worked on."""
 
     run: Id
     rounds: Count
@@ -56,6 +56,7 @@ class NodeState(Section):
     last: Seconds
     finishing: Seconds | None
     reports: dict[Id, tuple[Count, Count]]
+    served: dict[Id, Count]
     log: list[tuple[Id, Count, Count, float | None, Seconds, Count]]
     nan_scores: Count
     guarded: Count

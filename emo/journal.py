@@ -4,15 +4,19 @@ Knows a folder to write to, or none (tests, simulation). Threads may share one.
 
     state_dir/metrics.json   counters, replaced every few seconds and at the end
     state_dir/events.jsonl   what happened: round closed, run began, ...
+
+An event that the disk has no room for waits until there is: so a log has no gap and no half line where the disk was full
+for a while. `events.lost` counts those that would not fit into memory either.
 """
 
+import contextlib
 import json
 import logging
 import math
 import os
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from emo.errors import ConfigError
 
 log = logging.getLogger("emo")
 _EVERY_S = 60.0
+_WAIT = 10_000  # events
 
 
 class Journal:
@@ -29,8 +34,9 @@ class Journal:
         self.counts: Counter[str] = Counter()
         self._said: dict[str, float] = {}
         self._lock = threading.Lock()
+        self._waiting = deque[bytes]()  # lines of events
         self._folder = folder
-        self._gauges: Callable[[], Mapping[str, int]] = dict
+        self._gauges: list[Callable[[], Mapping[str, int]]] = []
         if folder is not None:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -62,18 +68,34 @@ class Journal:
             key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()
         }
         line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=float)
+        with self._lock:
+            self._waiting.append(line.encode() + b"\n")
+            if len(self._waiting) > _WAIT:
+                self._waiting.popleft()
+                self.counts["events.lost"] += 1
+        error = self.catch_up()
+        if error is not None:
+            self.problem(
+                "events.unwritten", f"{self._folder}: events cannot be written, they wait: {error.strerror}"
+            )
+
+    def catch_up(self) -> OSError | None:
+        """Write the events that wait, if any do; what went wrong, when they still have to. To be called often."""
         try:
-            with self._lock, (self._folder / "events.jsonl").open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+            with self._lock:
+                if self._waiting and self._folder is not None:
+                    _append(self._folder / "events.jsonl", b"".join(self._waiting))
+                    self._waiting.clear()
         except OSError as error:
-            self.problem("events.unwritten", f"{self._folder}: events cannot be written: {error.strerror}")
+            return error
+        return None
 
     def watch(self, gauges: Callable[[], Mapping[str, int]]) -> None:
         """What `gauges` gives stands beside the counters in every snapshot."""
-        self._gauges = gauges
+        self._gauges.append(gauges)
 
     def snapshot(self) -> dict[str, int]:
-        found = dict(self._gauges())
+        found = dict(gauge for gauges in self._gauges for gauge in gauges().items())
         with self._lock:
             return dict(sorted((found | self.counts).items()))
 
@@ -81,9 +103,26 @@ class Journal:
         """Replace metrics.json; a full disk must not stop a tier, so it is only logged."""
         if self._folder is None:
             return
+        self.catch_up()
         partial = self._folder / "metrics.json.part"
         try:
             partial.write_text(json.dumps(self.snapshot(), indent=1) + "\n", encoding="utf-8")
             os.replace(partial, self._folder / "metrics.json")  # noqa: PTH105 - Path.replace says the same, twice
         except OSError as error:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
+
+
+def _append(path: Path, data: bytes) -> None:
+    """All of `data`, or none of it and an OSError."""
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size, rest = os.fstat(handle).st_size, memoryview(data)
+        try:
+            while rest:
+                rest = rest[os.write(handle, rest) :]  # a full disk may take a part before it refuses
+        except OSError:
+            with contextlib.suppress(OSError):  # a device has no size
+                os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)

@@ -25,7 +25,7 @@ from typing import Any
 
 import paho.mqtt.client as paho
 
-from emo import frame, mqtt_client, topics
+from emo import frame, mqtt_client, tls, topics
 from emo.channel import Handler
 from emo.config import Broker
 from emo.errors import BrokerError, TooLarge, WireError
@@ -57,7 +57,10 @@ class MqttChannel:
         memory_mib: int = 1024,
     ) -> None:
         """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish.
-        `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled."""
+        `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled.
+        Raises CertificateError when the files of `broker.tls` cannot be used."""
+        if broker.tls is not None:
+            tls.watch(broker.tls, client_id.rpartition("-")[2], journal)
         self.broker, self._id, self._filters = broker, client_id, filters
         self._journal, self._will = journal, will
         self._protocol = V5
@@ -123,6 +126,10 @@ class MqttChannel:
         if not self._connected.wait(timeout):
             raise BrokerError(f"no MQTT broker answers at {self.broker.host}:{self.broker.port}")
 
+    @property
+    def connected(self) -> bool:
+        return self._connected.is_set()
+
     def drained(self) -> bool:
         """True when the broker has acknowledged everything that was published."""
         return not len(self._outbox) and self._flight.empty()
@@ -166,14 +173,18 @@ class MqttChannel:
         if self._stopping.is_set():
             return
         self._journal.count("mqtt.disconnected")
+        if not was:
+            self._health.say(lambda: tls.trouble(self.broker))
         if self._health.disconnected(was, reason, unsent=not self._flight.empty()):
             self._renew.set()
-        # Some 3.1.1 brokers hang up without a word; one that was only restarting deserves MQTT 5 again.
-        if self._health.failures % 3 == 0 or (was and self._protocol == V311):
+        # Some 3.1.1 brokers hang up without a word (those with TLS: over a certificate); one that was only
+        # restarting deserves MQTT 5 again.
+        silent = self.broker.tls is None and self._health.failures % 3 == 0
+        if silent or (was and self._protocol == V311):
             self._switch.set()
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
-        self._health.say("does not answer; is it running, is the address right (`emo doctor`)?")
+        self._health.say(lambda: tls.trouble(self.broker) or "does not answer; is it running? (`emo doctor`)")
 
     def _on_socket_open(self, _client: Any, _data: Any, _socket: Any) -> None:
         self._health.opened()
@@ -249,7 +260,7 @@ class MqttChannel:
                 self._change_client()
             if not self._connected.wait(0.1):
                 # amqtt takes our MQTT 5 for the start of a longer packet, and waits for the rest of it.
-                if self._protocol == V5 and self._health.unanswered():
+                if self._protocol == V5 and self.broker.tls is None and self._health.unanswered():
                     self._switch.set()
                 continue
             for message in self._flight.due():

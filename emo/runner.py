@@ -65,12 +65,14 @@ class Runner:
         work: Callable[[float], Outgoing] | None = None,
         turn: threading.Semaphore | None = None,
         settle: Callable[[], None] | None = None,
+        turned: Callable[[], None] = lambda: None,
     ) -> None:
         """`work`: called over and over on a thread of its own (an edge's training); yields nothing when idle.
         `settle`: makes what the LAN has brought last (an edge's cache); the broker is told after that.
+        `turned`: called whenever the main loop has turned (heartbeat.py).
         `turn`: held while a WAN message is handled (a device's training), where many share a machine's cores."""
         self._node, self._channels, self._journal = node, channels, journal
-        self._work, self._turn, self._settle = work, turn, settle
+        self._work, self._turn, self._settle, self._turned = work, turn, settle, turned
         self._stop, self._forgotten = threading.Event(), threading.Event()
 
     def run(self, stop: threading.Event) -> None:
@@ -87,10 +89,12 @@ class Runner:
         try:
             while not stop.is_set() and not self._node.done:
                 now = time.monotonic()
+                self._turned()
                 self._publish(self._node.tick(now))
                 if self._forgotten.is_set():
                     self._forgotten.clear()
                     self._publish(self._node.restore())
+                self._journal.catch_up()
                 if now - written > _METRICS_S:
                     self._journal.write()
                     written = now

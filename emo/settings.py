@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from emo.config import Section
+from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Section
 from emo.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Section)
@@ -38,6 +38,17 @@ def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> 
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
     return parse(kind, values, str(path), environ)
+
+
+def any_tier(path: Path) -> DeviceConfig | EdgeConfig | CloudConfig:
+    """As the tier whose keys the file has most of. Raises ConfigError as `load`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, *_NOT_YAML):
+        values = None  # load says what is wrong
+    keys = set(values) if isinstance(values, dict) else set()
+    kinds: tuple[type[DeviceConfig | EdgeConfig | CloudConfig], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
+    return load(max(kinds, key=lambda kind: len(keys & set(kind.model_fields))), path)
 
 
 def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[str, str] = os.environ) -> T:

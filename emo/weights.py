@@ -12,6 +12,7 @@ All other tensors go as they are. Biases and what norms hold are a few per cent 
 is rounded as part of a delta may come back negative: the network would give NaN.
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Literal
 
@@ -56,6 +57,16 @@ def restore(weights: Weights, form: Form, base: Weights) -> Weights:
         odd = sorted(weights.keys() ^ base.keys())
         raise CodecError(f"weights do not match the model here: {', '.join(odd[:3])}")
     return {name: _restored(name, array, form, base[name]) for name, array in weights.items()}
+
+
+def digest(weights: Weights) -> str:
+    """16 hex digits that no other weights have: of SHA-256 over `NAME|DTYPE|SHAPE|` and the bytes of each array, by name."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        array = np.ascontiguousarray(weights[name])
+        found.update(f"{name}|{array.dtype.str}|{list(weights[name].shape)}|".encode())
+        found.update(array.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:16]
 
 
 def _codable(array: np.ndarray) -> bool:

@@ -42,6 +42,8 @@ class View:
                 f"round {event['round']:3d}/{event['of']}  {event['updates']} of {event['sampled']} devices"
                 f"  {event['seconds']:6.2f} s  loss {event['loss']:.3f}{accuracy}"
             )
+            for device, why in event["left_out"].items():
+                self._console.print(f"round {event['round']}: {device} is left out: {why}")
             last = event["round"] == event["of"]
             text = "overlays finish" if last else f"FL accuracy {event['accuracy'] or 0:.1%}"
             self._bar.update(self._task, completed=event["round"], description=text)
@@ -49,8 +51,6 @@ class View:
             self._console.print(f"overlay of {event['edge']} is here, {event['steps']} steps")
         elif event["event"] == "exporting":
             self._bar.update(self._task, description="ensemble, ONNX")
-        elif event["event"] == "left_out":
-            self._console.print(f"round {event['round']}: left out {', '.join(event['devices'])}")
 
 
 def report(figures: dict[str, Any], args: argparse.Namespace) -> None:

@@ -105,6 +105,18 @@ def test_a_killed_edge_goes_on_from_its_checkpoint_with_the_same_bits(tmp_path):
         assert edge.bits() == expected
 
 
+def test_a_cloud_that_asks_again_gets_the_same_overlay_again(tmp_path):
+    with Edge(tmp_path, patience_s=1.0) as edge:
+        edge.begin()
+        edge.receives(2)
+        edge.begin(phase="finishing")
+        *_, sent = edge.works(now=2.0)
+        again = RunState("run-1", 9, 9, "finishing")
+        assert list(edge.node.handle(again, 3.0)) == [sent]
+        assert edge.works(now=9.0) == []
+        assert list(edge.node.handle(RunState("run-1", 9, 9, "done"), 3.0)) == []
+
+
 def test_another_run_starts_anew(tmp_path):
     with Edge(tmp_path, checkpoint_steps=5) as edge:
         edge.begin()

@@ -1,4 +1,4 @@
-"""What waits to be handled: bounded, newest version only, every token kept."""
+"""What waits to be handled: bounded, newest version only, each device in its turn, every token kept."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from emo.inbox import Inbox
 from emo.journal import Journal
 from emo.messages import ActivationBatch, Update
 
-LIMIT = 10_000  # a message is charged a thousand bytes beside its own
+LIMIT = 40_000  # of which a device has a quarter; a message is charged a thousand bytes beside its own
 
 
 def batch(number=0, version=0, device="d"):
@@ -65,29 +65,93 @@ def test_closing_wakes_the_one_who_waits():
     assert inbox.get() is None
 
 
-def test_a_larger_version_of_what_waits_has_to_wait_for_room_too():
+def drained(inbox):
+    """All that waits: (device, batch or None, tokens)."""
+    found = []
+    while inbox._items:
+        message, tokens = inbox.get()
+        found.append((message.device, getattr(message, "batch", None), tokens))
+    return found
+
+
+def test_a_larger_version_of_what_waits_needs_room_too():
     # Else: a thousand small batches, each then replaced by a large one.
     inbox = Inbox[int](LIMIT, Journal())
     for number in range(3):
         assert inbox.put(batch(number), [number], 1000, 0)
-    assert inbox.put(batch(0, 1), [3], 4000, 0)
-    assert not inbox.put(batch(1, 1), [4], 4000, 0)
-    assert inbox.get()[1] == [0, 3]
-    assert inbox.put(batch(1, 1), [5], 4000, 0)
-    assert [inbox.get()[1] for _ in range(2)] == [[1, 5], [2]]
+    assert inbox.put(batch(0, 1), [3], 5000, 0)
+    assert inbox.put(batch(1, 1), [4], 5000, 0)  # the oldest other one goes for it
+    assert drained(inbox) == [("d", 1, [1, 4, 0, 3]), ("d", 2, [2])]
 
 
 def test_what_waits_for_room_does_not_replace_what_was_taken_meanwhile():
     inbox = Inbox[int](LIMIT, Journal())
-    for number in range(3):
-        inbox.put(batch(number), [number], 2000, 0)
+    inbox.put(batch(0), [0], 2000, 0)
+    inbox.put(update("u"), [1], 34_000, 0)
     taken = []
     threading.Timer(0.05, lambda: taken.extend(inbox.get()[1] + inbox.get()[1])).start()
-    assert inbox.put(batch(0, 1), [3], 3500, 5)
+    assert inbox.put(batch(0, 1), [2], 8000, 5)
     assert taken == [0, 1]
-    assert [inbox.get()[1] for _ in range(2)] == [[2], [3]]
+    assert drained(inbox) == [("d", 0, [2])]
 
 
 def test_small_messages_are_charged_for_what_they_cost():
+    journal = Journal()
+    inbox = Inbox[int](LIMIT, journal)
+    for number in range(50):
+        assert inbox.put(batch(number), [number], 10, 0)
+    assert [number for _, number, _ in drained(inbox)] == list(range(41, 50))
+    assert journal.counts["inbox.dropped.ActivationBatch"] == 41
+
+
+# -- one device against the others
+
+
+def test_each_device_has_its_turn_and_its_own_order():
     inbox = Inbox[int](LIMIT, Journal())
-    assert sum(inbox.put(batch(number), [number], 10, 0) for number in range(50)) == 9
+    for number in range(4):
+        inbox.put(batch(number, device="flood"), [number], 10, 0)
+    for device in ("a", "b"):
+        for number in range(2):
+            inbox.put(batch(number, device=device), [10 + number], 10, 0)
+    wanted = [("flood", 0), ("a", 0), ("b", 0), ("flood", 1), ("a", 1), ("b", 1), ("flood", 2), ("flood", 3)]
+    assert [(device, number) for device, number, _ in drained(inbox)] == wanted
+
+
+def test_a_device_that_floods_holds_a_quarter_and_drives_out_only_itself():
+    journal = Journal()
+    inbox = Inbox[int](LIMIT, journal)
+    inbox.put(batch(0, device="quiet"), [-1], 500, 0)
+    for number in range(1000):
+        assert inbox.put(batch(number, device="flood"), [number], 500, 0)
+        assert inbox._held["flood"] <= LIMIT // 4
+    assert inbox.put(batch(1, device="quiet"), [-2], 500, 0)
+    assert inbox.put(update("other"), [-3], 500, 0)
+    found = drained(inbox)
+    assert [(device, tokens) for device, _, tokens in found if device != "flood"] == [
+        ("quiet", [-1]),
+        ("other", [-3]),
+        ("quiet", [-2]),
+    ]
+    tokens = [token for device, _, each in found if device == "flood" for token in each]
+    assert sorted(tokens) == list(range(1000))  # each is acknowledged in the end
+    assert journal.counts["inbox.dropped.ActivationBatch"] == 994
+
+
+def test_many_that_flood_together_fill_it_and_the_one_with_most_pays():
+    inbox = Inbox[int](LIMIT, Journal())
+    for number in range(100):
+        for device in "abcdefgh":
+            assert inbox.put(batch(number, device=device), [0], 1000, 0)
+    assert inbox.put(batch(0, device="quiet"), [1], 1000, 0)
+    assert sum(inbox._held.values()) <= LIMIT
+    assert [tokens[0] for device, _, tokens in drained(inbox) if device == "quiet"] == [1]
+
+
+def test_what_must_not_be_lost_waits_for_its_room_and_drives_out_nothing():
+    inbox = Inbox[int](LIMIT, Journal())
+    for number in range(4):
+        for device in "abcd":
+            inbox.put(batch(number, device=device), [0], 1500, 0)
+    assert not inbox.put(update("u"), [1], 500, 0.01)
+    assert len(drained(inbox)) == 16

@@ -100,6 +100,46 @@ def test_events_on_a_full_disk_stop_nobody(tmp_path, caplog):
     assert "No space left" in caplog.text
 
 
+def test_events_that_had_no_room_are_written_later_whole_and_in_order(tmp_path, monkeypatch):
+    journal, write, room = Journal(tmp_path), module.os.write, [1 << 20]
+
+    def short(handle, data):
+        if not room[0]:
+            raise OSError(28, "No space left on device")
+        done = write(handle, bytes(data)[: room[0]])
+        room[0] -= done
+        return done
+
+    monkeypatch.setattr(module.os, "write", short)
+    journal.event("round", round=1)
+    room[0] = 7  # the disk takes a part of the line
+    journal.event("round", round=2)
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["round"] for line in lines.splitlines()] == [1]
+    journal.event("round", round=3)
+    assert journal.counts["events.unwritten"] == 2
+    room[0] = 1 << 20
+    assert journal.catch_up() is None
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8")
+    assert [json.loads(line)["round"] for line in lines.splitlines()] == [1, 2, 3]
+    journal.write()
+    assert (tmp_path / "events.jsonl").read_text(encoding="utf-8") == lines
+    assert "events.lost" not in journal.counts
+
+
+def test_a_disk_that_stays_full_fills_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_WAIT", 3)
+    (tmp_path / "events.jsonl").symlink_to("/dev/full")
+    journal = Journal(tmp_path)
+    for number in range(5):
+        journal.event("round", round=number)
+    assert journal.counts["events.lost"] == 2
+    (tmp_path / "events.jsonl").unlink()
+    journal.write()
+    lines = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["round"] for line in lines] == [2, 3, 4]
+
+
 def test_a_loss_that_is_not_a_number_is_still_json(tmp_path):
     journal = Journal(tmp_path)
     journal.event("trained", loss=float("nan"))

@@ -245,6 +245,11 @@ def test_a_run_of_the_cloud_can_be_exported_again(parts, tmp_path, capsys):
     first, second = (Repository(tmp_path / "models").path("emo", version) for version in (1, 2))
     assert first.read_bytes() == second.read_bytes()
     assert _says(second)["combine"] == "logits"
+    # A process that was killed after this is followed by one that finishes the same run.
+    followed = finish(config, weights, overlays, test, "r", resumed=True)
+    assert (followed["version"], followed["accuracy"]) == (2, result["accuracy"])
+    assert Repository(tmp_path / "models").versions("emo") == [1, 2]
+    assert finish(config, weights, overlays, test, "another", resumed=True)["version"] == 3
 
 
 def test_the_command_exports_what_it_is_asked_for(parts, tmp_path, capsys, untraced):

@@ -10,12 +10,13 @@ from emo.frame import OVERHEAD
 from emo.messages import GlobalModel, RunState, Update
 from testbed import nodes, packets
 from testbed.cloud import RUN, Cloud
-from testbed.fleet import _until_closed
 from testbed.packets import Sender
 from testbed.plan import Plan, RoundTime
+from testbed.timing import until_closed
 
 PLAN = Plan(method="fl-small", model=MODEL, devices=3, per_round=3, rounds=3)
 WEIGHTS = models.weights(models.network(MODEL, 0))
+UNIT = 1 / 128  # of all weights, in the values below: an update that goes further than rounds.max_norm is refused
 
 
 def cloud(**options):
@@ -23,14 +24,14 @@ def cloud(**options):
 
 
 def update(device, number, value):
-    weights = {name: np.full_like(array, value) for name, array in WEIGHTS.items()}
+    weights = {name: np.full_like(array, value * UNIT) for name, array in WEIGHTS.items()}
     return Sender(number).encode(
         Update(RUN, nodes.device_id(PLAN, device), number, 10 * (device + 1), 0.5, weights)
     )
 
 
 def value(made):
-    (found,) = {float(number) for array in made.node.weights.values() for number in array.ravel()}
+    (found,) = {float(number) / UNIT for array in made.node.weights.values() for number in array.ravel()}
     return found
 
 
@@ -82,9 +83,9 @@ def test_it_goes_on_from_a_round_and_a_time():
 
 def test_the_time_of_a_round_is_until_the_cloud_closes_it():
     time = RoundTime(10.0, {0: 4.0, 1: 9.0}, {"compute": 9.0, "activations queue": 1.0}, {"overlay-1": 2.0})
-    assert _until_closed(time, 9.0) is time
-    waited = _until_closed(time, 300.0)
+    assert until_closed(time, 9.0) is time
+    waited = until_closed(time, 300.0)
     assert (waited.seconds, sum(waited.parts.values())) == (300.0, 300.0)
-    cut = _until_closed(time, 5.0)
+    cut = until_closed(time, 5.0)
     assert (cut.seconds, cut.arrivals, sum(cut.parts.values())) == (5.0, {0: 4.0}, 5.0)
     assert cut.beside == time.beside

@@ -1,0 +1,39 @@
+"""How far an update goes: its norm, and the same update shortened.
+
+Knows named arrays. Knows no round and no rule. An update is what a device changed: its weights less the global model's;
+integer buffers (batch norm's counters) have no part in it.
+"""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+
+
+def norm(like: Weights, weights: Weights | None = None) -> float:
+    """L2 norm of `weights` - `like` over all arrays of floats; without `weights` of `like` itself. The same arrays
+    give the same bits."""
+    total = 0.0
+    for name, array in like.items():
+        if array.dtype.kind == "f":
+            wide = array.astype(np.float64)
+            if weights is not None:
+                np.subtract(weights[name], wide, out=wide)
+            total += float(np.square(wide, out=wide).sum())
+    return math.sqrt(total)
+
+
+def clipped(like: Weights, weights: Weights, norm: float, limit: float) -> Weights:
+    """`like` + (`weights` - `like`) x `limit` / `norm`, in the dtypes of `like`: the update made `limit` long. `norm` is
+    its norm, above `limit`; integers stay."""
+    share = limit / norm
+    found: dict[str, np.ndarray] = {}
+    for name, array in like.items():
+        if array.dtype.kind != "f":
+            found[name] = weights[name]
+            continue
+        start = array.astype(np.float64)
+        found[name] = (start + (weights[name] - start) * share).astype(array.dtype)
+    return found

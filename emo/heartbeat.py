@@ -1,0 +1,138 @@
+"""Is a tier alive? Its process says so every two seconds, from a thread that does nothing else; `emo health` reads it.
+
+    state_dir/heartbeat.json    Beat
+
+Knows one small file and the machine's clocks. Knows no node. A node that is busy is not dead: what counts is that its
+main loop turns. Ages are of the clock that runs since the machine was started, so setting the date changes nothing.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from emo import files
+from emo.errors import ConfigError
+
+NAME = "heartbeat.json"
+PAUSE = "pause"  # beside it, in the cloud's state_dir: while that file is there, no round is opened
+_EVERY_S = 2.0
+_LIMIT = 64 << 10  # bytes
+
+
+class Beat(BaseModel):
+    """`time`: Unix; `monotonic`: seconds since the machine's start, which is `boot`. `turned_s`: seconds since the main
+    loop turned; not to be judged while `doing` names something else, as the cloud's "exporting". `stopped`: it has
+    ended in good order. `brokers`: link -> connected. `about`: what the node says of itself."""
+
+    time: float
+    monotonic: float
+    boot: str
+    pid: int
+    tier: str
+    id: str
+    turned_s: float
+    doing: str | None
+    stopped: bool
+    brokers: dict[str, bool]
+    about: dict[str, Any]
+
+    def age_s(self) -> float:
+        """Infinite for one from before the machine's start."""
+        return time.monotonic() - self.monotonic if self.boot == _boot() else float("inf")
+
+    def wrong(self, max_age_s: float, connected: bool = False) -> str:
+        """Why this node is not well; empty when it is. `connected`: its brokers count too."""
+        away = [link for link, there in self.brokers.items() if not there]
+        if self.stopped:
+            return "stopped in good order"
+        if self.age_s() > max_age_s:
+            return f"no sign of life for {self.age_s():.0f} s: the process is gone, or stopped"
+        if self.doing is None and self.turned_s > max_age_s:
+            return f"its main loop has not turned for {self.turned_s:.0f} s"
+        return f"not connected to its broker: {', '.join(away)}" if connected and away else ""
+
+
+class Heart:
+    """Of one node, whose state is in `folder`. Both callables must return at once, whatever the node is doing."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tier: str,
+        name: str,
+        brokers: Callable[[], Mapping[str, bool]],
+        about: Callable[[], Mapping[str, object]] = dict,
+    ) -> None:
+        self._path, self._tier, self._name = folder / NAME, tier, name
+        for path in folder.glob(".*.tmp"):  # what a killed process was writing
+            files.remove(path)
+        self._brokers, self._about = brokers, about
+        self._turned = time.monotonic()
+        self.doing: str | None = None
+
+    def turned(self) -> None:
+        """The main loop is alive."""
+        self._turned = time.monotonic()
+
+    def beat(self, stopped: bool = False) -> None:
+        """A disk that is full must not stop a tier: then the file grows old, and health says so."""
+        now = time.monotonic()
+        found = Beat(
+            time=round(time.time(), 3),
+            monotonic=round(now, 3),
+            boot=_boot(),
+            pid=os.getpid(),
+            tier=self._tier,
+            id=self._name,
+            turned_s=round(now - self._turned, 3),
+            doing=self.doing,
+            stopped=stopped,
+            brokers=dict(self._brokers()),
+            about=dict(self._about()),
+        )
+        with contextlib.suppress(OSError):
+            files.write(self._path, found.model_dump_json().encode() + b"\n", synced=False)
+
+
+@contextlib.contextmanager
+def beating(hearts: Sequence[Heart]) -> Iterator[None]:
+    """They beat until the block ends."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            for heart in hearts:
+                heart.beat()
+            over.wait(_EVERY_S)
+
+    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        for heart in hearts:
+            heart.beat(stopped=True)
+
+
+def read(folder: Path) -> Beat | None:
+    """The last one of the node whose state is in `folder`; None where there is none. Raises ConfigError when the file is
+    not one."""
+    path = folder / NAME
+    if not path.exists():
+        return None
+    return files.record(Beat, files.whole(path, _LIMIT, ConfigError), str(path), ConfigError)
+
+
+def _boot() -> str:
+    """The machine's start; empty where the system has no name for it."""
+    with contextlib.suppress(OSError):
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return ""

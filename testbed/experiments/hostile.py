@@ -1,0 +1,248 @@
+"""What hostile devices do to federated learning, under each rule of aggregation: accuracy, rule x attack.
+
+    python -m testbed.experiments.hostile --json FILE
+    python -m testbed.experiments.hostile --dataset cifar10 --data-dir DIR --model vgg6 --width 0.25
+
+The fleet's own cloud and devices, in one process; hostile ones train as the others do, then send something else:
+
+    sign-flip      the model less what they have learnt; x10: ten times that
+    noise          normal noise, two hundred times as long as what they have learnt
+    label-flip     what they have learnt from labels turned round: the last class for the first, ...
+    little         mean less z standard deviations of what they have learnt, all the same; z so small that it passes
+                   for honest: "A Little Is Enough" (Baruch et al. 2019, arXiv 1902.06156)
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cloud_app import clip
+from cloud_app.node import CloudNode
+from device_app.node import DeviceNode
+from emo import data, models
+from emo.config import CloudConfig, Data, DeviceConfig, Model
+from emo.data import Dataset
+from emo.errors import EmoError
+from emo.journal import Journal
+from emo.messages import GlobalModel, Status, Update, Weights
+from emo.training import evaluate
+
+RULES: dict[str, dict[str, object]] = {
+    "mean": {},
+    "mean, clip_norm: median": {"clip_norm": "median"},
+    "median": {"aggregate": "median"},
+    "trimmed-mean": {"aggregate": "trimmed-mean"},
+    "multi-krum": {"aggregate": "multi-krum"},
+}
+# What hostile devices send in place of `learnt`, one update each: weights less those the round started from.
+Attack = Callable[[np.random.Generator, list[Weights]], list[Weights]]
+
+
+def _times(factor: float) -> Attack:
+    return lambda _rng, learnt: [{n: factor * a for n, a in each.items()} for each in learnt]
+
+
+def _noise(rng: np.random.Generator, learnt: list[Weights]) -> list[Weights]:
+    sent: list[Weights] = []
+    for each in learnt:
+        noise = {name: rng.standard_normal(array.shape) for name, array in each.items()}
+        share = _LOUD * clip.norm(each) / clip.norm(noise)
+        sent.append({name: share * array for name, array in noise.items()})
+    return sent
+
+
+def _little(_rng: np.random.Generator, learnt: list[Weights]) -> list[Weights]:
+    one = {}
+    for name in learnt[0]:
+        stacked = np.stack([each[name] for each in learnt])
+        one[name] = stacked.mean(axis=0) - _Z * stacked.std(axis=0)
+    return [one] * len(learnt)
+
+
+# Baruch et al., algorithm 3, for 4 of 20: s = 20 / 2 + 1 - 4 = 7 honest ones are to be farther off than the attackers,
+# so z is where the normal distribution has (16 - 7) / 16 below it.
+_Z = statistics.NormalDist().inv_cdf(9 / 16)
+ATTACKS: dict[str, Attack | None] = {
+    "none": None,
+    "sign-flip": _times(-1.0),
+    "sign-flip x10": _times(-10.0),
+    "noise": _noise,
+    "label-flip": _times(1.0),
+    "little": _little,
+}
+_DEADLINE_S = 300.0
+_LOUD = 200  # noise, in lengths of what was learnt
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """`hostile` of `devices` attack; all are asked in every round."""
+
+    data: Data
+    model: Model
+    devices: int = 20
+    hostile: int = 4
+    rounds: int = 6
+    lr: float = 0.1
+    scheme: str = "iid"
+    alpha: float = 5.0
+    seed: int = 0
+
+
+def accuracy(
+    setting: Setting, rule: Mapping[str, object], attack: str, train: Dataset, test: Dataset
+) -> float:
+    """Share of right answers of the global model after the last round. Raises EmoError."""
+    names = [f"device-{number:03d}" for number in range(setting.devices)]
+    # Spread over the devices, whose shares of the data differ in order.
+    rng = np.random.default_rng([setting.seed, setting.hostile])
+    hostile = (
+        {names[n] for n in rng.choice(setting.devices, setting.hostile, replace=False)}
+        if attack != "none"
+        else set()
+    )
+    net = models.network(setting.model, setting.seed)
+    cloud = CloudNode(_cloud(setting, rule), "run", models.weights(net), Journal())
+    devices = {}
+    for number, name in enumerate(names):
+        turned = attack == "label-flip" and name in hostile
+        mine = dataclasses.replace(train, labels=len(train.classes) - 1 - train.labels) if turned else train
+        devices[name] = DeviceNode(_device(setting, name, number), mine, Journal(), net)
+    (asked,), now = _models(cloud, [device.hello(online=True) for device in devices.values()], 0.0), 0.0
+    while asked.devices:
+        updates = {name: _update(devices[name], asked) for name in asked.devices}
+        _turn(ATTACKS[attack], rng, asked.weights, updates, sorted(hostile & updates.keys()))
+        found = _models(cloud, list(updates.values()), now)
+        while not found:  # some were refused: it waits for them
+            now += _DEADLINE_S
+            found = [m for m in cloud.tick(now) if isinstance(m, GlobalModel)]
+        (asked,) = found
+    models.load(net, cloud.weights)
+    return evaluate(net, test)[0]
+
+
+def _models(cloud: CloudNode, sent: Sequence[Status | Update], now: float) -> list[GlobalModel]:
+    return [m for message in sent for m in cloud.handle(message, now) if isinstance(m, GlobalModel)]
+
+
+def _update(device: DeviceNode, model: GlobalModel) -> Update:
+    (update,) = (m for m in device.handle(model, 0.0) if isinstance(m, Update))
+    return update
+
+
+def _turn(
+    attack: Attack | None,
+    rng: np.random.Generator,
+    start: Weights,
+    updates: dict[str, Update],
+    hostile: list[str],
+) -> None:
+    """In `updates`, what the hostile ones send instead."""
+    if attack is None:
+        return
+    learnt: list[Weights] = [
+        {n: a.astype(np.float64) - start[n] for n, a in updates[name].weights.items()} for name in hostile
+    ]
+    for name, change in zip(hostile, attack(rng, learnt), strict=True):
+        weights = {n: (a + change[n]).astype(a.dtype) for n, a in start.items()}
+        updates[name] = dataclasses.replace(updates[name], weights=weights)
+
+
+def _cloud(setting: Setting, rule: Mapping[str, object]) -> CloudConfig:
+    share = setting.hostile / setting.devices
+    rounds = {
+        "rounds": setting.rounds,
+        "min_devices": setting.devices,
+        "seed": setting.seed,
+        "quorum": 1 - share,
+        "deadline_s": _DEADLINE_S,
+        "give_up_s": 3 * _DEADLINE_S,
+        "attackers": share,
+    }
+    training = {"lr": setting.lr}
+    return CloudConfig.model_validate(
+        {"model": setting.model, "rounds": rounds | dict(rule), "training": training}
+    )
+
+
+def _device(setting: Setting, name: str, number: int) -> DeviceConfig:
+    share = {"scheme": setting.scheme, "devices": setting.devices, "index": number, "alpha": setting.alpha}
+    return DeviceConfig.model_validate(
+        {
+            "id": name,
+            "model": setting.model,
+            "data": setting.data,
+            "partition": share | {"seed": setting.seed},
+        }
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--dataset", default="digits", help="digits, cifar10, ... (digits)")
+    add("--data-dir", type=Path, metavar="DIR", help="where it lies (digits needs none)")
+    add("--model", default="cnn")
+    add("--width", type=float, default=1.0)
+    add("--devices", type=int, default=20)
+    add("--hostile", type=int, default=4, help="how many of them (4)")
+    add("--rounds", type=int, default=6)
+    add("--lr", type=float, default=0.1)
+    add("--schemes", nargs="+", choices=["iid", "dirichlet"], default=["iid", "dirichlet"])
+    add("--alpha", type=float, default=5.0, help="of Dirichlet(alpha x prior): smaller is less alike (5)")
+    add("--rules", nargs="+", choices=RULES, default=list(RULES))
+    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        rows = [row for scheme in args.schemes for row in _rows(args, scheme)]
+    except EmoError as error:
+        print(f"hostile: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
+
+
+def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
+    """A row a rule, printed as soon as it is known: attack -> percent, one a seed."""
+    spec = Data(name=args.dataset, dir=args.data_dir)
+    train, test = data.load(spec)
+    model = Model(name=args.model, width=args.width, input=train.images.shape[1:], classes=len(train.classes))
+    said = scheme if scheme == "iid" else f"{scheme}, alpha {args.alpha:g}"
+    print(
+        f"\n{args.dataset}, {said}: {args.hostile} of {args.devices} devices are hostile, {args.rounds} rounds\n"
+    )
+    print(f"| rule | {' | '.join(args.attacks)} | seconds a run |\n|---|{'---|' * (len(args.attacks) + 1)}")
+    rows = []
+    for rule in args.rules:
+        began, found = time.perf_counter(), dict[str, list[float]]()
+        for attack in args.attacks:
+            for seed in args.seeds:
+                setting = Setting(
+                    spec, model, args.devices, args.hostile, args.rounds, args.lr, scheme, args.alpha, seed
+                )
+                share = accuracy(setting, RULES[rule], attack, train, test)
+                found.setdefault(attack, []).append(round(100 * share, 2))
+        seconds = (time.perf_counter() - began) / (len(args.attacks) * len(args.seeds))
+        rows.append({"scheme": scheme, "rule": rule, "accuracy": found, "seconds": round(seconds, 2)})
+        shown = " | ".join(f"{statistics.fmean(each):.1f}" for each in found.values())
+        print(f"| {rule} | {shown} | {seconds:.1f} |", flush=True)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main())

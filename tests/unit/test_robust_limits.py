@@ -1,0 +1,249 @@
+"""What a round refuses, shortens, cuts and keeps, and which configurations cannot work."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from updates import LIKE, RULES, moved, outcome, rounds, same, updates
+
+from cloud_app import clip, fedavg, robust, spool
+from emo.config import CloudConfig
+from emo.errors import ConfigError, UpdateRefused
+from emo.settings import parse
+
+# -- norms
+
+
+def test_the_norm_is_that_of_the_change_without_counters():
+    like = {"w": np.ones((2, 2), np.float32), "n": np.array(0, np.int64)}
+    there = {"w": np.ones((2, 2), np.float32) * 3, "n": np.array(1000, np.int64)}
+    assert clip.norm(like, there) == 4.0
+    assert clip.norm(like) == 2.0
+
+
+@pytest.mark.parametrize("aggregate", RULES)
+def test_an_update_that_goes_too_far_is_refused_and_changes_nothing(aggregate):
+    chosen = (
+        rounds(aggregate, max_norm=3.0, min_devices=1, attackers=0, quorum=1)
+        if aggregate != "multi-krum"
+        else None
+    )
+    chosen = chosen or rounds(aggregate, max_norm=3.0, min_devices=9)
+    total = robust.init(chosen, LIKE, 9)
+    size = clip.norm(LIKE)
+    total = robust.add(total, "good", moved(LIKE, lambda a: 2.9 * a), 1)
+    before = total
+    with pytest.raises(UpdateRefused, match=r"max_norm.*learning rate"):
+        total = robust.add(total, "bad", moved(LIKE, lambda a: 3.1 * a), 1)
+    assert total is before
+    assert (total.updates, total.samples) == (1, 1)
+    assert total.norms == {"good": pytest.approx(2.9 * size)}
+    assert total.kept is None or total.kept.devices == ["good"]
+
+
+def test_a_model_of_zeros_may_still_move():
+    total = robust.init(rounds(max_norm=2.0), {"w": np.zeros(4, np.float32)}, 1)
+    robust.add(total, "d", {"w": np.ones(4, np.float32)}, 1)
+    with pytest.raises(UpdateRefused):
+        robust.add(total, "e", {"w": np.full(4, 1.1, np.float32)}, 1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 65536.0])
+@pytest.mark.parametrize("aggregate", RULES)
+def test_what_fedavg_refuses_every_rule_refuses(aggregate, bad):
+    total = robust.init(rounds(aggregate), LIKE, 9)
+    for weights in (
+        {},
+        {**LIKE, "b": np.zeros(3, np.float32)},
+        {**LIKE, "b": np.array([0, bad], np.float32)},
+    ):
+        with pytest.raises(UpdateRefused):
+            robust.add(total, "d", weights, 1)
+    with pytest.raises(UpdateRefused):
+        robust.add(total, "d", LIKE, 0)
+    with pytest.raises(UpdateRefused, match="no update"):
+        robust.result(total)
+
+
+@pytest.mark.parametrize("aggregate", RULES)
+def test_a_fixed_limit_shortens_what_is_over_it(aggregate):
+    sent = {f"d{n}": moved(LIKE, lambda a, n=n: 0.01 * (n + 1) * np.sign(a + 1e-9)) for n in range(9)}
+    norms = {device: clip.norm(LIKE, weights) for device, weights in sent.items()}
+    limit = norms["d4"]
+    short = {
+        device: weights if norms[device] <= limit else clip.clipped(LIKE, weights, norms[device], limit)
+        for device, weights in sent.items()
+    }
+    found = outcome(rounds(aggregate, clip_norm=limit), sent)
+    assert found.clipped == ("d5", "d6", "d7", "d8")
+    same(found.weights, outcome(rounds(aggregate), short).weights)
+    assert all(clip.norm(LIKE, weights) <= limit * (1 + 1e-6) for weights in short.values())
+
+
+def test_the_median_limit_is_the_rounds_own():
+    sent = {f"d{n}": moved(LIKE, lambda a, n=n: 0.01 * (n + 1) * np.ones(a.shape)) for n in range(9)}
+    sent["d0"] = moved(LIKE, lambda a: np.full(a.shape, 1e4))
+    found = outcome(rounds("mean", clip_norm="median"), sent)
+    assert found.clipped == ("d0", "d6", "d7", "d8")
+    median = clip.norm(LIKE, sent["d5"])
+    assert clip.norm(LIKE, found.weights) <= median
+
+
+# -- samples
+
+
+def test_a_device_that_lies_about_its_samples_counts_for_ten_others_at_most():
+    announced = {f"d{n}": 30 for n in range(8)} | {"liar": 2**23}
+    assert robust.cap(rounds(), announced) == 300
+    assert robust.cap(rounds(max_weight=None), announced) is None
+    assert robust.cap(rounds(), {"a": 0, "b": 0}) is None
+    assert robust.cap(rounds(), {"a": 0, "b": 5}) == 50
+    sent = {
+        device: moved(LIKE, lambda a, device=device: np.full(a.shape, float(device == "liar")))
+        for device in announced
+    }
+    mean = outcome(rounds(), sent, samples=announced, cap=300).weights["b"]
+    np.testing.assert_allclose(mean, 300 / 540)
+    for aggregate in ("median", "trimmed-mean", "multi-krum"):
+        found = outcome(rounds(aggregate), sent, samples=announced).weights["b"]
+        assert (found == 0).all()
+
+
+def test_samples_count_as_they_are_cut():
+    total = robust.add(robust.init(rounds(), LIKE, 2, cap=10), "a", LIKE, 5)
+    total = robust.add(total, "b", LIKE, 500)
+    assert (total.counted, total.samples, total.updates) == ({"a": 5, "b": 10}, 15, 2)
+
+
+# -- what is kept
+
+
+def test_a_sum_goes_on_from_what_another_process_had():
+    sent = updates(3)
+    whole = outcome(rounds(), sent)
+    total = robust.add(robust.init(rounds(), LIKE, 3), "d0", sent["d0"], 1)
+    again = robust.resume(robust.init(rounds(), LIKE, 3), total.counted, total.sum)
+    for device in ("d1", "d2"):
+        again = robust.add(again, device, sent[device], 1)
+    same(robust.result(again).weights, whole.weights)
+
+
+def test_the_mean_keeps_nothing_the_others_a_file_each(tmp_path):
+    sent = updates(9)
+    for aggregate, clip_norm, files in [
+        ("mean", None, 0),
+        ("mean", 1.0, 0),
+        ("mean", "median", 3),
+        ("median", None, 3),
+    ]:
+        total = robust.init(rounds(aggregate, clip_norm=clip_norm), LIKE, 9, folder=tmp_path)
+        for device in ("d0", "d1", "d2"):
+            total = robust.add(total, device, sent[device], 1)
+        assert len(list(tmp_path.iterdir())) == files
+        assert sum(path.stat().st_size for path in tmp_path.iterdir()) == files * 32
+        robust.result(total)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_earlier_process_left_has_no_part_in_it(tmp_path):
+    total = robust.init(rounds("median"), LIKE, 9, folder=tmp_path)
+    robust.add(total, "old", moved(LIKE, lambda a: np.full(a.shape, 9.0)), 1)
+    (tmp_path / "notes").write_text("mine")
+    found = outcome(rounds("median"), {"new": LIKE}, folder=tmp_path)
+    same(found.weights, LIKE)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+def test_a_disk_that_is_full_refuses_the_update(tmp_path, monkeypatch):
+    total = robust.init(rounds("median"), LIKE, 9, folder=tmp_path)
+
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spool.files, "write", full)
+    with pytest.raises(UpdateRefused, match="No space left"):
+        robust.add(total, "d", LIKE, 1)
+    assert total.kept.devices == []
+
+
+def test_an_update_that_was_cut_meanwhile_is_no_model(tmp_path):
+    total = robust.add(robust.init(rounds("median"), LIKE, 9, folder=tmp_path), "d", LIKE, 1)
+    (tmp_path / "d.update").write_bytes(b"short")
+    with pytest.raises(UpdateRefused, match="shorter"):
+        robust.result(total)
+
+
+def test_a_fleet_that_does_not_fit_the_disk_is_refused_at_the_start(tmp_path):
+    robust.check(rounds("median"), LIKE, tmp_path / "not" / "there")
+    with pytest.raises(ConfigError, match=r"keep .* updates"):
+        robust.check(rounds("median", per_round=10**18), LIKE, tmp_path)
+    robust.check(rounds("mean", per_round=10**18), LIKE, tmp_path)  # keeps none
+
+
+@pytest.mark.parametrize("aggregate", ["median", "trimmed-mean", "multi-krum"])
+def test_memory_does_not_grow_with_the_fleet(aggregate, tmp_path, monkeypatch):
+    size = 100_000
+    monkeypatch.setattr(spool, "_BLOCK", 40_000)
+    like = {"w": np.zeros(size, np.float32)}
+    update = {"w": np.ones(size, np.float32)}
+
+    def peak(count):
+        chosen = rounds(aggregate, min_devices=count)
+        tracemalloc.start()
+        try:
+            total = robust.init(chosen, like, count, folder=tmp_path)
+            for number in range(count):
+                total = robust.add(total, f"d{number}", update, 1)
+            robust.result(total)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(9), peak(27)
+    assert many < few + 4 * size  # not one model more
+
+
+# -- configuration
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"aggregate": "multi-krum"}, r"2 x 1 \+ 3 updates where 1 of 1"),
+        ({"aggregate": "multi-krum", "min_devices": 8, "quorum": 0.5}, r"may close with 4 \(quorum 0.5\)"),
+        (
+            {"aggregate": "multi-krum", "min_devices": 8, "per_round": 4},
+            "raise min_devices, per_round or quorum",
+        ),
+        ({"aggregate": "trimmed-mean", "min_devices": 4, "attackers": 0.45, "quorum": 1}, r"2 x 2 \+ 1"),
+        ({"aggregate": "mode"}, "aggregate"),
+        ({"attackers": 0.5}, "attackers"),
+        ({"clip_norm": 0}, "clip_norm"),
+        ({"clip_norm": "mean"}, "clip_norm"),
+        ({"max_norm": 0}, "max_norm"),
+        ({"max_weight": 0.5}, "max_weight"),
+    ],
+)
+def test_what_cannot_outvote_the_hostile_is_refused_at_the_start(values, reason):
+    with pytest.raises(ConfigError, match=reason):
+        parse(CloudConfig, {"rounds": values}, "cloud.yaml", environ={})
+
+
+def test_what_can_is_not():
+    for values in (
+        {"aggregate": "multi-krum", "min_devices": 8},
+        {"aggregate": "multi-krum", "min_devices": 20, "per_round": 10},
+        {"aggregate": "trimmed-mean", "min_devices": 4},
+        {"aggregate": "median", "attackers": 0.49},
+        {"clip_norm": "median"},
+        {"clip_norm": 5},
+    ):
+        parse(CloudConfig, {"rounds": values}, "cloud.yaml", environ={})
+    assert [rounds(attackers=share).hostile(20) for share in (0, 0.05, 0.2, 0.21, 0.3)] == [0, 1, 4, 5, 6]
+
+
+def test_updates_are_counted_against_what_a_sum_holds(monkeypatch):
+    monkeypatch.setattr(fedavg, "MAX_SAMPLES", 10)
+    total = robust.add(robust.init(rounds("median"), LIKE, 9), "a", LIKE, 9)
+    with pytest.raises(UpdateRefused, match="1 to 10"):
+        robust.add(total, "b", LIKE, 2)
