@@ -37,7 +37,7 @@ _PACKAGES = {
     "edge": ("torch", "h5py"),
     "cloud": ("torch", "onnx", "onnxscript", "onnxruntime", "uvicorn"),
 }
-_NEEDS = {"digits": ("scikit-learn", "sklearn"), "folder": ("pillow", "PIL")}
+_NEEDS = {"folder": ("pillow", "PIL")}
 _PAHO = (2, 2)
 _PIN = "pin another version: torch==2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
 _LOW, _TIGHT = 100 << 20, 1 << 30

@@ -1,7 +1,7 @@
 """Datasets by name: digits, cifar10, cifar100, folder, or your own `package.module:function`.
 
 Knows where each is read and what a reader must give. Knows no torch, no partition and no model but its input.
-A built-in is found as a user's own is, so scikit-learn and Pillow are imported only by the datasets that need them.
+A built-in is found as a user's own is, so Pillow is imported only by the dataset that needs it.
 """
 
 import threading
