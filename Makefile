@@ -1,4 +1,4 @@
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench images chaos clean fleet-test
 PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
@@ -7,6 +7,9 @@ help:
 	@echo "make test    every test (under ten minutes on two cores)"
 	@echo "make check   ruff, mypy, import rules"
 	@echo "make bench   the figures that the README names"
+	@echo "make images  every image, built and run without a container engine (root, Debian; half an hour)"
+	@echo "make chaos   a fleet under 200 faults: does the run still end right? (five minutes)"
+	@echo "make fleet-test  Ansible: folders as hosts, a fleet that trains over TLS (Linux, root; half an hour at most)"
 	@echo "make setup   .venv with the pinned packages, Mosquitto (the others call it)"
 
 setup: .venv/ready
@@ -37,6 +40,16 @@ bench: .venv/ready
 	@$(PY) -m bench.simulate
 	@$(PY) -m bench.serve
 	@$(PY) -m bench.demo
+	@$(PY) -m bench.scale
+
+images: .venv/ready
+	@$(PY) docker/build_local.py --report docs/results/images.md $(ARGS)
+
+chaos: .venv/ready
+	@.venv/bin/emo chaos --seeds 4 --faults 50 --over 20 --out runs/chaos $(ARGS)
+
+fleet-test: .venv/ready
+	@scripts/fleet-test $(ARGS)
 
 clean:
 	rm -rf .venv build dist ./*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

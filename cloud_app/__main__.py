@@ -83,7 +83,13 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
         result["sfl_bytes"] = _sfl_bytes(config, node)
         result["seconds"] = round(time.monotonic() - start, 1)
         text = json.dumps(result, indent=1) + "\n"
-        files.write(config.state_dir / "result.json", text.encode())
+        try:
+            files.write(config.state_dir / "result.json", text.encode())
+        except OSError as error:
+            why = f"{config.state_dir}: the result cannot be written: {error.strerror}"
+            raise ExportError(
+                f"{why}; make room, and start the cloud again: it adds no second version"
+            ) from error
         journal.event("exported", run=node.run, version=result["version"])
         keep.clear()
     return result
@@ -112,19 +118,30 @@ def finish(
         edges={edge: saved.Edge(**counts) for edge, counts in edges.items()},
     )
     parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
-    try:
-        saved.write(config.state_dir, record, parts)
-    except ExportError as error:
-        log.warning("%s; `emo export` will not find this run", error)
+    unkept = _keep(
+        config.state_dir, record, parts
+    )  # first: where there is nothing to publish, `emo export` may help
     wanted = Choice(choice.combine, choice.head, choice.fit, config.export.int8)
     to = config.export.models, config.export.name
+    published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)
+    if unkept and (unkept := _keep(config.state_dir, record, parts)):  # there may be room by now
+        log.warning("%s; `emo export` will not find this run", unkept)
     return {
         "run": run,
         "rounds": config.rounds.rounds,
-        **publish(record, parts, wanted, *to, added(run, *to) if resumed else None),
+        **published,
         "edges": edges,
         "sample": _sample(config.state_dir, test),
     }
+
+
+def _keep(folder: Path, record: saved.Record, parts: Mapping[str, Weights]) -> ExportError | None:
+    """Why it cannot be kept, if it cannot."""
+    try:
+        saved.write(folder, record, parts)
+    except ExportError as error:
+        return error
+    return None
 
 
 def _sfl_bytes(config: CloudConfig, node: CloudNode) -> int:
@@ -145,5 +162,9 @@ def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:
     if test.images.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[0] not in {1, 3}:
         return None
     path = folder / "sample.png"
-    Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)).save(path)
+    try:
+        Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)).save(path)
+    except OSError as error:
+        log.warning("%s: cannot be written: %s", path, error.strerror)
+        return None
     return {"image": str(path.resolve()), "truth": test.classes[int(test.labels[-1])]}

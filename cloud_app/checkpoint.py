@@ -34,6 +34,12 @@ from emo.messages import Count, OverlayWeights, Weights
 log = logging.getLogger("emo")
 
 Phase = Literal["waiting", "collecting", "overlays", "done"]
+MOVES: dict[Phase, set[Phase]] = {
+    "waiting": {"collecting"},
+    "collecting": {"waiting", "overlays"},
+    "overlays": {"done"},
+    "done": set(),
+}
 Reason = Literal["offline", "late", "refused"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 

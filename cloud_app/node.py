@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cloud_app import robust
-from cloud_app.checkpoint import Checkpoints, Phase, Standing, State, Trained, settings
+from cloud_app.checkpoint import MOVES, Checkpoints, Phase, Standing, State, Trained, settings
 from cloud_app.gathering import Gathering
 from cloud_app.patience import Patience
 from cloud_app.roster import Roster
@@ -25,13 +25,6 @@ from emo.config import CloudConfig
 from emo.errors import UpdateRefused, WireError
 from emo.journal import Journal
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
-
-_MOVES: dict[Phase, set[Phase]] = {
-    "waiting": {"collecting"},
-    "collecting": {"waiting", "overlays"},
-    "overlays": {"done"},
-    "done": set(),
-}
 
 
 class CloudNode:
@@ -94,10 +87,14 @@ class CloudNode:
             "idle": self.done or (self.phase == "waiting" and self._paused),
         }
 
+    def doubt(self) -> None:
+        """With the retained messages the broker has perhaps lost who has gone. Without the lock, which a checkpoint may
+        hold: a status that was on its way is said again."""
+        self._roster.doubt()
+
     def restore(self) -> Iterator[Message | None]:
-        """The retained messages of this phase, to a broker that has lost them, and with them perhaps who has gone."""
+        """The retained messages of this phase, to a broker that has lost them."""
         with self._lock:
-            self._roster.doubt()
             yield from self._retained()
 
     def _retained(self) -> Iterator[Message]:
@@ -144,7 +141,7 @@ class CloudNode:
             self._save()
 
     def _enter(self, phase: Phase, now: float) -> None:
-        assert phase in _MOVES[self.phase], (self.phase, phase)
+        assert phase in MOVES[self.phase], (self.phase, phase)
         self.phase = phase
         self._patience.begin(now)
         if phase != "waiting":

@@ -80,6 +80,9 @@ class DeviceNode:
         del now
         yield from ()
 
+    def doubt(self) -> None:
+        """It believes nothing of others."""
+
     def restore(self) -> Iterator[Message | None]:
         """Nothing: the global model comes again, and is answered again."""
         yield from ()

@@ -63,9 +63,8 @@ class EdgeNode:
             return trainer(models.overlay(config.model, config.overlay.seed), config.overlay, device)
 
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
-        self._run = ""
-        self._newest = self._rounds = 0
-        self._received, self._missed, self._last = 0, 0, 0.0
+        self._run, self._last = "", 0.0
+        self._newest = self._rounds = self._received = self._missed = 0
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
@@ -77,6 +76,9 @@ class EdgeNode:
         """An edge acts on messages, and in `work`."""
         del now
         yield from ()
+
+    def doubt(self) -> None:
+        pass  # it believes nothing of others
 
     def restore(self) -> Iterator[Message | None]:
         """The overlay, if it was sent."""
@@ -285,8 +287,7 @@ class EdgeNode:
         """For metrics: what the cache holds; ages in rounds and trainings of its batches, by powers of two."""
         found = {f"cache.{name}": value for name, value in self._cache.stats().items()}
         found |= {f"cache.age.{age}": count for age, count in self._cache.ages(self._newest).items()}
-        trained = self._cache.trained_counts()
-        return found | {f"cache.trained_times.{times}": count for times, count in trained.items()}
+        return found | {f"cache.trained_times.{n}": each for n, each in self._cache.trained_counts().items()}
 
     def _finished(self, now: float) -> bool:
         quiet = self._finishing is not None and now - self._last >= self._config.overlay.patience_s

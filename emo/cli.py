@@ -10,7 +10,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from emo import __version__, cli_serve, cli_study, config
+from emo import (
+    __version__,
+    cli_chaos,
+    cli_fleet,
+    cli_ops,
+    cli_pki,
+    cli_selftest,
+    cli_serve,
+    cli_study,
+    config,
+)
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
 from emo.extras import needs as _needs
@@ -87,7 +97,7 @@ def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("cloud"):
         from cloud_app.__main__ import run
-    result = run(settings, stop)
+    result = run(settings, stop, args.new_run)
     if result is not None and args.json:
         print(json.dumps(result))
     return 0 if result is not None else 130
@@ -175,6 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     cli_study.commands(add)
+    cli_ops.commands(add)
+    cli_chaos.commands(add)
 
     device = add("device", _device, "run one device, or several in one process")
     device.add_argument(
@@ -197,6 +209,9 @@ def _parser() -> argparse.ArgumentParser:
     cloud = add("cloud", _cloud, "run the cloud")
     cloud.add_argument("--config", type=Path, required=True, metavar="FILE")
     cloud.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    cloud.add_argument(
+        "--new-run", action="store_true", help="give up a run that was interrupted; else it goes on"
+    )
 
     export = add(
         "export", _export, "make a served model of a run: of emo cloud's state_dir, or a simulated one"
@@ -216,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
     cli_serve.commands(add)
+    cli_selftest.commands(add)
+    cli_fleet.commands(add)
+    cli_pki.commands(add)
 
     doctor = add("doctor", _doctor, "check this machine, a configuration and its brokers; say what to do")
     doctor.add_argument("--config", type=Path, metavar="FILE")

@@ -35,6 +35,10 @@ class Node(Protocol):
     def hello(self, online: bool) -> Message:
         """What announces the node; with online False, what says goodbye."""
 
+    def doubt(self) -> None:
+        """The broker has forgotten everything: called before anything that it brings is handled, on a thread that must
+        not wait."""
+
     def restore(self) -> Outgoing:
         """What has to be said again to a broker that has forgotten everything."""
 
@@ -79,7 +83,7 @@ class Runner:
         """Until `stop` is set or the node is done. Leaves no thread and no connection."""
         for link, channel in self._channels.items():
             if link == "wan":
-                channel.start(self._handle, lambda: self._node.hello(online=True), self._forgotten.set)
+                channel.start(self._handle, lambda: self._node.hello(online=True), self._forget)
             else:
                 channel.start(self._handle, settle=self._settle)
         worker = threading.Thread(target=self._train, name="training", daemon=True)
@@ -107,6 +111,10 @@ class Runner:
             for channel in self._channels.values():
                 channel.stop()
             self._journal.write()
+
+    def _forget(self) -> None:
+        self._node.doubt()
+        self._forgotten.set()
 
     def _handle(self, message: Message) -> None:
         mine = self._turn if ROUTES[type(message)].link == "wan" else None

@@ -18,14 +18,19 @@ class Speaker:
 
     def __init__(self):
         self._said = False
+        self.order = []
 
     def hello(self, online):
         return Status("cloud", "cloud", online)
+
+    def doubt(self):
+        self.order.append("doubt")
 
     def restore(self):
         yield GlobalModel("run", 7, (), Training(), {})
 
     def handle(self, message, now):
+        self.order.append(type(message).__name__)
         yield from ()
 
     def tick(self, now):
@@ -47,13 +52,15 @@ def retained(broker, name):
 def test_a_broker_that_has_forgotten_everything_is_told_again(mosquitto):
     mosquitto.start()
     journal = Journal()
-    runner = Runner(Speaker(), {"wan": MqttChannel(mosquitto.broker, "speaker", [], journal)}, journal)
+    node, filters = Speaker(), [subscription(mosquitto.broker.root, Status)]
+    runner = Runner(node, {"wan": MqttChannel(mosquitto.broker, "speaker", filters, journal)}, journal)
     stop = threading.Event()
     thread = threading.Thread(target=runner.run, args=(stop,))
     thread.start()
     try:
         assert retained(mosquitto.broker, "before") is not None
         mosquitto.stop()  # no persistence: sessions and retained messages are gone
+        node.order.clear()
         mosquitto.start()
         until = time.monotonic() + 20
         while journal.snapshot().get("sent.Status", 0) < 2:
@@ -62,6 +69,8 @@ def test_a_broker_that_has_forgotten_everything_is_told_again(mosquitto):
         found = retained(mosquitto.broker, "after")
         assert found is not None
         assert found.round == 7
+        assert node.order.index("doubt") == 0  # before anything of the new session
+        assert "Status" in node.order
     finally:
         stop.set()
         thread.join()

@@ -68,7 +68,7 @@ def test_stopped_and_gone_on_with_by_another_number_of_workers(tmp_path):
             update={**real, "total": two.total.model_copy(update=real)}
         )
     weights = whole.weights(), parts.weights()
-    assert weights[0].keys() == weights[1].keys() == {"trunk", "overlay-1", "overlay-2"}
+    assert weights[0].keys() == weights[1].keys() == {"trunk", "head", "overlay-1", "overlay-2"}
     for part, arrays in weights[0].items():
         for name, array in arrays.items():
             assert array.tobytes() == weights[1][part][name].tobytes(), (part, name)

@@ -96,3 +96,15 @@ def test_the_next_round_is_opened_before_the_last_is_measured_and_closed_after()
     assert list(node.work(0)) == []
     list(node.tick(3))
     assert (node.round, node.phase, measured) == (3, "collecting", [1.0])
+
+
+def test_who_shows_himself_to_a_broker_that_has_forgotten_him_is_not_doubted_after_that():
+    node = cloud(per_round=None)
+    opened(node, ("a", "b"))
+    list(node.handle(update("a"), 1))
+    node.doubt()
+    list(node.handle(Status("b", "device", online=True, samples=4), 2))
+    list(node.restore())  # the runner's loop comes later than the first messages
+    for now in range(3, 95):
+        list(node.tick(float(now)))
+    assert node.about()["devices"] == 1  # a has said nothing since, b needs not say it twice

@@ -1,103 +1,167 @@
-"""`emo selftest` trains a real step and brings a real frame back, and says in a sentence what a machine cannot do."""
+"""A version is served when it answers as it did where it was exported; the one before goes on where it does not."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
-import torch
+from onnx import TensorProto, helper, numpy_helper, save
 
-from device_app import selftest
-from emo import cli, cli_selftest, frame, models
-from emo.config import DeviceConfig, Model, Tap
-from emo.errors import FrameError, ModelError
+from cloud_app import selftest
+from cloud_app.batching import Limits
+from cloud_app.loading import Models
+from cloud_app.protocol import Served
+from cloud_app.repository import Repository
+from cloud_app.request import Refused
+from emo.errors import ServeError
 
-
-@pytest.fixture(autouse=True)
-def _threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+LABELS = ("cat", "dog")
 
 
-def interpreter(tmp_path, monkeypatch, script):
-    """What `emo selftest` starts is `script`, not Python."""
-    fake = tmp_path / "python"
-    fake.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
-    fake.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(fake))
+def write(path, scale=1.0, dtype=TensorProto.FLOAT):
+    """logits: two features of each sample, times `scale`; probabilities: their softmax."""
+    nodes = [
+        helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    weights = [numpy_helper.from_array(np.float32(scale), "scale")]
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
+        for name in ("logits", "probabilities")
+    ]
+    inputs = [helper.make_tensor_value_info("images", dtype, ["n", 2])]
+    graph = helper.make_graph(nodes, "two", inputs, outputs, weights)
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    return path
 
 
-def test_it_measures_a_step_and_a_batch():
-    found = selftest.check(DeviceConfig(id="d", model=Model(name="vgg6", width=0.125, input=(3, 32, 32))))
-    assert found["model"] == "vgg6"
-    assert found["torch"] == torch.__version__
-    assert 0 < found["loss"] < 20
-    assert 0 < found["bytes"] < found["raw_bytes"]
-    assert found["frames"] == 1
+def opened(path):
+    return Served.open(path, "two", 1, LABELS, 1)
 
 
-def test_it_tries_the_codec_and_the_chunks_of_the_configuration():
-    config = DeviceConfig.model_validate(
-        {"id": "d", "tap": {"codec": "fp32", "enabled": False}, "lan": {"chunk_kib": 4}, "edge": None}
-    )
-    found = selftest.check(config)
-    assert found["codec"] == "fp32"
-    assert found["frames"] > 1
-    assert found["bytes"] > 4096
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.UINT8])
+def test_a_file_passes_its_own_test(tmp_path, dtype):
+    onnx = write(tmp_path / "a.onnx", dtype=dtype)
+    stored = selftest.make(onnx)
+    selftest.check(opened(onnx), stored)
+    selftest.check(opened(onnx), None)
+    assert stored == selftest.make(onnx)
 
 
-def test_a_machine_that_damages_frames_is_found_out(monkeypatch):
-    real = frame.unpack
-
-    def damaged(kind, payload):
-        message = real(kind, payload)
-        labels = message.labels.copy()
-        labels[0] += 1
-        return type(message)(**{**message.__dict__, "labels": labels})
-
-    monkeypatch.setattr(frame, "unpack", damaged)
-    with pytest.raises(FrameError, match="does not come back"):
-        selftest.check(DeviceConfig(id="d", tap=Tap(codec="fp32")))
-
-
-@pytest.mark.parametrize(("value", "says"), [(0.0, "changes no weight"), (np.nan, "not finite")])
-def test_a_machine_that_does_not_learn_is_found_out(monkeypatch, value, says):
-    real = models.weights
-
-    def wrong(module):
-        return {name: np.full_like(array, value) for name, array in real(module).items()}
-
-    monkeypatch.setattr(models, "weights", wrong)
-    with pytest.raises(ModelError, match=says):
-        selftest.check(DeviceConfig(id="d"))
-
-
-def test_the_command_starts_it_in_a_process_of_its_own(capsys):
-    assert cli.main(["selftest", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["ok"] is True
-    assert found["model"] == "cnn"
-
-
-def test_a_configuration_that_is_wrong_is_said(tmp_path, capsys):
-    wrong = tmp_path / "device.yaml"
-    wrong.write_text("id: d\nmodel: {name: nothing}\n", encoding="utf-8")
-    assert cli.main(["selftest", "--config", str(wrong)]) == 1
-    assert "nothing" in capsys.readouterr().err
+def test_other_weights_and_answers_that_are_not_finite_do_not(tmp_path):
+    stored = selftest.make(write(tmp_path / "a.onnx"))
+    selftest.check(opened(write(tmp_path / "b.onnx", 1.001)), stored)  # as another processor may round
+    with pytest.raises(ServeError, match=r"model 'two' version 1: self-test: logits is off by 0\.\d+ "):
+        selftest.check(opened(write(tmp_path / "b.onnx", 1.1)), stored)
+    broken = opened(write(tmp_path / "c.onnx", np.nan))
+    for each in (stored, None):
+        with pytest.raises(ServeError, match="no finite answer"):
+            selftest.check(broken, each)
 
 
 @pytest.mark.parametrize(
-    ("script", "says"),
+    "change",
     [
-        ("kill -ILL $$", "SIGILL"),
-        ("kill -KILL $$", "out of memory"),
-        ("echo no torch >&2; exit 1", "no torch"),
+        lambda stored: stored.pop("answer"),
+        lambda stored: stored.update(request=[]),
+        lambda stored: stored["request"].update(inputs=[]),
+        lambda stored: stored["answer"]["outputs"].pop(),
+        lambda stored: stored["answer"]["outputs"][0]["data"].pop(),
+        lambda stored: stored["answer"]["outputs"][0].update(data=["a"]),
+        lambda stored: stored["answer"]["outputs"][1].update(data=[float("nan")] * 4),
+        lambda stored: stored["request"]["inputs"][0].update(shape=[4, 1]),
     ],
 )
-def test_a_process_that_dies_is_told_in_a_sentence(tmp_path, monkeypatch, script, says):
-    interpreter(tmp_path, monkeypatch, script)
-    found = cli_selftest.run([])
-    assert found["ok"] is False
-    assert says in found["error"]
-    assert ("2.9.1" in found["error"]) == (says == "SIGILL")
+def test_a_damaged_test_is_none(tmp_path, change):
+    onnx = write(tmp_path / "a.onnx")
+    stored = json.loads(selftest.make(onnx))
+    change(stored)
+    with pytest.raises(ServeError, match="model 'two' version 1: self-test: "):
+        selftest.check(opened(onnx), json.dumps(stored))
+
+
+@pytest.fixture
+def repository(tmp_path):
+    made = Repository(tmp_path / "models")
+    add(made, tmp_path)
+    return made
+
+
+def add(repository, folder, scale=1.0, stored=None):
+    onnx = write(folder / "in.onnx", scale)
+    return repository.add("two", onnx, LABELS, (2,), "float32", stored or selftest.make(onnx))
+
+
+def started(repository):
+    models = Models(repository, Limits(), 1)
+    models.start()
+    return models
+
+
+def served(models):
+    return models.find("two", None).served.signature.version
+
+
+def test_the_newest_that_passes_is_served_at_start(repository, tmp_path):
+    assert served(started(repository)) == 1
+    add(repository, tmp_path)
+    assert served(started(repository)) == 2
+    add(repository, tmp_path, 2.0, repository.selftest("two", 1))
+    models = started(repository)
+    assert served(models) == 2
+    assert (models.loads, models.load_failures) == (2, 1)
+    repository.promote("two", 1)
+    assert served(started(repository)) == 1
+
+
+def test_a_failed_version_is_tried_once_and_again_when_asked_for(repository, tmp_path):
+    models = started(repository)
+    add(repository, tmp_path, 2.0, repository.selftest("two", 1))
+    for _ in range(3):
+        models.refresh()
+    assert (served(models), models.load_failures) == (1, 1)
+    with pytest.raises(ServeError, match="is off by"):
+        models.load("two")
+    assert (served(models), models.load_failures) == (1, 2)
+    add(repository, tmp_path)
+    models.refresh()
+    assert served(models) == 3
+    assert [(row["version"], row["state"]) for row in models.index(ready=False)] == [
+        ("1", "UNAVAILABLE"),
+        ("2", "UNAVAILABLE"),
+        ("3", "READY"),
+    ]
+
+
+def test_no_version_that_can_be_served_ends_the_start(tmp_path):
+    repository = Repository(tmp_path / "models")
+    with pytest.raises(ServeError, match="holds no model"):
+        started(repository)
+    add(repository, tmp_path, np.nan, '{"request": {}, "answer": {"outputs": []}}')
+    with pytest.raises(ServeError, match="self-test"):
+        started(repository)
+
+
+def test_unloaded_stays_so_until_it_is_loaded_by_name(repository):
+    models = started(repository)
+    models.unload("two")
+    models.refresh()
+    with pytest.raises(Refused, match="there are: none"):
+        models.find("two", None)
+    with pytest.raises(Refused):
+        models.unload("two")
+    assert models.index(ready=False)[0]["reason"] == "unloaded"
+    models.load("two")
+    assert served(models) == 1
+    assert len(models.stats()) == 1  # its figures went on
+
+
+def test_a_new_name_is_taken_up_and_one_that_went_is_not_dropped(repository, tmp_path):
+    models = started(repository)
+    repository.add("more", write(tmp_path / "in.onnx"), LABELS, (2,), "float32")
+    models.refresh()
+    assert [slot.served.signature.name for slot in models.loaded()] == ["two", "more"]
+    repository.root.rename(tmp_path / "away")
+    models.refresh()
+    assert served(models) == 1
+    assert [row["state"] for row in models.index(ready=True)] == ["READY", "READY"]

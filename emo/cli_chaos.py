@@ -1,0 +1,39 @@
+"""The composition root's part for faults: `emo chaos`. Imports the testbed inside the command."""
+
+import argparse
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from emo.errors import ConfigError
+from emo.extras import needs
+from emo.runner import stop_on
+
+Add = Callable[[str, object, str], argparse.ArgumentParser]
+
+
+def commands(add: Add) -> None:
+    """`add(name, run, help)` makes the parser of the command."""
+    chaos = add("chaos", _chaos, "a fleet on this machine under faults: does the run still end right?")
+    option = chaos.add_argument
+    option("--seed", type=int, default=1, help="of the first schedule; the same seed, the same schedule (1)")
+    option("--seeds", type=int, default=1, help="so many runs, with this seed and those after it (1)")
+    option("--faults", type=int, default=50, help="of each run (50)")
+    option("--rounds", type=int, default=12, help="FL rounds of each run; every third seed has a third (12)")
+    option("--over", type=float, metavar="S", help="seconds that the faults are spread over (two a second)")
+    option("--soak", type=float, metavar="MINUTES", help="no faults, for so long: does any process grow?")
+    option("--out", type=Path, metavar="DIR", help="what a run wrote goes here if it broke a rule")
+    option("--keep", action="store_true", help="and if it did not")
+    option("--json", type=Path, metavar="FILE", help="write what came of it to FILE, after each run")
+
+
+def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:
+    if min(args.seed, args.faults) < 0 or min(args.seeds, args.rounds) < 1 or (args.over or 1.0) <= 0:
+        raise ConfigError("--seed and --faults are 0 or more, --seeds and --rounds 1 or more, --over above 0")
+    if args.keep and args.out is None:
+        raise ConfigError("--keep: where? Say --out DIR.")
+    stop_on(stop, signal.SIGINT)  # SIGINT ends the fleet in good order
+    with needs("demo"):
+        from testbed import chaos, soak
+    return chaos.run(args, stop) if args.soak is None else soak.run(args, stop)

@@ -1,0 +1,117 @@
+"""A run of `emo chaos`, judged: reads all that its tiers left behind, and asks the endpoint.
+
+Knows where each tier keeps what. The rules are invariants.py's, what is computed anew is chaos_replay.py's.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cloud_app import saved
+from cloud_app.ensemble import HEAD, OVERLAY, TRUNK
+from cloud_app.predict import predict
+from edge_app.cache.disk import DiskCache
+from emo.errors import EmoError
+from testbed import chaos_replay, invariants
+from testbed.chaos_fleet import EDGES, Fleet, Plan
+from testbed.chaos_process import Tier
+from testbed.chaos_run import Seen
+from testbed.invariants import Violation
+
+_START_S = 120.0
+
+
+def check(fleet: Fleet, plan: Plan, seen: Seen) -> list[Violation]:
+    """Every violation of what must hold; the fleet has ended."""
+    wrong, logs = list[Violation](), dict[str, list[invariants.Event]]()
+    for name, folder in fleet.states():
+        logs[name], broken = invariants.read(folder / "events.jsonl")
+        wrong += broken
+    rounds = invariants.Rounds(logs["cloud"], plan.rounds, plan.strict)
+    wrong += rounds.violations
+    wrong += invariants.devices({name: logs[name] for name in fleet.devices}, rounds)
+    steps = max(edge.overlay.checkpoint_steps for edge in fleet.edges.values())
+    wrong += invariants.edges({name: logs[name] for name in EDGES}, rounds.run, steps)
+    wrong += invariants.ended(seen.finished, seen.exits, seen.stubborn)
+    wrong += [Violation("forward", text) for text in seen.backwards]
+    wrong += invariants.quiet({name: _printed(process.log) for name, process in fleet.processes().items()})
+    whole = {number: rounds.closed[number] for number in _gapless(rounds.closed)}
+    held, strange = _cached(fleet, len(whole))
+    wrong += strange
+    again = chaos_replay.replay(fleet.cloud, fleet.devices, whole, held)
+    wrong += chaos_replay.cached(held, again)
+    parts: Mapping[str, Any] = {}
+    if seen.finished:
+        try:
+            parts = saved.read(fleet.cloud.state_dir)[1]
+        except EmoError as error:
+            wrong.append(Violation("served", str(error)))
+        expected = EDGES.keys() - invariants.untrained({name: logs[name] for name in EDGES})
+        wrong += _served(fleet, parts, expected)
+    final = {f"{part}.{name}": array for part in (TRUNK, HEAD) for name, array in parts.get(part, {}).items()}
+    return wrong + chaos_replay.compare(whole, again, final or None)
+
+
+def _gapless(closed: Mapping[int, object]) -> range:
+    """Rounds 1 to the last before a gap."""
+    last = 0
+    while last + 1 in closed:
+        last += 1
+    return range(1, last + 1)
+
+
+def _cached(fleet: Fleet, rounds: int) -> tuple[dict[chaos_replay.Batch, int], list[Violation]]:
+    """What the caches hold, and what in them is damaged or of a round that never was."""
+    held, wrong = dict[chaos_replay.Batch, int](), list[Violation]()
+    for edge, config in fleet.edges.items():
+        with DiskCache(config.cache.dir) as cache:
+            for device, batch in list(cache.keys()):
+                entry = cache.get(device, batch)
+                if entry is not None and 1 <= entry.version // fleet.cloud.training.epochs <= rounds:
+                    held[device, batch, entry.version] = chaos_replay.crc(entry.activations)
+                elif entry is not None:
+                    text = (
+                        f"{edge}: batch {batch} of {device}, version {entry.version}: there was no such round"
+                    )
+                    wrong.append(Violation("cache", text))
+            if damaged := cache.stats()["damaged"]:
+                wrong.append(Violation("cache", f"{edge}: {damaged} files are not what their names say"))
+    return held, wrong
+
+
+def _served(fleet: Fleet, parts: Mapping[str, Any], expected: Iterable[str]) -> list[Violation]:
+    wrong = []
+    lost = sorted(edge for edge in expected if OVERLAY + edge not in parts)
+    if lost:
+        wrong.append(Violation("served", f"the ensemble is without {', '.join(lost)}"))
+    models = str(fleet.cloud.export.models)
+    endpoint = Tier("endpoint", fleet.folder, ["serve", "--models", models, "--port", "0"])
+    endpoint.start()
+    try:
+        result = json.loads((fleet.cloud.state_dir / "result.json").read_text(encoding="utf-8"))
+        label, probability = predict(_url(endpoint), "emo", Path(result["sample"]["image"]))[0]
+        if label not in set("0123456789") or not (math.isfinite(probability) and 0 < probability <= 1):
+            wrong.append(Violation("served", f"the endpoint answers {label!r} with {probability}"))
+    except (EmoError, OSError, ValueError, KeyError, TypeError) as error:
+        wrong.append(Violation("served", f"the endpoint does not answer: {error}"))
+    finally:
+        endpoint.stop(20)
+    return wrong
+
+
+def _url(endpoint: Tier) -> str:
+    """Raises TimeoutError with the end of its log."""
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until and endpoint.alive():
+        for line in _printed(endpoint.log).splitlines():
+            if line.startswith("serving ") and " at http" in line:
+                return line.rsplit(" at ", 1)[1].strip()
+        time.sleep(0.1)
+    raise TimeoutError(f"it does not start: {_printed(endpoint.log)[-500:]}")
+
+
+def _printed(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
