@@ -2,7 +2,7 @@
 
 Knows the paper's setting and folders of runs. Knows no table and no plot.
 
-`small` fits two cores and half an hour: a quarter of the width, ROUNDS rounds of PER_ROUND devices.
+`small` is for two cores: a quarter of the width, ROUNDS rounds of PER_ROUND devices.
 """
 
 import argparse
