@@ -53,7 +53,6 @@ class EdgeNode:
     ) -> None:
         """`device`: where the overlay trains ("cpu", "cuda"). `table`, `checkpoint`: where the controller's log and
         the overlay are kept, None in a simulation. `trainer`: a Trainer or what is one. Raises ModelError."""
-        self.done = False
         self._config, self._cache, self._journal = config, cache, journal
         self._shape = models.split_shape(config.model)
         self._controller, self._table = Controller(**config.controller.model_dump()), table
@@ -63,7 +62,7 @@ class EdgeNode:
             return trainer(models.overlay(config.model, config.overlay.seed), config.overlay, device)
 
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
-        self._run, self._last = "", 0.0
+        self.done, self._run, self._last = False, "", 0.0
         self._newest = self._rounds = self._received = self._missed = 0
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
