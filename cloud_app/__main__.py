@@ -118,9 +118,8 @@ def finish(
         edges={edge: saved.Edge(**counts) for edge, counts in edges.items()},
     )
     parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
-    unkept = _keep(
-        config.state_dir, record, parts
-    )  # first: where there is nothing to publish, `emo export` may help
+    # First: where there is nothing to publish, `emo export` may help.
+    unkept = _keep(config.state_dir, record, parts)
     wanted = Choice(choice.combine, choice.head, choice.fit, config.export.int8)
     to = config.export.models, config.export.name
     published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)

@@ -1,7 +1,8 @@
 """`emo chaos --soak MINUTES`: a fleet that is left alone, round after round: does any process grow?
 
 Knows processes, their memory and their open files. Injects nothing and judges no round. A straight line is laid through
-what each process held (RSS) after a quarter of the time: before that, caches and allocators fill.
+what each process held after a quarter of the time: before that, caches and allocators fill. What it held is anonymous
+memory, as /proc has it; pages of libraries and files come and go with what else the machine does.
 """
 
 import argparse
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
 
 
 def slope(rows: list[tuple[float, int, int]]) -> dict[str, Any]:
-    """`rows`: (seconds, bytes of memory, open files), in order of time. Memory in MiB; `percent_an_hour`: how much of
+    """`rows`: (seconds, bytes of anonymous memory, open files), in order of time. Memory in MiB; `percent_an_hour`: how much of
     what it held after the warm-up a process would gain in an hour, by least squares."""
     rows = [row for row in rows if row[0] >= _WARM_UP * rows[-1][0]]
     seconds, memory, files = (np.array(column, np.float64) for column in zip(*rows, strict=True))
@@ -78,7 +79,8 @@ def slope(rows: list[tuple[float, int, int]]) -> dict[str, Any]:
 def _held(process: Process) -> tuple[int, int]:
     try:
         found = psutil.Process(process.pid)
-        return found.memory_info().rss, found.num_fds()
+        memory = found.memory_info()
+        return memory.rss - getattr(memory, "shared", 0), found.num_fds()  # Linux says how much is of files
     except psutil.Error as error:
         text = process.log.read_text(encoding="utf-8", errors="replace")[-1000:]
         raise EmoError(f"{process.name} has ended with {process.status()}: {text}") from error
