@@ -17,6 +17,7 @@ from edge_app.cache.disk import DiskCache
 from emo.errors import EmoError
 from testbed import chaos_replay, invariants
 from testbed.chaos_fleet import EDGES, Fleet, Plan
+from testbed.chaos_plan import schedule
 from testbed.chaos_process import Tier
 from testbed.chaos_run import Seen
 from testbed.invariants import Violation
@@ -30,7 +31,9 @@ def check(fleet: Fleet, plan: Plan, seen: Seen) -> list[Violation]:
     for name, folder in fleet.states():
         logs[name], broken = invariants.read(folder / "events.jsonl")
         wrong += broken
-    rounds = invariants.Rounds(logs["cloud"], plan.rounds, plan.strict)
+    faults = schedule(plan.seed, plan.faults, plan.over_s, fleet.targets())
+    full = any((fault.kind, fault.target) == ("disk", "cloud") for fault in faults)
+    rounds = invariants.Rounds(logs["cloud"], plan.rounds, plan.strict, full)
     wrong += rounds.violations
     wrong += invariants.devices({name: logs[name] for name in fleet.devices}, rounds)
     steps = max(edge.overlay.checkpoint_steps for edge in fleet.edges.values())

@@ -61,13 +61,15 @@ class Rounds:
 
     `closed`: by number. `run`: its name, empty when none began."""
 
-    def __init__(self, events: Iterable[Event], rounds: int, strict: bool) -> None:
-        """`rounds`: of the whole run. `strict`: nobody may have been left out."""
+    def __init__(self, events: Iterable[Event], rounds: int, strict: bool, full: bool = False) -> None:
+        """`rounds`: of the whole run. `strict`: nobody may have been left out. `full`: the cloud's disk was, for a while,
+        so that it may have gone back to a round that it had closed, to close it again with the same members and bits."""
         self.run = ""
         self.closed: dict[int, Closed] = {}
         self.violations: list[Violation] = []
-        self._rounds, self._strict = rounds, strict
+        self._rounds, self._strict, self._full = rounds, strict, full
         self._open = 0
+        self._again = set[int]()  # closed, and open once more
         self._asked: dict[int, frozenset[str]] = {}
         self._counted: dict[int, dict[str, int]] = {}  # as it stands now
         self._ever: dict[int, dict[str, int]] = {}  # restarts forget some of them
@@ -101,9 +103,14 @@ class Rounds:
         number, counted = event["round"], set(event["counted"])
         if event["run"] != self.run:
             self._wrong("forward", f"the cloud went on with run {event['run']} in place of {self.run}")
+        collecting = event["phase"] == "collecting"
+        if self._full and event["phase"] in {"collecting", "waiting"}:
+            self._again |= {each for each in self.closed if each >= number}
+            self._counted = {each: told for each, told in self._counted.items() if each < number}
+            self._open = min(self._open, number if collecting else number - 1)
         if number < self._open:
             self._wrong("forward", f"the cloud was in round {self._open} and went on with round {number}")
-        if event["phase"] != "collecting":
+        if not collecting:
             return
         ever = self._ever.get(number, {})
         if strange := counted - ever.keys():
@@ -126,7 +133,7 @@ class Rounds:
     def _count(self, event: Event) -> None:
         number, device = event["round"], event["device"]
         counted = self._counted.setdefault(number, {})
-        if number != self._open or number in self.closed:
+        if number != self._open or number in self.closed.keys() - self._again:
             self._wrong(
                 "counted", f"an update of {device} for round {number} was counted in round {self._open}"
             )
@@ -143,6 +150,7 @@ class Rounds:
         if number in self.closed:  # killed after the line, before the next checkpoint: it is written again
             if found != self.closed[number]:
                 self._wrong("closed", f"round {number} was closed twice, and not with the same members")
+            self._again.discard(number)
             return
         if number != len(self.closed) + 1:
             self._wrong("forward", f"round {number} was closed after round {len(self.closed)}")

@@ -65,8 +65,8 @@ STORY = [
 ]
 
 
-def found(story, strict=True, rounds=2):
-    return Rounds(story, rounds, strict).violations
+def found(story, strict=True, rounds=2, full=False):
+    return Rounds(story, rounds, strict, full).violations
 
 
 def changed(*changes):
@@ -204,3 +204,17 @@ def test_a_log_is_read(tmp_path):
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in STORY))
     assert invariants.read(tmp_path / "events.jsonl") == (STORY, [])
     assert [each.invariant for each in invariants.read(tmp_path / "none")[1]] == ["logs"]
+
+
+BACK = [resumed(2, "collecting", ["a", "c"]), counted(2, "c"), counted(2, "a")]
+
+
+@pytest.mark.parametrize("back", [BACK, [resumed(2, "waiting"), opened(2, "a", "c"), *BACK[1:]]])
+def test_a_round_is_counted_again_only_where_the_disk_was_full_and_comes_to_the_same(back):
+    story = [*STORY[:-3], *back, closed(2, "c", "a"), EXPORTED]
+    assert found(story, full=True) == []
+    assert {each.invariant for each in found(story)} & {"counted"}
+    other = [*STORY[:-3], *back, closed(2, "c", "a") | {"digest": "other"}, EXPORTED]
+    assert [each.invariant for each in found(other, full=True)] == ["closed"]
+    twice = [*STORY[:-3], *back, counted(2, "a"), closed(2, "c", "a"), EXPORTED]
+    assert [each.invariant for each in found(twice, full=True)] == ["counted"]
