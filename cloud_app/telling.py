@@ -39,12 +39,13 @@ class Telling:
         closed, accuracy = self.closed, None
         if closed is None:
             return False
+        mark = digest(weights)
         try:
             if self._evaluate is not None and closed.round % self._rounds.evaluate_every == 0:
                 accuracy = round(self._evaluate(weights)[0], 4)
         finally:
             with lock:
-                said = {"of": self._rounds.rounds, "accuracy": accuracy, "digest": digest(weights)}
+                said = {"of": self._rounds.rounds, "accuracy": accuracy, "digest": mark}
                 self._journal.event("round", run=run, **said, **closed.model_dump())
                 self.closed = None
         text = "" if accuracy is None else f", accuracy {accuracy:.2%}"

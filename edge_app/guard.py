@@ -49,11 +49,14 @@ class Guard:
                 f"batch {batch.batch} of {batch.device}: this edge takes {self._free} different ones of a device, numbered "
                 "from 0 (cache.device_batches)"
             )
-        if self.served[batch.device] < self._most(self.served, batch.device):
+        had = self.served[batch.device]
+        if had < self._free or had < self._most(
+            self.served, batch.device
+        ):  # seldom comes to the median of all
             return True
         self._journal.problem(
             "activations.over_share",
-            f"{batch.device} has sent {self.served[batch.device]} batches, {_TIMES} times what others send; no more of it "
+            f"{batch.device} has sent {had} batches, {_TIMES} times what others send; no more of it "
             "until they have (cache.device_batches)",
         )
         return False

@@ -27,6 +27,8 @@ edges:
   edge-2: [device-03]
 """
 
+LINKS = {"wan": None, "lan": "edge-1"}  # and whose broker it is
+
 
 def emo(*words):
     code = main([str(word) for word in words])

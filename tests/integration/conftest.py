@@ -1,13 +1,16 @@
-"""One endpoint for all tests here: `tiny` takes uint8 (its second version), `real` float32."""
+"""One endpoint for all tests here: `tiny` takes uint8 (its second version), `real` float32. A site of brokers with TLS for
+the tests of a file."""
 
 import http.client
 import json
 import re
 
 import pytest
+from secured import LINKS, Rogue, Site
 from serving import LABELS, add, serving, write
 
 from cloud_app.repository import Repository
+from emo import tls
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +52,26 @@ def repository(tmp_path):
     made = Repository(tmp_path / "models")
     add(made, tmp_path)
     return made
+
+
+@pytest.fixture(scope="module")
+def site(mosquitto_program, tmp_path_factory):
+    made = Site(tmp_path_factory.mktemp("site"), mosquitto_program)
+    made.lines = {link: made.broker(edge) for link, edge in LINKS.items()}
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def client(site):
+    """A client of `name` at the WAN or the LAN broker."""
+    made = []
+
+    def connect(link, name, **options):
+        made.append(Rogue(site.lines[link], tls.context(site.node(name)), f"emo-{name}-{link}", **options))
+        assert made[-1].connected, made[-1].refused
+        return made[-1]
+
+    yield connect
+    for each in made:
+        each.close()

@@ -6,14 +6,13 @@ import re
 import time
 
 import pytest
-from secured import Rogue, Site
+from secured import LINKS, Rogue
 
 from emo import tls
 
 NODES = ("cloud", "edge-1", "edge-2", "device-01", "device-02", "device-03")
 STRANGER = "device-99"  # has a certificate, and is in no fleet.yaml
 IDS = (*NODES, STRANGER)
-LINKS = {"wan": None, "lan": "edge-1"}
 
 # Who may write where, by hand from docs/protocol.md, at the WAN broker and at that of edge-1.
 WRITES = {
@@ -83,29 +82,6 @@ TOPICS = [f"emo/{topic}" for topic in universe()] + [
     "$share/g/emo",
     "/emo",
 ]
-
-
-@pytest.fixture(scope="module")
-def site(mosquitto_program, tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"), mosquitto_program)
-    made.lines = {link: made.broker(edge) for link, edge in LINKS.items()}
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(site):
-    """A client of `name` at the WAN or the LAN broker."""
-    made = []
-
-    def connect(link, name, **options):
-        made.append(Rogue(site.lines[link], tls.context(site.node(name)), f"emo-{name}-{link}", **options))
-        assert made[-1].connected, made[-1].refused
-        return made[-1]
-
-    yield connect
-    for each in made:
-        each.close()
 
 
 @pytest.mark.parametrize("link", LINKS)

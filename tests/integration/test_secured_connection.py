@@ -21,31 +21,6 @@ from emo.mqtt import MqttChannel
 from emo.mqtt_probe import probe
 from emo.topics import subscription
 
-LINKS = {"wan": None, "lan": "edge-1"}
-
-
-@pytest.fixture(scope="module")
-def site(mosquitto_program, tmp_path_factory):
-    made = Site(tmp_path_factory.mktemp("site"), mosquitto_program)
-    made.lines = {link: made.broker(edge) for link, edge in LINKS.items()}
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def client(site):
-    """A client of `name` at the WAN or the LAN broker."""
-    made = []
-
-    def connect(link, name, **options):
-        made.append(Rogue(site.lines[link], tls.context(site.node(name)), f"emo-{name}-{link}", **options))
-        assert made[-1].connected, made[-1].refused
-        return made[-1]
-
-    yield connect
-    for each in made:
-        each.close()
-
 
 def reference(site, link, name, files=None):
     return site.lines[link].broker.model_copy(update={"tls": files or site.node(name)})

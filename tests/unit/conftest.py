@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from edge_app.cache.disk import DiskCache
+from emo.pki import authority
 
 
 @pytest.fixture
@@ -19,3 +20,9 @@ def one_thread():
 def disk(tmp_path):
     with DiskCache(tmp_path) as cache:
         yield cache
+
+
+@pytest.fixture
+def ca(tmp_path):
+    authority.init(tmp_path / "ca", "EMO", 3650, None)
+    return tmp_path / "ca"

@@ -4,6 +4,7 @@ import json
 import stat
 
 import pytest
+from authorities import issue, request
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -15,22 +16,6 @@ from emo.cli import main
 from emo.errors import CertificateError
 from emo.pki import authority, form, node, pem
 from emo.pki.authority import Authority
-
-
-@pytest.fixture
-def ca(tmp_path):
-    authority.init(tmp_path / "ca", "EMO", 3650, None)
-    return tmp_path / "ca"
-
-
-def request(folder, name):
-    node.request(folder / name, name)
-    return folder / name / "node.csr"
-
-
-def issue(ca, name, kind="node", hosts=(), days=365):
-    csr = pem.request(request(ca.parent, name))
-    return Authority(ca).issue(csr, name, kind, hosts, days)
 
 
 def run(*words):

@@ -5,27 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from authorities import issue, request
 
 from emo.cli import _parser
 from emo.errors import CertificateError
-from emo.pki import authority, form, node, pem
+from emo.pki import authority, form, pem
 from emo.pki.authority import Authority
-
-
-@pytest.fixture
-def ca(tmp_path):
-    authority.init(tmp_path / "ca", "EMO", 3650, None)
-    return tmp_path / "ca"
-
-
-def request(folder, name):
-    node.request(folder / name, name)
-    return folder / name / "node.csr"
-
-
-def issue(ca, name, kind="node", hosts=(), days=365):
-    csr = pem.request(request(ca.parent, name))
-    return Authority(ca).issue(csr, name, kind, hosts, days)
 
 
 def states(ca):
