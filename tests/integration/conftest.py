@@ -5,12 +5,20 @@ import http.client
 import json
 import re
 
+import paho.mqtt.client as paho
 import pytest
 from secured import LINKS, Rogue, Site
 from serving import LABELS, add, serving, write
 
 from cloud_app.repository import Repository
 from emo import tls
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Reconnects within a tenth of a second in place of one to fifteen."""
+    wait = paho.Client.reconnect_delay_set
+    monkeypatch.setattr(paho.Client, "reconnect_delay_set", lambda self, *_args: wait(self, 0.05, 0.1))
 
 
 @pytest.fixture(scope="session")

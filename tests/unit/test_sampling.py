@@ -66,9 +66,6 @@ def test_policies_are_what_the_configuration_calls_them():
     assert list(POLICIES.values()) == [Mixed, Uniform, Importance, Fresh]
 
 
-# --- all of them
-
-
 @every_policy
 @given(todo=calls)
 @settings(max_examples=60, deadline=None)
@@ -173,9 +170,6 @@ def test_same_seed_same_keys(policy):
     assert draws[0] == draws[1] != draws[2]
 
 
-# --- mixed
-
-
 @given(st.lists(st.integers(0, 9) | st.just(None), max_size=80), st.integers(0, 99))
 def test_mixed_new_batches_newest_first_before_any_replay(todo, seed):
     one, fresh, known = Mixed(np.random.default_rng(seed)), [], set()
@@ -207,9 +201,6 @@ def test_uniform_does_not_prefer_what_is_new():
     one.add(("d", 9), 9)
     counts = Counter(one.pick()[0][1] for _ in range(5000))
     assert as_expected([counts[batch] for batch in range(10)])
-
-
-# --- importance
 
 
 @given(
@@ -273,9 +264,6 @@ def test_a_new_version_has_no_loss():
     one.add(("d", 0), 9)
     assert np.isnan(one.column("loss")[0])
     assert list(one.column("trained")) == [0, 1]
-
-
-# --- fresh
 
 
 def test_fresh_falls_by_half_in_a_half_life():
