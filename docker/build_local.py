@@ -236,6 +236,10 @@ def _lines(archs: list[str], rows: list[str], notes: list[str], seconds: float, 
     yield "capabilities, and with /tmp and its own folder to write to:"
     yield ""
     yield from (f"- {note}" for note in notes)
+    yield ""
+    yield "Not run by this: Docker, buildx and compose themselves (the compose files are held to the specification's schema, and what"
+    yield "they run was run out of the images as they say); the edge with CUDA; edge and coordinator for arm64 (their torch is in"
+    yield "PyTorch's own index only); a Raspberry Pi, a Jetson."
 
 
 def _system() -> str:
