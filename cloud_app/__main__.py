@@ -40,6 +40,11 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
 
     Raises EmoError on what does not fit, before anything connects; QuorumError when devices stay away.
     """
+    with files.alone(config.state_dir):
+        return _run(config, stop, new)
+
+
+def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
     _, test = data.load(config.data)
     data.must_fit(test, config.model)

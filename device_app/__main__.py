@@ -1,5 +1,6 @@
 """Runs one device, or several in one process: each has its own connections; they train in turn."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Sequence
@@ -7,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from device_app.node import DeviceNode
-from emo import data
+from emo import data, files
 from emo.config import DeviceConfig
 from emo.heartbeat import Heart, beating
 from emo.journal import Journal
@@ -21,9 +22,12 @@ def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 
     """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
     torch.set_num_threads(configs[0].threads)
     turn = threading.Semaphore(parallel)
-    made = [_runner(config, turn) for config in configs]
-    threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in made]
-    with beating([heart for _, heart in made]):
+    with contextlib.ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(files.alone(config.state_dir))
+        made = [_runner(config, turn) for config in configs]
+        threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in made]
+        stack.enter_context(beating([heart for _, heart in made]))
         for thread in threads:
             thread.start()
         for thread in threads:

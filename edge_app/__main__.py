@@ -19,6 +19,7 @@ from edge_app.checkpoint import CheckpointFile
 from edge_app.node import EdgeNode
 from edge_app.overlay import Trainer
 from edge_app.table import TableFile
+from emo import files
 from emo import settings as configured
 from emo.config import EdgeConfig
 from emo.errors import EmoError
@@ -39,10 +40,11 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         parallel.worker(config, world)
         return
     torch.set_num_threads(config.threads)
-    journal, settings = Journal(config.state_dir), config.cache
-    journal.event("start", tier="edge", id=config.id, pid=os.getpid())
     device = world.device() if world else "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.ExitStack() as stack:
+        stack.enter_context(files.alone(config.state_dir))
+        journal, settings = Journal(config.state_dir), config.cache
+        journal.event("start", tier="edge", id=config.id, pid=os.getpid())
         stack.enter_context(
             threadpool_limits(config.threads, "blas")
         )  # numpy would take every core to compare

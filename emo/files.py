@@ -1,20 +1,21 @@
 """Files that are whole or not there: write beside, sync, rename, sync the folder; and records read back, bounded and
-checked.
+checked. Folders that one process has to itself.
 
 Knows paths and bytes. Knows no batch, no version, no format. Raises OSError as the system gives it.
 """
 
+import fcntl
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from emo.errors import EmoError
+from emo.errors import ConfigError, EmoError
 
 _serial = itertools.count()
 _SYNCS = 8  # at a time: what a file system is asked for together it writes together
@@ -92,6 +93,35 @@ def make_folder(folder: Path) -> None:
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         sync(folder.parent)
+
+
+def lock(path: Path) -> int:
+    """A handle that no other has, until it is closed or its process ends in any way. Raises BlockingIOError."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """A node has this state_dir to itself. Raises ConfigError when another has it, or it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = lock(folder / ".lock")
+    except BlockingIOError as error:
+        raise ConfigError(
+            f"state_dir {folder}: another node runs with it; stop that one, or give this one its own"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"state_dir {folder}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

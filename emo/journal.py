@@ -4,6 +4,7 @@ Knows a folder to write to, or none (tests, simulation). Threads may share one.
 
     state_dir/metrics.json   counters, replaced every few seconds and at the end
     state_dir/events.jsonl   what happened: round closed, run began, ...
+    state_dir/events.1.jsonl what happened before, once that file has 64 MiB; older ones are given up
 
 An event that the disk has no room for waits until there is: so a log has no gap and no half line where the disk was full
 for a while. `events.lost` counts those that would not fit into memory either.
@@ -26,6 +27,7 @@ from emo.errors import ConfigError
 log = logging.getLogger("emo")
 _EVERY_S = 60.0
 _WAIT = 10_000  # events
+_KEEP = 64 << 20  # bytes
 
 
 class Journal:
@@ -84,8 +86,10 @@ class Journal:
         try:
             with self._lock:
                 if self._waiting and self._folder is not None:
-                    _append(self._folder / "events.jsonl", b"".join(self._waiting))
+                    size = _append(path := self._folder / "events.jsonl", b"".join(self._waiting))
                     self._waiting.clear()
+                    if size >= _KEEP:
+                        path.replace(self._folder / "events.1.jsonl")
         except OSError as error:
             return error
         return None
@@ -112,8 +116,8 @@ class Journal:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
 
 
-def _append(path: Path, data: bytes) -> None:
-    """All of `data`, or none of it and an OSError."""
+def _append(path: Path, data: bytes) -> int:
+    """All of `data`, or none of it and an OSError. The file's size in bytes."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size, rest = os.fstat(handle).st_size, memoryview(data)
@@ -124,5 +128,6 @@ def _append(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):  # a device has no size
                 os.ftruncate(handle, size)
             raise
+        return size + len(data)
     finally:
         os.close(handle)

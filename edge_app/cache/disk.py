@@ -10,7 +10,6 @@ The older version goes only when the newer one is whole under its own name; and 
 the newest that is whole. It reads names; and files, only where a batch has several.
 """
 
-import fcntl
 import os
 import threading
 from collections.abc import Callable
@@ -72,8 +71,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         self._handle = -1
         try:
             files.make_folder(self._root)
-            self._handle = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._handle = files.lock(self._root / "lock")
             self._shelf = Shelf(self._root)
             older = rebuild(self._shelf, self._catalogue, say)
             if durability != "none" and self._catalogue.index.total:

@@ -148,3 +148,18 @@ def test_a_loss_that_is_not_a_number_is_still_json(tmp_path):
         raise ValueError(name)
 
     json.loads((tmp_path / "events.jsonl").read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def test_the_log_of_events_does_not_grow_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_KEEP", 1000)
+    journal = Journal(tmp_path)
+    for number in range(200):
+        journal.event("round", round=number)
+    kept = sorted(tmp_path.iterdir())
+    assert {path.name for path in kept} <= {"events.1.jsonl", "events.jsonl"}
+    assert all(path.stat().st_size < 1200 for path in kept)
+    numbers = [
+        json.loads(line)["round"] for path in kept for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    assert numbers == list(range(numbers[0], 200))
+    assert len(numbers) > 10
