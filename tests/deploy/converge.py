@@ -100,11 +100,14 @@ class Fleet:
         return played
 
     def tree(self):
-        """Every file and folder of the hosts: what it is, whose, and when it was changed."""
+        """Every file and folder of the hosts: what it is, whose, and when it was changed. A running fleet's come and go."""
         found = {}
-        for path in sorted([*self.folder.glob("nodes/**/*"), *self.folder.glob("inventory/**/*")]):
-            about = path.lstat()
-            found[str(path)] = (about.st_mode, about.st_uid, about.st_mtime_ns, about.st_size)
+        for top in ("nodes", "inventory"):
+            for folder, folders, files in os.walk(self.folder / top):
+                for path in (f"{folder}/{name}" for name in folders + files):
+                    with contextlib.suppress(FileNotFoundError):
+                        about = Path(path).lstat()
+                        found[path] = (about.st_mode, about.st_uid, about.st_mtime_ns, about.st_size)
         return found
 
     def at(self, host, *parts):
@@ -133,14 +136,8 @@ class Fleet:
         return images == {kind: release[f"emo_image_{kind}"] for kind in images}
 
     def compose(self, host, *args):
-        docker = self.values["emo_docker"]
-        return subprocess.run(
-            [docker, "compose", *args],
-            cwd=self.at(host, "opt/emo"),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command, place = [self.values["emo_docker"], "compose", *args], self.at(host, "opt/emo")
+        return subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
