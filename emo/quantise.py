@@ -25,7 +25,8 @@ FP16_MAX = 65504.0
 
 
 # Every half there is as a float: a lookup takes a quarter of numpy's conversion.
-_HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+with np.errstate(invalid="ignore"):  # ARM warns of the signalling NaNs among them
+    _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 class Floats(NamedTuple):
