@@ -22,7 +22,7 @@ from brokers import free_port
 
 HOSTS = ["cloud-1", "edge-1", "edge-2", "pi-01", "pi-02", "jetson-01"]
 DEVICES = HOSTS[3:]
-ROUNDS = 300  # with EPOCHS, half as many again as there are before the last play that must not end one
+ROUNDS = 500  # of EPOCHS each: well more than there are before the last play that must not end one
 EPOCHS = 8
 
 
@@ -77,7 +77,7 @@ class Fleet:
         tier = {"rounds": rounds, "training": {"lr": 0.05, "epochs": EPOCHS}}
         children = {
             "cloud": {"hosts": {"cloud-1": brokers["cloud-1"]}, "vars": {"emo_config_tier": tier}},
-            "edges": {"hosts": edges},
+            "edges": {"hosts": edges, "vars": {"emo_config_tier": {"overlay": {"replay_ratio": 1.0}}}},
             "devices": {"children": {"raspberry_pi": {"hosts": {"pi-01": {}, "pi-02": {}}},
                                      "jetson": {"hosts": {"jetson-01": {}}}}},
             "hall_a": {"hosts": {"pi-01": {}, "pi-02": {}}},
