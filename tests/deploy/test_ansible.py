@@ -4,6 +4,7 @@ A whole converge is `make fleet-test` (converge.py).
 """
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -51,6 +52,15 @@ def told(played):
 
 def hosts(*names, **values):
     return {"hosts": {name: dict(values) for name in names}}
+
+
+def test_an_inventory_that_sets_become_for_all_sets_it_not_for_the_controller(tmp_path):
+    asked = ("ansible-inventory", "-i", EXAMPLE, "--playbook-dir", "playbooks", "--host")
+    become = {
+        host: json.loads(run(tmp_path, *asked, host).stdout)["ansible_become"]
+        for host in ("pi-01", "localhost")
+    }
+    assert become == {"pi-01": True, "localhost": False}
 
 
 def test_ansible_lint_has_nothing_to_say_under_its_strictest_profile(tmp_path):
