@@ -9,7 +9,7 @@ help:
 	@echo "make bench   the figures that the README names"
 	@echo "make images  every image, built and run without a container engine (root, Debian; half an hour)"
 	@echo "make chaos   a fleet under 200 faults: does the run still end right? (five minutes)"
-	@echo "make fleet-test  Ansible: folders as hosts, a fleet that trains over TLS (Linux, root; half an hour at most)"
+	@echo "make fleet-test  Ansible: folders as hosts, a fleet that trains over TLS (Linux, root; forty minutes)"
 	@echo "make setup   .venv with the pinned packages, Mosquitto (the others call it)"
 
 setup: .venv/ready
