@@ -106,7 +106,8 @@ def test_close_leaves_nothing(pool):
 
 
 _SCRIPT = """
-import sys, time
+import signal, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
 from tests.integration.test_pool import ARRAY, Job, Pool, Shared, make
 if __name__ == "__main__":
     pool = Pool(make, (Shared({"a": ARRAY}),), 2)
