@@ -57,8 +57,8 @@ class Run:
         self._breaks: dict[
             Kind, Callable[[Fault], Callable[[], None]]
         ] = {  # what each returns mends it again
-            "kill": self._kill,
-            "restart": self._restart,
+            "kill": lambda fault: self._signalled(fault, signal.SIGKILL),
+            "restart": lambda fault: self._signalled(fault, signal.SIGTERM),
             "stop": self._hold,
             "cut": self._cut,
             "silent": self._silent,
@@ -144,20 +144,12 @@ class Run:
 
         self._at(self._now() + fault.lasts, over)
 
-    def _kill(self, fault: Fault) -> Callable[[], None]:
+    def _signalled(self, fault: Fault, number: signal.Signals) -> Callable[[], None]:
         process = self._fleet.processes()[fault.target]
         if self._is_over(process):
             return lambda: None
         process.wanted = False
-        process.send(signal.SIGKILL)
-        return self._starting(process)
-
-    def _restart(self, fault: Fault) -> Callable[[], None]:
-        process = self._fleet.processes()[fault.target]
-        if self._is_over(process):
-            return lambda: None
-        process.wanted = False
-        process.send(signal.SIGTERM)
+        process.send(number)
         return self._starting(process)
 
     def _starting(self, process: Process) -> Callable[[], None]:

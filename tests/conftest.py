@@ -1,7 +1,8 @@
-"""Fixtures of several folders: a real Mosquitto on a free loopback port."""
+"""Fixtures of several folders: a real Mosquitto on a free loopback port; signal handlers put back."""
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,15 @@ from emo.config import Broker
 # The same examples in each run, and no deadline: the machine may be busy.
 settings.register_profile("emo", derandomize=True, deadline=None, database=None, max_examples=100)
 settings.load_profile("emo")
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """For tests that call main(), which sets handlers."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

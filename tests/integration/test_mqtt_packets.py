@@ -2,20 +2,15 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 from brokers import Mosquitto, Proxy
-from links import mqtt
+from links import mqtt, update
 
 from emo import topics
 from emo.messages import Update
 from emo.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
-
-
-def update(device="dev-1", size=0):
-    return Update("run1", device, 1, 10, 0.5, {"w": np.zeros(size, np.float32)})
 
 
 def test_a_brokers_packet_limit_is_kept(mosquitto_program, tmp_path):

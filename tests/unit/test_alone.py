@@ -1,6 +1,5 @@
 """One process a state_dir: a second node says so at once, and changes nothing there."""
 
-import signal
 import subprocess
 import sys
 
@@ -10,16 +9,9 @@ import yaml
 from emo import cli, files
 from emo.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("signals")
 DIGITS = {"data": {"name": "digits"}}
 TIERS = {"device": DIGITS, "edge": {"devices": ["a"]}, "cloud": DIGITS}
-
-
-@pytest.fixture(autouse=True)
-def _signals():
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("tier", TIERS)

@@ -1,7 +1,6 @@
 """`emo edge intervals`: the table of an edge, for people and for programs."""
 
 import json
-import signal
 
 import pytest
 
@@ -13,11 +12,7 @@ from emo.journal import Journal
 CONTROLLER = "{max_interval: 10, max_age: 8}"
 
 
-@pytest.fixture(autouse=True)
-def _signals():
-    before = signal.getsignal(signal.SIGTERM)  # main() sets a handler
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 @pytest.fixture

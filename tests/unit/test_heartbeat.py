@@ -1,7 +1,6 @@
 """`emo health` and `emo rounds`: who is alive, whatever the clock says, and what a cloud does while it is held."""
 
 import json
-import signal
 import subprocess
 import sys
 import threading
@@ -16,11 +15,7 @@ from emo.heartbeat import Heart, beating
 UP = {"wan": True, "lan": True}
 
 
-@pytest.fixture(autouse=True)
-def _signals():
-    before = signal.getsignal(signal.SIGTERM)  # main() sets a handler
-    yield
-    signal.signal(signal.SIGTERM, before)
+pytestmark = pytest.mark.usefixtures("signals")
 
 
 def configured(folder, tier="device", name="device-1", **more):
