@@ -133,6 +133,7 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
             http=_Protocol,
             ws="none",
             lifespan="on",
+            log_config=None,  # ours (emo.logs)
             log_level="warning",
             access_log=False,
             proxy_headers=False,

@@ -24,6 +24,7 @@ from cloud_app.telling import Evaluate, Telling
 from emo.config import CloudConfig
 from emo.errors import UpdateRefused, WireError
 from emo.journal import Journal
+from emo.logs import printable
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
 
 
@@ -177,7 +178,7 @@ class CloudNode:
             self._accept(update)
         except (UpdateRefused, WireError) as error:
             self._journal.problem("updates.refused", f"{update.device}, round {update.round}: {error}")
-            yield Refused(update.run, update.device, update.round, str(error)[:500])
+            yield Refused(update.run, update.device, update.round, printable(error, 500))
 
     def _accept(self, update: Update) -> None:
         opened = self.phase == "collecting" and update.round == self.round

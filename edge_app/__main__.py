@@ -19,7 +19,7 @@ from edge_app.checkpoint import CheckpointFile
 from edge_app.node import EdgeNode
 from edge_app.overlay import Trainer
 from edge_app.table import TableFile
-from emo import files
+from emo import files, logs
 from emo import settings as configured
 from emo.config import EdgeConfig
 from emo.errors import EmoError
@@ -98,9 +98,7 @@ def main() -> int:
     """As torchrun starts it, once a GPU."""
     parser = argparse.ArgumentParser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname).1s %(message)s", stream=sys.stderr
-    )
+    logs.configure()
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     try:

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from emo import (
     cli_serve,
     cli_study,
     config,
+    logs,
 )
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
@@ -31,13 +31,7 @@ from emo.settings import load
 def main(argv: Sequence[str] | None = None) -> int:
     """0: done. 1: a check failed. 2: bad input, said in one line. 130: interrupted."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.DEBUG if args.verbose else logging.INFO,
-        format="%(asctime)s %(levelname).1s %(message)s",
-        datefmt="%H:%M:%S",
-        stream=sys.stderr,
-    )
-    logging.getLogger("emo").setLevel(logging.DEBUG if args.verbose else logging.INFO)
+    logs.configure(args.verbose)
     stop = threading.Event()
     if args.command != "serve":  # the endpoint drains by itself
         stop_on(stop, signal.SIGTERM)
@@ -45,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = args.run(args, stop)
     except EmoError as error:
         for line in str(error).splitlines():
-            print(f"emo {args.command}: {line}", file=sys.stderr)
+            print(f"emo {args.command}: {logs.printable(line)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from emo.errors import ConfigError
 from emo.extras import needs
+from emo.logs import printable
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 
@@ -117,7 +118,7 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
         print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
     else:
         for label, probability in found[: args.top]:
-            print(f"{probability:7.2%}  {label}")
+            print(f"{probability:7.2%}  {printable(label)}")
     return 0
 
 

@@ -23,11 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from emo.errors import ConfigError
+from emo.logs import printable
 
 log = logging.getLogger("emo")
 _EVERY_S = 60.0
 _WAIT = 10_000  # events
 _KEEP = 64 << 20  # bytes
+_LINE, _TEXT = 1 << 20, 500  # characters of an event, and of a text in it
 
 
 class Journal:
@@ -51,7 +53,7 @@ class Journal:
             self.counts[name] += amount
 
     def problem(self, name: str, text: str) -> None:
-        """Count `name`, and log `text` unless the same name was logged within the last minute."""
+        """Count `name`, and log `text`, made printable, unless the same name was logged within the last minute."""
         now = time.monotonic()
         with self._lock:
             self.counts[name] += 1
@@ -60,16 +62,16 @@ class Journal:
             if not quiet:
                 self._said[name] = now
         if not quiet:
-            log.warning("%s%s", text, f" [{name}: {total} so far]" if total > 1 else "")
+            log.warning("%s%s", printable(text), f" [{name}: {total} so far]" if total > 1 else "")
 
     def event(self, name: str, **fields: Any) -> None:
+        """Texts in it are made printable; of one that would be longer than 1 MiB only single values are kept."""
         if self._folder is None:
             return
-        # A loss may be NaN, which is no JSON.
-        fields = {
-            key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in fields.items()
-        }
-        line = json.dumps({"time": round(time.time(), 3), "event": name, **fields}, default=float)
+        said = _sound({"time": round(time.time(), 3), "event": name, **fields})
+        line = json.dumps(said)
+        if len(line) > _LINE:
+            line = json.dumps({k: v for k, v in said.items() if not isinstance(v, dict | list)})
         with self._lock:
             self._waiting.append(line.encode() + b"\n")
             if len(self._waiting) > _WAIT:
@@ -114,6 +116,20 @@ class Journal:
             os.replace(partial, self._folder / "metrics.json")  # noqa: PTH105 - Path.replace says the same, twice
         except OSError as error:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
+
+
+def _sound(value: Any) -> Any:
+    """`value` as JSON that neither its reader nor a terminal trips over; a loss may be NaN, which is no JSON."""
+    if isinstance(value, str):
+        return printable(value, _TEXT)
+    if isinstance(value, Mapping):
+        return {printable(key, _TEXT): _sound(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_sound(each) for each in value]
+    if value is None or isinstance(value, int):
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None
 
 
 def _append(path: Path, data: bytes) -> int:

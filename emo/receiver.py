@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from emo import frame, topics
 from emo.errors import TopicError, WireError
 from emo.journal import Journal
+from emo.logs import printable
 from emo.messages import Message
 from emo.reassembly import Reassembler
 
@@ -78,11 +79,7 @@ class Receiver(Generic[Token]):
         return tokens
 
     def _refuse(self, name: str, error: WireError) -> None:
-        # The text may quote the sender: no line breaks, no escape codes, no megabytes in a log.
-        text = f"{name}: {error}"[:400]
-        if not text.isprintable():
-            text = "".join(c if c.isprintable() else "?" for c in text)
-        self._journal.problem("frames.refused", f"{text}; dropped")
+        self._journal.problem("frames.refused", f"{printable(name, 200)}: {printable(error, 400)}; dropped")
 
 
 def matches(pattern: str, name: str) -> bool:
