@@ -2,7 +2,8 @@
 
     EmoError
     ├── ConfigError       a configuration key or value; the text names the file and the key
-    ├── DataError         a dataset that is missing, damaged or of the wrong kind
+    ├── DataError         a dataset or an image that is missing, damaged or of the wrong kind
+    │   └── ImageTooLarge an image of too many pixels
     ├── PartitionError    samples that cannot be dealt out to the devices as asked
     ├── ModelError        an unknown network, or parts that do not fit each other
     ├── WireError         bytes from a wire that must not be believed
@@ -43,6 +44,10 @@ class ConfigError(EmoError):
 
 
 class DataError(EmoError):
+    pass
+
+
+class ImageTooLarge(DataError):  # noqa: N818 - reads as HTTP says it
     pass
 
 

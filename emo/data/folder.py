@@ -1,25 +1,20 @@
-"""Image folders: DIR/train/CLASS/*.png|jpg and DIR/test/CLASS, or DIR/CLASS with a seeded 80/20 split.
+"""Image folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a seeded 80/20 split.
 
-Knows files and Pillow. All images have one size and one mode (8-bit grey or RGB): resizing is a choice of yours.
+All images have one size: resizing is a choice of yours. What is an image, and how it is read: image.py.
 Class numbers follow the subfolders' names, so every device needs all of them, empty where it has no such image.
 """
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from emo.config import Data
+from emo.data import image
 from emo.data.dataset import Dataset, constant
 from emo.data.partition import holdout
 from emo.errors import DataError
 
-SUFFIXES = {".png", ".jpg", ".jpeg"}
-CHANNELS = {"L": 1, "RGB": 3}
-MAX_PIXELS = 4096 * 4096
+SUFFIXES = {suffix for suffixes in image.FORMATS.values() for suffix in suffixes}
 MAX_BYTES = 8 << 30
 
 
@@ -61,7 +56,7 @@ def _pair(
 ) -> tuple[Dataset, Dataset]:
     for name, (images, _) in zip(("train", "test"), parts, strict=True):
         if not len(images):
-            raise DataError(f"{root}: the {name} part has no PNG or JPEG image")
+            raise DataError(f"{root}: the {name} part has no image")
     depth = parts[0][0].shape[1]
     # Constants, not statistics: a device sees its own images only, and all tiers must normalise alike.
     scale = constant(*[127.5] * depth)
@@ -87,39 +82,24 @@ def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarra
 
 
 def _read(files: list[Path]) -> np.ndarray:
-    if not files:
-        return np.empty((0, 1, 1, 1), np.uint8)
-    with _opened(files[0]) as image:
-        mode, size = image.mode, image.size
-    width, height = size
-    shape = (len(files), CHANNELS[mode], height, width)
-    if math.prod(shape) > MAX_BYTES:
-        raise DataError(
-            f"{files[0]}: {len(files)} images of {width}x{height} are over 8 GiB; make them smaller"
-        )
-    images = np.empty(shape, np.uint8)
+    """uint8 (N, C, H, W): C is 1 where all are grey, else 3."""
+    images = np.empty((0, 1, 1, 1), np.uint8)
     for row, path in enumerate(files):
-        with _opened(path) as image:
-            if (image.mode, image.size) != (mode, size):
-                raise DataError(
-                    f"{path}: is {image.mode} {image.width}x{image.height}, where the first image ({files[0]}) is "
-                    f"{mode} {width}x{height}; make all images one size and mode"
-                )
-            images[row] = np.asarray(image).reshape(height, width, -1).transpose(2, 0, 1)
+        try:
+            pixels = image.read(path).pixels
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        if not row:
+            if len(files) * pixels.size > MAX_BYTES:
+                raise DataError(f"{path}: {len(files)} images of this size are over 8 GiB; make them smaller")
+            images = np.empty((len(files), *pixels.shape), np.uint8)
+        height, width = images.shape[2:]
+        if pixels.shape[1:] != (height, width):
+            raise DataError(
+                f"{path}: is {pixels.shape[2]}x{pixels.shape[1]}, where the first image ({files[0]}) is "
+                f"{width}x{height}; make all images one size"
+            )
+        if len(pixels) > images.shape[1]:
+            images = np.repeat(images, len(pixels), axis=1)
+        images[row] = pixels
     return images
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """The image with its header read and judged, its pixels not yet decoded."""
-    try:
-        with Image.open(path, formats=("PNG", "JPEG")) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width}x{image.height} is over {MAX_PIXELS:,} pixels; make it smaller"
-                )
-            if image.mode not in CHANNELS:
-                raise DataError(f"{path}: has mode {image.mode}; save it as 8-bit grey (L) or RGB")
-            yield image
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is no readable PNG or JPEG: {error}") from error

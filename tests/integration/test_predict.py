@@ -11,8 +11,8 @@ from cloud_app.predict import MAX_IMAGE, predict
 from emo.errors import ServeError
 
 
-def _png(path, size=(2, 2), mode="RGB", colour=(0, 200, 0)):
-    Image.new(mode, size, colour).save(path)
+def _png(path, size=(2, 2), mode="RGB", colour=(0, 200, 0), kind=None):
+    Image.new(mode, size, colour).save(path, kind)
     return path
 
 
@@ -42,14 +42,14 @@ def test_predict_names_what_is_wrong_with_the_image(url, tmp_path):
     (tmp_path / "text.png").write_text("not an image")
     (tmp_path / "cut.png").write_bytes(_png(tmp_path / "a.png", (300, 300)).read_bytes()[:-200])
     _png(tmp_path / "bomb.png", (9000, 9000), "1", 0)
-    _png(tmp_path / "deep.png", (2, 2), "I;16", 7)
+    _png(tmp_path / "deep.png", (2, 2), "F", 7, "TIFF")
     (tmp_path / "long.png").write_bytes(bytes(MAX_IMAGE + 1))
     for name, why in (
         ("none", "no such file"),
         ("text", "image that can be read"),
         ("cut", "image that can be read"),
         ("bomb", "pixels"),
-        ("deep", "8 bits a channel"),
+        ("deep", "8 or 16 bits a channel"),
         ("long", "no larger image"),
     ):
         with pytest.raises(ServeError, match=rf"{name}\.png.*{why}"):

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cloud_app.images import MAX_PIXELS, pixels
+from cloud_app.images import pixels
 from cloud_app.request import Refused, Signature
+from emo.data.image import FORMATS, MAX_PIXELS
 
 
 def takes(*sample, datatype="UINT8"):
@@ -34,7 +35,7 @@ def test_pixels_are_channels_then_rows_and_nothing_else_happens_to_them():
     assert (found.shape, found.dtype, size) == ((1, 3, 5, 7), np.uint8, (7, 5))
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("kind", FORMATS)
 def test_formats(kind):
     found, _ = pixels(encoded(Image.new("RGB", (8, 8), (200, 30, 30)), kind), takes(3, 8, 8))
     assert abs(found[0].reshape(3, -1).mean(1) - [200, 30, 30]).max() < 12
@@ -71,13 +72,11 @@ def bomb(width, height):
     ("data", "status", "why"),
     [
         (bomb(MAX_PIXELS // 4, 5), 413, "pixels"),
-        (bomb(2**31 - 1, 2**31 - 1), 400, "can be read"),
+        (bomb(2**31 - 1, 2**31 - 1), 413, "pixels"),
         (bomb(0, 5), 400, "can be read"),
         (encoded(Image.new("RGB", (300, 300)))[:-30], 400, "can be read"),
         (encoded(Image.effect_noise((300, 300), 50), "JPEG")[:-900], 400, "can be read"),
-        (encoded(Image.new("I;16", (3, 3))), 400, "8 bits a channel"),
-        (encoded(Image.new("F", (3, 3)), "TIFF"), 400, "can be read"),
-        (encoded(RED_BLUE, "TIFF"), 400, "can be read"),
+        (encoded(Image.new("F", (3, 3)), "TIFF"), 400, "8 or 16 bits a channel"),
         (encoded(RED_BLUE, "EPS"), 400, "can be read"),
         (b"", 400, "can be read"),
         (b"GIF89a", 400, "can be read"),
@@ -97,7 +96,7 @@ def test_a_model_that_takes_no_images(model):
 
 @given(st.data())
 def test_damaged_images_are_refused_or_read(data):
-    kind = data.draw(st.sampled_from(["PNG", "JPEG", "WEBP", "BMP", "GIF"]))
+    kind = data.draw(st.sampled_from(sorted(FORMATS)))
     changed = bytearray(encoded(Image.linear_gradient("L").resize((16, 16)), kind))
     for _ in range(data.draw(st.integers(1, 4))):
         changed[data.draw(st.integers(0, len(changed) - 1))] = data.draw(st.integers(0, 255))
