@@ -7,7 +7,7 @@ Reads no file (settings.py does); opens no data, no model, no socket; imports no
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from emo import places
 from emo.codec import Codec
 from emo.weights import Form, Whole
 
@@ -33,6 +34,11 @@ Seconds = Annotated[float, Field(gt=0)]
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return places.home(value) if isinstance(value, Path) else value
+
 
 class Tls(Section):
     """PEM files, as `emo pki` makes them: the CA (or two, while they change), this node's certificate, its key."""
@@ -45,7 +51,8 @@ class Tls(Section):
 class Broker(Section):
     """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet; the
     broker's own limit holds where it names one. `queue_*`: what may wait to be sent while it is away.
-    `tls`: left out, nothing is encrypted and nobody has to say who he is. `host` must stand in its certificate."""
+    `tls`: left out, nothing is encrypted and nobody has to say who he is. `host` must stand in its certificate; of an
+    IPv6 address with or without brackets."""
 
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
@@ -55,6 +62,11 @@ class Broker(Section):
     queue_messages: Positive = 64
     queue_mib: Positive = 64
     tls: Tls | None = None
+
+    @field_validator("host")
+    @classmethod
+    def _host_alone(cls, text: str) -> str:
+        return places.host(text)
 
 
 class Model(Section):

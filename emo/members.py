@@ -11,10 +11,8 @@ no configuration of a tier.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from emo import bounded_yaml
 from emo.config import Id, Section
 from emo.errors import ConfigError, nearest
 from emo.settings import parse
@@ -49,29 +47,9 @@ class Members(Section):
                 yield device, f"a device of {edge}"
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML whose mappings hold no key twice: of two lines for one edge, the first would be lost without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = str(key.value)
-            if name in seen:
-                place = f"line {key.start_mark.line + 1}"
-                raise yaml.YAMLError(f"{place}: {name!r} stands there twice; write its devices in one list")
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: Path) -> Members:
     """Raises ConfigError: file, key, and what would be right."""
-    try:
-        # A subclass of SafeLoader: plain values only.
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: is not YAML as a fleet has it: {' '.join(str(error).split())}") from error
+    values = bounded_yaml.read(path)
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected `cloud:` and `edges:`, found a {type(values).__name__}")
     members = parse(Members, values, str(path), environ={})

@@ -10,60 +10,49 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from emo import bounded_yaml
 from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Section
 from emo.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Section)
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)  # a month 13, a thousand brackets
+_SHOWN, _SAID = 80, 20  # characters of a wrong value; wrong values of a file
 
 
 def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> T:
     """Read `path` as `kind`, with `EMO_*` on top. Raises ConfigError: file, key, and what would be right."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot be read: {error.strerror}. `emo init DIR` writes examples."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 text") from error
-    try:
-        values = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    values = {} if values is None else values
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
-    return parse(kind, values, str(path), environ)
+    return parse(kind, _values(path), str(path), environ)
 
 
 def any_tier(path: Path) -> DeviceConfig | EdgeConfig | CloudConfig:
     """As the tier whose keys the file has most of. Raises ConfigError as `load`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, *_NOT_YAML):
-        values = None  # load says what is wrong
-    keys = set(values) if isinstance(values, dict) else set()
+    values = _values(path)
     kinds: tuple[type[DeviceConfig | EdgeConfig | CloudConfig], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
-    return load(max(kinds, key=lambda kind: len(keys & set(kind.model_fields))), path)
+    return parse(max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields))), values, str(path))
+
+
+def _values(path: Path) -> dict[str, Any]:
+    values = bounded_yaml.read(path, ". `emo init DIR` writes examples.")
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found a {type(values).__name__}")
+    return values
 
 
 def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[str, str] = os.environ) -> T:
     """Validate `values` as `kind`; `where` is named in errors. Relative paths stay relative to the process."""
     for name, text in sorted(environ.items()):
         if name.startswith("EMO_") and name != "EMO_API_KEY":  # that is the endpoint's
-            try:
-                value = yaml.safe_load(text)
-            except _NOT_YAML as error:
-                raise ConfigError(f"{name}: is not YAML: {' '.join(str(error).split())}") from error
+            value = bounded_yaml.parse(text, name)
             values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [f"{where}: {_say(kind, dict(each))}" for each in error.errors(include_url=False)]
+        wrong = error.errors(include_url=False)
+        lines = [f"{where}: {_say(kind, dict(each))}" for each in wrong[:_SAID]]
+        if len(wrong) > _SAID:
+            lines.append(f"{where}: and {len(wrong) - _SAID} more")
         raise ConfigError("\n".join(lines)) from error
 
 
@@ -81,14 +70,21 @@ def _say(kind: type[BaseModel], error: dict[str, Any]) -> str:
     keys = [str(part) for part in error["loc"]]
     place = ".".join(keys) or "(top)"
     if error["type"] != "extra_forbidden":
-        shown = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+        shown = "" if error["type"] == "missing" else f" (found {_short(error['input'])})"
         return f"{place}: {error['msg'].removeprefix('Value error, ')}{shown}"
     known = _fields(kind, keys[:-1])
     return f"{place}: unknown key; {nearest(keys[-1], known)}"
 
 
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
 def _fields(kind: type[BaseModel], keys: list[str]) -> list[str]:
     for key in keys:
+        if key not in kind.model_fields:  # a place in a list
+            continue
         annotation = kind.model_fields[key].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         kind = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

@@ -11,9 +11,9 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-import yaml
 from pydantic import ValidationError
 
+from emo import bounded_yaml
 from emo.config import Overlay
 from emo.errors import ConfigError
 from testbed.experiments import arm as arms
@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _arm(name: str, args: argparse.Namespace) -> arms.Arm:
     pairs = [each.partition("=") for each in name.split(",")] if name != "-" else []
     try:
-        overlay = Overlay.model_validate({key: yaml.safe_load(value) for key, _, value in pairs})
+        overlay = Overlay.model_validate(
+            {key: bounded_yaml.parse(value, f"--arms {name}") for key, _, value in pairs}
+        )
     except ValidationError as error:
         wrong = error.errors()[0]
         raise ConfigError(f"--arms {name}: {wrong['loc'][0]}: {wrong['msg']}") from error

@@ -1,6 +1,7 @@
 """Configuration: whatever is wrong is a ConfigError that names the file and the key."""
 
 import contextlib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -116,6 +117,61 @@ def test_bad_values_name_file_and_key(kind, values, key):
     )
 
 
+# -- hosts and folders, as people write them
+
+
+@pytest.mark.parametrize(
+    ("host", "found"),
+    [
+        ("cloud.example", "cloud.example"),
+        ("my_host.", "my_host."),
+        ("[::1]", "::1"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+    ],
+)
+def test_a_host(host, found):
+    assert device({"wan": {"host": host}}).wan.host == found
+
+
+@pytest.mark.parametrize(
+    ("host", "said"),
+    [
+        ("mqtt://127.0.0.1", r"nothing else: write host: 127\.0\.0\.1 \(found"),
+        ("mqtts://me:secret@broker.local:8883/", r"write host: broker\.local and port: 8883"),
+        ("broker.local:1884", r"write host: broker\.local and port: 1884"),
+        ("[::1]:1884", "write host: ::1 and port: 1884"),
+        ("a..b", r"has to be a host name or an IP address \(found"),
+        ("a" * 64, "has to be"),
+        ("a b", "has to be"),
+        ("a\n", "has to be"),
+        ("", "wan.host"),
+    ],
+)
+def test_what_is_no_host(host, said):
+    with pytest.raises(ConfigError, match=rf"device\.yaml: wan\.host: .*{said}|at least 1"):
+        device({"wan": {"host": host}})
+
+
+def test_every_path_may_begin_with_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = device(
+        {
+            "state_dir": "~/state",
+            "data": {"dir": "~/data"},
+            "lan": {"tls": dict.fromkeys(("ca", "cert", "key"), "~/x")},
+        }
+    )
+    assert config.state_dir == Path("/home/me/state")
+    assert config.data.dir == Path("/home/me/data")
+    assert config.lan.tls.key == Path("/home/me/x")
+
+
+@pytest.mark.parametrize("path", ["~no-such-user/x", "a\0b", "\ud800"])
+def test_what_is_no_path(path):
+    with pytest.raises(ConfigError, match=r"device\.yaml: state_dir: "):
+        device({"state_dir": path})
+
+
 # -- EMO_*
 
 
@@ -201,7 +257,7 @@ def test_yaml_that_breaks_its_own_reader(tmp_path, text):
         ("just words", "found a str"),
         (b"id: \xff\xfe", "is not UTF-8"),
         ("id: dev-1\nedge: *nowhere", "is not YAML"),
-        ("&a {id: dev-1, wan: *a}", "wan"),
+        ("&a {id: dev-1, wan: *a}", "line 1: *a stands in what it is an alias of"),
     ],
 )
 def test_bad_files_are_named(tmp_path, text, says):
