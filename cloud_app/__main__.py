@@ -75,7 +75,14 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
         log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
     root = config.wan.root
     filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]
-    channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", filters, journal, node.hello(online=False))
+    channel = MqttChannel(
+        config.wan,
+        f"{root}-{config.id}-wan",
+        filters,
+        journal,
+        node.hello(online=False),
+        limits=node.limits(),
+    )
     heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
     with beating([heart]):
         Runner(node, {"wan": channel}, journal, work=node.work, turned=heart.turned).run(stop)

@@ -21,9 +21,11 @@ from cloud_app.roster import Roster
 from cloud_app.round import Round
 from cloud_app.sending import as_sent, global_model
 from cloud_app.telling import Evaluate, Telling
+from emo import models
 from emo.config import CloudConfig
 from emo.errors import UpdateRefused, WireError
 from emo.journal import Journal
+from emo.limits import Limits, of_weights
 from emo.logs import printable
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
 
@@ -72,6 +74,15 @@ class CloudNode:
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "cloud", online)
+
+    def limits(self) -> Limits:
+        """How large a message may be that it takes."""
+        edges, model = self._config.overlays.edges, self._config.model
+        overlay = models.weights(models.overlay(model, seed=0)) if edges else {}
+        return {
+            Update: of_weights(Update, self.weights),
+            OverlayWeights: of_weights(OverlayWeights, overlay),
+        }
 
     def about(self) -> dict[str, object]:
         """For people and playbooks. Waits for nothing. `idle`: no round and no overlay is under way."""

@@ -42,7 +42,11 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
     root = config.wan.root
     filters = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
     name = f"{root}-{config.id}"
-    channels = {"wan": MqttChannel(config.wan, f"{name}-wan", filters, journal, node.hello(online=False))}
+    channels = {
+        "wan": MqttChannel(
+            config.wan, f"{name}-wan", filters, journal, node.hello(online=False), limits=node.limits()
+        )
+    }
     if config.edge is not None and config.tap.enabled:
         intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
         channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)

@@ -19,6 +19,7 @@ from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
 from emo.data.partition import share
 from emo.journal import Journal
+from emo.limits import Limits, of_weights
 from emo.messages import (
     ActivationBatch,
     GlobalModel,
@@ -74,6 +75,10 @@ class DeviceNode:
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "device", online, self._batches.samples)
+
+    def limits(self) -> Limits:
+        """How large a message may be that it takes."""
+        return {GlobalModel: of_weights(GlobalModel, models.weights(self._net))}
 
     def tick(self, now: float) -> Iterator[Message | None]:
         """A device acts on messages only."""

@@ -84,7 +84,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
                 journal,
                 node.hello(online=False),
             ),
-            "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal),
+            "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=node.limits()),
         }
         heart = Heart(
             config.state_dir, "edge", config.id, lambda: {link: c.connected for link, c in channels.items()}

@@ -25,6 +25,7 @@ from emo import codec, models
 from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, WireError
 from emo.journal import Journal
+from emo.limits import Limits, of_batches
 from emo.messages import (
     ActivationBatch,
     Interval,
@@ -70,6 +71,10 @@ class EdgeNode:
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "edge", online)
+
+    def limits(self) -> Limits:
+        """How large a message may be that it takes."""
+        return {ActivationBatch: of_batches(ActivationBatch, _MAX_SAMPLES, self._shape)}
 
     def tick(self, now: float) -> Iterator[Message | None]:
         """An edge acts on messages, and in `work`."""

@@ -20,21 +20,21 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from pydantic import TypeAdapter, ValidationError
 
-from emo import messages
+from emo import codec, limits, messages, tensors
 from emo.codec import Packed
 from emo.errors import FrameError, TooLarge
+from emo.limits import Limit
 from emo.messages import Message
 
 HEAD = struct.Struct("<3sBB3x8sIIII")
 _U32 = struct.Struct("<I")
 OVERHEAD = HEAD.size + 4
 _MAGIC, _SCHEMA = b"EMO", 2
-_MAX_HEADER = 1 << 20
 _MAX_PAYLOAD = 1 << 30
+_ANY = Limit(_MAX_PAYLOAD)
 _MAX_LABELS = (
     1 << 16
 )  # a batch has 4,096 samples at most; as int32 they take four times what one byte each did
@@ -44,14 +44,13 @@ KINDS: tuple[type[Message], ...] = get_args(messages.Message)
 _CHECK = {kind: TypeAdapter[Any](kind) for kind in KINDS}
 
 
-def _weights(data: bytes) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise FrameError(f"weights are not safetensors of numpy types: {error}") from error
+def _packed(data: memoryview, limit: Limit) -> Packed:
+    known = bytes(data)
+    codec.head(known, limit.array)
+    return Packed(known)
 
 
-def _labels(data: bytes) -> np.ndarray:
+def _labels(data: memoryview, _limit: Limit) -> np.ndarray:
     width = data[0] if data else 0
     if width not in (1, 2, 4) or (len(data) - 1) % width or len(data) - 1 > width * _MAX_LABELS:
         raise FrameError(
@@ -75,9 +74,9 @@ def _narrow(labels: np.ndarray) -> bytes:
     return bytes([width]) + labels.astype(f"<u{width}").tobytes()
 
 
-_BLOBS: dict[str, tuple[Callable[[Any], bytes], Callable[[bytes], Any]]] = {
-    "weights": (lambda weights: safetensors.numpy.save(_contiguous(weights)), _weights),
-    "activations": (Packed.data, Packed),
+_BLOBS: dict[str, tuple[Callable[[Any], bytes], Callable[[memoryview, Limit], Any]]] = {
+    "weights": (lambda weights: safetensors.numpy.save(_contiguous(weights)), tensors.load),
+    "activations": (Packed.data, _packed),
     "labels": (_narrow, _labels),
 }
 
@@ -98,20 +97,20 @@ def pack(message: Message) -> bytes:
             value = len(blobs[-1])
         fields.append(value.model_dump() if hasattr(value, "model_dump") else value)
     header = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
-    if len(header) > _MAX_HEADER:
-        raise TooLarge(
-            f"{type(message).__name__}: a header of {len(header)} bytes; {_MAX_HEADER} is the most"
-        )
+    most = limits.header(type(message))
+    if len(header) > most:
+        raise TooLarge(f"{type(message).__name__}: a header of {len(header)} bytes; {most} is the most")
     return b"".join([_U32.pack(len(header)), header, *blobs])
 
 
-def unpack(kind: int, payload: bytes) -> Message:
-    """The message of number `kind` in `payload`. Raises FrameError or CodecError; believes nothing unchecked."""
+def unpack(kind: int, payload: bytes, limit: Limit = _ANY) -> Message:
+    """The message of number `kind` in `payload`. Raises FrameError or CodecError; believes nothing unchecked, and makes
+    nothing larger than `limit`."""
     if kind >= len(KINDS):
         raise FrameError(f"unknown kind of message {kind}: sent by a newer version?")
     cls = KINDS[kind]
-    size = _U32.unpack_from(payload)[0] if len(payload) >= 4 else _MAX_HEADER + 1
-    if size > min(_MAX_HEADER, len(payload) - 4):
+    size = _U32.unpack_from(payload)[0] if len(payload) >= 4 else len(payload)
+    if size > min(limits.header(cls), len(payload) - 4):
         raise FrameError(f"{cls.__name__}: header of {size} bytes does not fit")
     try:
         values = json.loads(payload[4 : 4 + size])
@@ -126,7 +125,7 @@ def unpack(kind: int, payload: bytes) -> Message:
     if not all(type(n) is int and n >= 0 for n in sizes.values()) or at + sum(sizes.values()) != len(payload):
         raise FrameError(f"{cls.__name__}: blobs do not add up to {len(payload)} bytes")
     for name, length in sizes.items():
-        fields[name] = _BLOBS[name][1](payload[at : at + length])
+        fields[name] = _BLOBS[name][1](memoryview(payload)[at : at + length], limit)
         at += length
     try:
         checked: Message = _CHECK[cls].validate_python(fields)

@@ -33,6 +33,7 @@ from emo.flight import Flight
 from emo.health import Health
 from emo.inbox import Inbox
 from emo.journal import Journal
+from emo.limits import Limits
 from emo.messages import Message, Status
 from emo.mqtt_client import V5, V311, WINDOW
 from emo.outbox import Outbox
@@ -55,9 +56,11 @@ class MqttChannel:
         journal: Journal,
         will: Status | None = None,
         memory_mib: int = 1024,
+        limits: Limits | None = None,
     ) -> None:
         """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish.
         `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled.
+        `limits`: how large a message may be for the node that this is for.
         Raises CertificateError when the files of `broker.tls` cannot be used."""
         if broker.tls is not None:
             tls.watch(broker.tls, client_id.rpartition("-")[2], journal)
@@ -66,7 +69,7 @@ class MqttChannel:
         self._protocol = V5
         self._outbox = Outbox(broker.queue_messages, journal, broker.queue_mib << 20)
         self._inbox = Inbox[int](memory_mib << 20, journal)
-        self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD)
+        self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD, limits)
         self._connected, self._stopping = threading.Event(), threading.Event()
         self._switch, self._renew = (
             threading.Event(),

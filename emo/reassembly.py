@@ -48,7 +48,8 @@ class Reassembler:
             raise FrameError(f"{source}: a chunk with nothing in it")
         if chunk.size > min(limit, self.limit) or len(chunk.data) > chunk.size:
             raise FrameError(
-                f"{source}: message of {chunk.size} bytes is over its limit of {min(limit, self.limit)}"
+                f"{source}: message of {chunk.size} bytes is over its limit of {min(limit, self.limit)}; "
+                "has its sender the same `model` as this node?"
             )
         if chunk.count == 1:
             return _whole(source, chunk, chunk.data)

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 from emo import frame, topics
 from emo.errors import TopicError, WireError
 from emo.journal import Journal
+from emo.limits import Limit, Limits
 from emo.logs import printable
 from emo.messages import Message
 from emo.reassembly import Reassembler
@@ -21,13 +22,18 @@ _MIB = 1 << 20
 class Receiver(Generic[Token]):
     """`Token`: what the transport needs to acknowledge one packet (MQTT's packet id)."""
 
-    def __init__(self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8) -> None:
+    def __init__(
+        self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8, limits: Limits | None = None
+    ) -> None:
         """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
-        window towards us for good; the oldest are acknowledged early."""
+        window towards us for good; the oldest are acknowledged early. `limits`: what the node that this is for takes."""
         self._root, self._journal, self._hold = root, journal, hold
         self._parts = Reassembler(memory_mib * _MIB, journal)
         self.last_size = 0
         self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
+        self._limits = {
+            kind: (limits or {}).get(kind, Limit(route.limit)) for kind, route in topics.ROUTES.items()
+        }
         # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
 
@@ -51,17 +57,17 @@ class Receiver(Generic[Token]):
             self._refuse(name, error)
             return None, [token]
         self._journal.count(f"received_bytes.{kind.__name__}", len(data) + len(name))
-        key = (source, chunk.message)
+        key, limit = (source, chunk.message), self._limits[kind]
         self._waiting.append((key, token))
         try:
-            payload = self._parts.add(source, chunk, route.limit, once=not route.retain)
+            payload = self._parts.add(source, chunk, min(limit.payload, route.limit), once=not route.retain)
             if payload is None:
                 if not self._parts.unfinished(*key):
                     return None, self._release(key)
                 early = max(0, len(self._waiting) - self._hold)
                 return None, [self._waiting.popleft()[1] for _ in range(early)]
             self.last_size = len(payload)
-            message = frame.unpack(chunk.kind, payload)
+            message = frame.unpack(chunk.kind, payload, limit)
             topics.check(self._root, name, message, chunk.index)
         except WireError as error:
             self._refuse(name, error)

@@ -41,7 +41,7 @@ class Cloud:
         for kind in self._published:
             self._network.listen(subscription(ROOT, kind), self._note(kind))
         filters = [subscription(ROOT, kind) for kind in (Status, Update, OverlayWeights)]
-        self._channel = self._network.channel("cloud", filters, self._journal)
+        self._channel = self._network.channel("cloud", filters, self._journal, limits=self.node.limits())
         self._channel.start(self._handle)
         if number > plan.rounds:
             return  # nothing is left to open

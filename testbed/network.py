@@ -15,6 +15,7 @@ from emo import frame, topics
 from emo.channel import Handler
 from emo.errors import TooLarge, WireError
 from emo.journal import Journal
+from emo.limits import Limits
 from emo.messages import Message, Status
 from emo.outbox import Outbox
 from emo.receiver import Receiver, matches
@@ -40,10 +41,15 @@ class Network:
         self._numbers = itertools.count(1)
 
     def channel(
-        self, client_id: str, filters: list[str], journal: Journal, will: Status | None = None
+        self,
+        client_id: str,
+        filters: list[str],
+        journal: Journal,
+        will: Status | None = None,
+        limits: Limits | None = None,
     ) -> "MemoryChannel":
-        """A client that is away until its `start`."""
-        return MemoryChannel(self, client_id, filters, journal, Outbox(self._limit, journal), will)
+        """A client that is away until its `start`. `limits`: how large a message may be for its node."""
+        return MemoryChannel(self, client_id, filters, journal, Outbox(self._limit, journal), will, limits)
 
     def pump(self) -> int:
         """Deliver everything that is queued, and what handlers publish meanwhile, on the caller's thread.
@@ -142,12 +148,13 @@ class MemoryChannel:
         journal: Journal,
         outbox: Outbox,
         will: Status | None,
+        limits: Limits | None,
     ) -> None:
         self.client_id, self.will = client_id, will
         self._network, self._filters, self._journal, self._outbox = network, filters, journal, outbox
         self._handler: Handler = lambda _message: None
         self._settle: Callable[[], None] = lambda: None
-        self._receiver = Receiver[None](network.root, journal)
+        self._receiver = Receiver[None](network.root, journal, limits=limits)
 
     def start(
         self,

@@ -102,7 +102,7 @@ class Fleet:
             subscription("emo", kind, **{key: ids[key] for key in ids if f"{{{key}}}" in ROUTES[kind].topic})
             for kind in kinds
         ]
-        channel = self.network.channel(name, filters, self.journals[name])
+        channel = self.network.channel(name, filters, self.journals[name], limits=node.limits())
 
         def handle(message: Message) -> None:
             if isinstance(message, GlobalModel) and message.round > len(self.globals):

@@ -32,6 +32,7 @@ def fleet(tmp_path):
 
 def test_global_models_are_bit_identical_with_the_tap_on_and_off(fleet):
     on, off = fleet("on").run(), fleet("off", tap=False).run()
+    assert not sum(journal.counts["frames.refused"] for journal in on.journals.values())
     assert on.cloud.done
     assert off.cloud.done
     assert len(on.globals) == len(off.globals) == 4
