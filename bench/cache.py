@@ -12,7 +12,6 @@ figures without a case are those of the first: MobileNet's batches, fp32, each s
 `rebuild_s_100k`: a start on 100,000 small batches of 20 devices, whose names are in the system's memory.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ import numpy as np
 from bench import replay
 from edge_app.cache.disk import DiskCache
 from emo import codec, files
+from emo.parser import Parser
 
 GROUP = 16
 MOBILENET, VGG = (16, 128, 16, 16), (16, 256, 4, 4)
@@ -56,15 +56,19 @@ CASES = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--dir", type=Path, help="on the disk that is to be measured; a folder in it is made and removed"
+        "--dir",
+        type=Path,
+        help="on the disk that is to be measured; a folder in it is made and removed (default: the system's for temporary files)",
     )
     parser.add_argument("--batches", type=int, default=48, help="a turn; of at most 100 MB")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--overwrites", type=int, default=100)
+    parser.add_argument("--turns", type=int, default=7, help="how often each is measured")
+    parser.add_argument("--overwrites", type=int, default=100, help="of one batch")
     parser.add_argument("--entries", type=int, default=100_000, help="that a start finds")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-cache-") as name:
         folder = Path(name)

@@ -6,7 +6,6 @@ Memory is the sum of every process's proportional share (PSS; RSS where the syst
 second, at its highest.
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -17,11 +16,15 @@ from typing import Any
 
 import psutil
 
+from emo.parser import Parser
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args, options = parser.parse_known_args()
     runs = [_run(seed, [option for option in options if option != "--"]) for seed in range(args.seeds)]
     gains = [run["bagged"] - run["fl"] for run in runs]

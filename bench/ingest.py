@@ -9,7 +9,6 @@ fp32 activations in batches that were answered, so stored, within the window; tr
 `trainer_slowdown` is its steps a second alone over those while activations came.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -30,6 +29,7 @@ from emo.journal import Journal
 from emo.messages import ActivationBatch, Interval, Message, RunState, TapReport
 from emo.models import inference
 from emo.mqtt import MqttChannel
+from emo.parser import Parser
 from emo.topics import subscription
 from testbed.broker import LocalBroker
 from testbed.child import Child
@@ -59,9 +59,11 @@ def cases() -> list[Case]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0, help="of each window")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))

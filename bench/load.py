@@ -6,7 +6,6 @@ Each client has one connection and sends its next request when it has the answer
 requests, errors (answers other than 200), seconds, its own seconds of processor, and milliseconds p50, p99, max.
 """
 
-import argparse
 import json
 import re
 import selectors
@@ -15,6 +14,8 @@ import time
 from array import array
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from emo.parser import Parser
 
 _LENGTH = re.compile(rb"\r\ncontent-length: (\d+)\r\n", re.IGNORECASE)
 _GOOD = b"HTTP/1.1 200 "
@@ -97,12 +98,12 @@ def ask(url: str, body: bytes, headers: list[str], clients: int, requests: int) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("url")
-    parser.add_argument("body", type=Path)
-    parser.add_argument("headers", nargs="*")
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=10_000)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("url", help="of the endpoint's model")
+    parser.add_argument("body", type=Path, help="a file: what every request sends")
+    parser.add_argument("headers", nargs="*", help="NAME:VALUE of every request")
+    parser.add_argument("--clients", type=int, default=32, help="connections at a time")
+    parser.add_argument("--requests", type=int, default=10_000, help="in all")
     args = parser.parse_args()
     print(json.dumps(ask(args.url, args.body.read_bytes(), args.headers, args.clients, args.requests)))
 

@@ -8,7 +8,6 @@ longest and the 99.9 % wait to get it, and the longest that it was held, in mill
 these figures.
 """
 
-import argparse
 import contextlib
 import json
 import tempfile
@@ -31,6 +30,7 @@ from emo.codec import Packed
 from emo.config import EdgeConfig, Model, Tap
 from emo.journal import Journal
 from emo.messages import ActivationBatch, RunState
+from emo.parser import Parser
 
 _BATCHES, _SAMPLES, _VERSIONS = 512, 16, 2
 _MODEL = Model(name="mobilenet6", width=1.0, input=(3, 32, 32))
@@ -70,9 +70,11 @@ class Timed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--seconds", type=float, default=20.0)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20.0, help="each measurement lasts")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with (

@@ -3,7 +3,6 @@
 Written as Flower's own PyTorch tutorial is: the data are loaded once a process, a client makes its tensors and trains.
 """
 
-import argparse
 import importlib
 import itertools
 import json
@@ -24,16 +23,17 @@ from torch.nn.functional import cross_entropy
 from bench.simulate import dataset, plan
 from emo import models
 from emo.data.batches import FixedBatches
+from emo.parser import Parser
 from testbed import nodes
 from testbed.plan import Plan
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--data-dir", type=Path)
+    parser = Parser()
+    parser.add_argument("--rounds", type=int, required=True, help="FL rounds")
+    parser.add_argument("--samples", type=int, required=True, help="of one device")
+    parser.add_argument("--workers", type=int, required=True, help="processes")
+    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies (default: none)")
     args = parser.parse_args()
     asked, folder = plan(args.samples), args.data_dir
     ends, trained = [time.perf_counter()], list[int]()

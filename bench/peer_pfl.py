@@ -1,6 +1,5 @@
 """bench.simulate's workload in pfl-research. Prints a JSON list: seconds of each round. With torchrun, in parallel."""
 
-import argparse
 import itertools
 import json
 import os
@@ -24,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from bench.simulate import dataset, plan
 from emo import models
 from emo.data.batches import tensors
+from emo.parser import Parser
 from testbed import nodes
 from testbed.plan import Plan
 
@@ -54,11 +54,11 @@ class Clock(TrainingProcessCallback):  # type: ignore[misc]  # pfl has no types 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, required=True)
-    parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--data-dir", type=Path)
+    parser = Parser()
+    parser.add_argument("--rounds", type=int, required=True, help="FL rounds")
+    parser.add_argument("--samples", type=int, required=True, help="of one device")
+    parser.add_argument("--threads", type=int, help="torch's (default: its own choice)")
+    parser.add_argument("--data-dir", type=Path, help="where CIFAR-10 lies (default: none)")
     args = parser.parse_args()
     asked = plan(args.samples)
     if args.threads:

@@ -12,7 +12,6 @@ fetched meanwhile are not timed. `starved_ms` is what a step of the tenth waits 
 batches that were brought in time.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -31,6 +30,7 @@ from edge_app.overlay import Trainer
 from emo import codec, models
 from emo.codec import DELTA
 from emo.config import Model, Overlay, Tap
+from emo.parser import Parser
 
 _SAMPLES, _CLASSES, _TOGETHER = 16, 10, 4
 _PLAIN = "plain"  # arrays as they are, without a codec
@@ -38,16 +38,20 @@ Step = Callable[[], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="mobilenet6")
-    parser.add_argument("--width", type=float, default=1.0)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="mobilenet6", help="cnn, vgg6, mobilenet6, ...")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
     parser.add_argument(
-        "--codec", default=None, choices=[_PLAIN, *(c for c in codec.CODECS if DELTA not in c)]
+        "--codec",
+        choices=[_PLAIN, *(c for c in codec.CODECS if DELTA not in c)],
+        help="how the cache holds them (default: as a device sends them)",
     )
     parser.add_argument("--batches", type=int, default=100, help="in the cache")
     parser.add_argument("--steps", type=int, default=8, help="that are timed at a time")
-    parser.add_argument("--turns", type=int, default=24)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--turns", type=int, default=24, help="how often each is measured")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     found = measure(args.model, args.width, args.codec, args.batches, args.steps, args.turns)
     for name, value in found.items():

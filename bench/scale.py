@@ -13,7 +13,6 @@ start. `storm_round_s`: from that start until the next round is closed. `cloud_m
 of the rounds are over, `cloud_peak_mib` the most it ever had (VmHWM), before the export.
 """
 
-import argparse
 import asyncio
 import contextlib
 import json
@@ -31,6 +30,7 @@ import yaml
 
 from bench.light import MODEL, Device, Shared
 from emo.errors import BrokerError
+from emo.parser import Parser
 from testbed import broker
 from testbed.chaos_process import Program
 
@@ -155,11 +155,11 @@ def _peak(pid: int) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--devices", type=int, nargs="+", default=[10, 1000], help="a run with each")
     parser.add_argument(
-        "--devices", type=int, nargs="+", default=[10, 1000], help="a run with each (10 1000)"
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the broker too: two a device and some

@@ -35,21 +35,24 @@ from cloud_app.repository import Repository
 from cloud_app.session import cpus, open_session
 from emo import models
 from emo.config import Model
+from emo.parser import Parser
 
 SPEC = Model(name="vgg6", width=0.25, input=(3, 32, 32), classes=10)
 LABELS = [f"class {number}" for number in range(SPEC.classes)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--requests", type=int, default=100_000)
-    parser.add_argument(
-        "--threads", type=int, default=cpus(), help="onnxruntime's (the processors there are)"
-    )
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--clients", type=int, default=32, help="connections at a time")
+    parser.add_argument("--requests", type=int, default=100_000, help="in all")
+    parser.add_argument("--threads", type=int, default=cpus(), help="onnxruntime's")
     parser.add_argument("--runs", type=int, default=Limits().runs, help="at a time, sharing the threads")
-    parser.add_argument("--delay-ms", type=float, default=1e3 * Limits().delay_s)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--delay-ms", type=float, default=1e3 * Limits().delay_s, help="how long a request waits for company"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     figures: dict[str, Any] = {"cpus": cpus(), "load_before": round(os.getloadavg()[0], 2)}
     with TemporaryDirectory() as folder:

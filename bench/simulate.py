@@ -32,6 +32,7 @@ from torch.nn.functional import cross_entropy
 from emo import data, models
 from emo.config import Data, Model
 from emo.data import Dataset
+from emo.parser import Parser
 from testbed import nodes, scenario, simulate
 from testbed.plan import Plan
 
@@ -73,16 +74,18 @@ def main() -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (all cores)")
-    parser.add_argument("--samples", type=int, default=500, help="of a device; fewer for a trial (500)")
-    parser.add_argument("--rounds", type=int, default=2, help="measured a turn (2)")
-    parser.add_argument("--turns", type=int, default=3)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser.add_argument("--samples", type=int, default=500, help="of a device; fewer for a trial")
+    parser.add_argument("--rounds", type=int, default=2, help="measured a turn")
+    parser.add_argument("--turns", type=int, default=3, help="how often each is measured")
     parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="CIFAR-10 lies there (noise of its shape)"
+        "--data-dir", type=Path, metavar="DIR", help="CIFAR-10 lies there (default: noise of its shape)"
     )
     parser.add_argument("--peers", action="store_true", help="Flower and pfl-research too")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     return parser
 
 

@@ -7,7 +7,6 @@ over the first. `apart`: the L2 distance between their weights after a round, ov
 there is nothing to gain: its cores are busy with one device.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -23,6 +22,7 @@ from emo import models
 from emo.config import Model, Training
 from emo.data.batches import Batch
 from emo.messages import Weights
+from emo.parser import Parser
 from emo.training import train
 from testbed.stacked import Stack
 
@@ -30,16 +30,22 @@ Streams = list[list[Batch]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="vgg6")
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--norm", choices=["group", "batch", "none"], default="group")
-    parser.add_argument("--devices", type=int, default=20)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
+    parser.add_argument("--width", type=float, default=0.25, help="width multiplier of the network")
+    parser.add_argument(
+        "--norm", choices=["group", "batch", "none"], default="group", help="how the network normalises"
+    )
+    parser.add_argument("--devices", type=int, default=20, help="how many")
     parser.add_argument("--samples", type=int, default=500, help="of one device")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--torch-device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples a batch")
+    parser.add_argument("--rounds", type=int, default=5, help="FL rounds")
+    parser.add_argument(
+        "--torch-device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it trains"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     spec = Model(name=args.model, width=args.width, norm=args.norm, input=(3, 32, 32))

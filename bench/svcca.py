@@ -10,7 +10,6 @@ Processor time of one thread, medians in ms; all forms take turns, so that the m
 `max_error` is against the direct form in float64, over six kinds of input, each in float32 and float64.
 """
 
-import argparse
 import json
 import statistics
 import time
@@ -24,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from edge_app.cka import cka
 from edge_app.covariance import Floats
 from edge_app.svcca import svcca, svcca_batch
+from emo.parser import Parser
 
 CASES = (256, 64), (4096, 64), (16384, 128)  # the first is a batch of 16 at VGG's split, width 0.25
 BATCH, SMALL = 32, 1024  # pairs at once for `svcca_batch`; above so many datapoints it gains nothing
@@ -31,9 +31,11 @@ VARIANCE = 0.99
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="turns that each form takes in each case")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with threadpool_limits(1):

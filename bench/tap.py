@@ -7,7 +7,6 @@ amqtt) runs on this machine. Nobody answers with intervals, so every batch is se
 take turns, round by round, each starting from the same weights; a round's time ends with its update.
 """
 
-import argparse
 import json
 import statistics
 import tempfile
@@ -26,18 +25,21 @@ from emo.data import Dataset
 from emo.journal import Journal
 from emo.messages import GlobalModel, Update
 from emo.mqtt import MqttChannel
+from emo.parser import Parser
 from testbed.broker import LocalBroker
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="vgg6")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
     parser.add_argument(
         "--widths", type=float, nargs="+", default=[1.0, 0.25], help="the first gives `ratio`"
     )
-    parser.add_argument("--codec", default="fp16", choices=CODECS)
+    parser.add_argument("--codec", default="fp16", choices=CODECS, help="how activations are written")
     parser.add_argument("--rounds", type=int, default=9, help="at width 1; narrower ones get more")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder)) as broker:

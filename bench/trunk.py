@@ -5,7 +5,6 @@
 Knows sessions and clocks; untrained weights, since time does not depend on them. One line a network.
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from cloud_app.export import export, trace
 from cloud_app.session import open_session
 from emo import models
 from emo.config import Model
+from emo.parser import Parser
 
 NETWORKS = ("vgg6", 0.25, 10), ("vgg6", 1.0, 10), ("mobilenet6", 0.25, 100), ("mobilenet6", 1.0, 100)
 
@@ -77,11 +77,13 @@ def measure(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What one trunk for all members saves.")
-    parser.add_argument("--members", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = Parser(description="What one trunk for all members saves.")
+    parser.add_argument("--members", type=int, default=2, help="of the ensemble")
+    parser.add_argument("--batch", type=int, default=8, help="samples a request")
+    parser.add_argument("--threads", type=int, default=1, help="onnxruntime's")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     rows = []
     for name, width, classes in NETWORKS:

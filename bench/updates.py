@@ -8,7 +8,6 @@ of its result takes that off, over what the round has moved (L2; the rounds are 
 round: `accuracy`, and `apart`, how far the model is from that of the fp32 run, over what that run has moved.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -27,6 +26,7 @@ from emo.config import CloudConfig, Data, DeviceConfig, Model, Training
 from emo.data.batches import Batch
 from emo.journal import Journal
 from emo.messages import GlobalModel, Message, Update
+from emo.parser import Parser
 from emo.training import evaluate, train
 from emo.weights import Form, Weights, Whole, restore, shrink
 
@@ -48,11 +48,13 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--devices", type=int, default=10)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=12, help="FL rounds")
+    parser.add_argument("--devices", type=int, default=10, help="how many")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and shares")
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     exact = [_run("fp32", "fp32", args.rounds, args.devices, seed) for seed in args.seeds]

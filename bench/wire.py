@@ -31,6 +31,7 @@ from emo.data.batches import FixedBatches
 from emo.errors import BaseError
 from emo.messages import ActivationBatch
 from emo.models import SplitNetwork
+from emo.parser import Parser
 from emo.training import evaluate, train
 
 EVERY = 50  # steps between two states of the trunk that are kept
@@ -46,17 +47,21 @@ class Batches(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--data-dir", type=Path, help="where the dataset lies; digits needs none")
-    parser.add_argument("--model", default="cnn")
-    parser.add_argument("--width", type=float, default=1.0)
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--dataset", default="digits", help="digits, cifar10, ...")
+    parser.add_argument(
+        "--data-dir", type=Path, help="where the dataset lies (default: none; digits needs none)"
+    )
+    parser.add_argument("--model", default="cnn", help="cnn, vgg6, mobilenet6, ...")
+    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
     parser.add_argument("--batches", type=int, default=2000, help="steps of training, 16 images each")
-    parser.add_argument("--lr", type=float, default=0.01)
+    parser.add_argument("--lr", type=float, default=0.01, help="the devices' learning rate")
     parser.add_argument("--change", type=float, default=0.3, help="relative L2 from the base")
     parser.add_argument("--coded", type=int, default=64, help="batches that are coded")
-    parser.add_argument("--turns", type=int, default=9)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--turns", type=int, default=9, help="how often each is measured")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     batches, setting = _trained(args)

@@ -48,7 +48,13 @@ def say(text: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--arch", nargs="+", choices=["amd64", "arm64"], default=["amd64", "arm64"])
+    parser.add_argument(
+        "--arch",
+        nargs="+",
+        choices=["amd64", "arm64"],
+        default=["amd64", "arm64"],
+        help="for which processors (both)",
+    )
     parser.add_argument("--work", type=Path, metavar="DIR", help="built there (a new folder in /var/tmp)")
     parser.add_argument("--keep", action="store_true", help="leave it there: the next build begins with it")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the result there, as Markdown")

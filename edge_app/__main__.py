@@ -1,6 +1,5 @@
 """Runs one edge: `emo edge`, or `torchrun --nproc-per-node N -m edge_app --config FILE` for one on N GPUs."""
 
-import argparse
 import contextlib
 import logging
 import os
@@ -27,6 +26,7 @@ from emo.heartbeat import Heart, beating
 from emo.journal import Journal
 from emo.messages import ActivationBatch, RunState, TapReport
 from emo.mqtt import MqttChannel
+from emo.parser import Parser
 from emo.runner import Runner, stop_on
 from emo.topics import subscription
 
@@ -96,8 +96,8 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
 
 def main() -> int:
     """As torchrun starts it, once a GPU."""
-    parser = argparse.ArgumentParser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser = Parser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
     logs.configure()
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)

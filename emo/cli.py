@@ -24,6 +24,7 @@ from emo import (
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
 from emo.extras import needs as _needs
+from emo.parser import Parser
 from emo.runner import stop_on
 from emo.settings import load
 
@@ -134,7 +135,7 @@ def _init(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="emo", description="Edge model overlays beside federated learning.")
+    parser = Parser(prog="emo", description="Edge model overlays beside federated learning.")
     parser.add_argument("--version", action="version", version=f"emo {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections too")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -148,34 +149,42 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--dataset", default="digits", help="digits, cifar10, cifar100, folder or package.module:function"
     )
-    demo.add_argument("--data-dir", type=Path, help="where the dataset lies (digits needs none)")
+    demo.add_argument(
+        "--data-dir", type=Path, help="where the dataset lies (default: none; digits needs none)"
+    )
     demo.add_argument(
         "--model", help="cnn, vgg6, mobilenet6, ... or package.module:function (default: by dataset)"
     )
-    demo.add_argument("--width", type=float, default=1.0, help="width multiplier of the networks (1.0)")
-    demo.add_argument("--norm", choices=["group", "batch", "none"], default="group")
+    demo.add_argument("--width", type=float, default=1.0, help="width multiplier of the networks")
     demo.add_argument(
-        "--devices", type=int, default=10, help="how many; the first edge has 40 %% of them (10)"
+        "--norm", choices=["group", "batch", "none"], default="group", help="how the networks normalise"
     )
-    demo.add_argument("--per-round", type=int, help="devices sampled a round (10 at most)")
-    demo.add_argument("--rounds", type=int, help="FL rounds (by dataset)")
-    demo.add_argument("--epochs", type=int, default=1, help="local epochs a round (1)")
-    demo.add_argument("--lr", type=float, default=0.05, help="the devices' learning rate (0.05)")
+    demo.add_argument("--devices", type=int, default=10, help="how many; the first edge has 40 %% of them")
+    demo.add_argument("--per-round", type=int, help="devices sampled a round (default: all, 10 at most)")
+    demo.add_argument("--rounds", type=int, help="FL rounds (default: by dataset)")
+    demo.add_argument("--epochs", type=int, default=1, help="local epochs a round")
+    demo.add_argument("--lr", type=float, default=0.05, help="the devices' learning rate")
     demo.add_argument(
-        "--alpha", type=float, default=1.0, help="Dirichlet(alpha x prior): smaller is less alike (1)"
+        "--alpha", type=float, default=1.0, help="Dirichlet(alpha x prior): smaller is less alike"
+    )
+    demo.add_argument("--replay-ratio", type=float, default=4.0, help="batches replayed per batch offered")
+    demo.add_argument(
+        "--codec", choices=CODECS, default="int2-delta", help="how activations are written on the wire"
     )
     demo.add_argument(
-        "--replay-ratio", type=float, default=4.0, help="batches replayed per batch offered (4)"
+        "--seed", type=int, default=0, help="of data, weights and sampling; the same seed, the same run"
     )
-    demo.add_argument("--codec", choices=CODECS, default="int2-delta", help="of activations (int2-delta)")
-    demo.add_argument("--seed", type=int, default=0)
     demo.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="model repository and sample image go here"
     )
-    demo.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    demo.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
+    )
     demo.add_argument("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
     demo.add_argument(
-        "--broker", choices=["mosquitto", "amqtt"], help="which broker (Mosquitto where installed)"
+        "--broker",
+        choices=["mosquitto", "amqtt"],
+        help="which broker (default: mosquitto where it is installed, else amqtt)",
     )
 
     cli_study.commands(add)
@@ -186,22 +195,23 @@ def _parser() -> argparse.ArgumentParser:
     device.add_argument(
         "--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a device"
     )
-    device.add_argument(
-        "--parallel", type=int, default=1, help="devices of this process that train at once (1)"
-    )
+    device.add_argument("--parallel", type=int, default=1, help="devices of this process that train at once")
     edge = add("edge", _edge, "run an edge")
-    edge.add_argument("--config", type=Path, metavar="FILE")  # required too, but not before a subcommand
+    # Required too, but not before a subcommand.
+    edge.add_argument(
+        "--config", type=Path, metavar="FILE", help="the edge's own (default: none; must be given)"
+    )
     text = "the table of an edge, running or not: when each batch comes again"
     intervals = edge.add_subparsers(metavar="[intervals]").add_parser(
         "intervals", help=text, description=text
     )
     intervals.set_defaults(run=_intervals)
     intervals.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
-    intervals.add_argument("--device", metavar="ID", help="only this device's batches")
-    intervals.add_argument("--json", action="store_true")
+    intervals.add_argument("--device", metavar="ID", help="only this device's batches (default: all)")
+    intervals.add_argument("--json", action="store_true", help="print the table as one JSON object")
 
     cloud = add("cloud", _cloud, "run the cloud")
-    cloud.add_argument("--config", type=Path, required=True, metavar="FILE")
+    cloud.add_argument("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
     cloud.add_argument("--json", action="store_true", help="print the result as one JSON line")
     cloud.add_argument(
         "--new-run", action="store_true", help="give up a run that was interrupted; else it goes on"
@@ -210,17 +220,30 @@ def _parser() -> argparse.ArgumentParser:
     export = add(
         "export", _export, "make a served model of a run: of emo cloud's state_dir, or a simulated one"
     )
-    export.add_argument("--run", dest="folder", type=Path, required=True, metavar="DIR")
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="model repository")
-    export.add_argument("--name", default="emo", help="the model's name there; it gets a new version (emo)")
     export.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the data lies (as the run had it)"
+        "--run",
+        dest="folder",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a cloud's state_dir, or a simulation's --out",
     )
-    export.add_argument("--combine", choices=["probabilities", "logits"], help="(as the run was configured)")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="model repository")
+    export.add_argument("--name", default="emo", help="the model's name there; it gets a new version")
+    export.add_argument(
+        "--data-dir", type=Path, metavar="DIR", help="where the data lies (default: where the run had it)"
+    )
+    export.add_argument(
+        "--combine",
+        choices=["probabilities", "logits"],
+        help="what is averaged (default: what the run was configured with)",
+    )
     export.add_argument("--head", action="store_true", help="the FL model's own head is a member too")
     fits = ["none", "weights", "members", "both"]
-    export.add_argument("--fit", choices=fits, default="none", help="what held-out data decides (none)")
-    export.add_argument("--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out")
+    export.add_argument("--fit", choices=fits, default="none", help="what held-out data decides")
+    export.add_argument(
+        "--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out (default: none)"
+    )
     export.add_argument("--int8", action="store_true", help="quantise, if faster and about as accurate")
     export.add_argument("--json", action="store_true", help="print the result as one JSON line")
 
@@ -230,8 +253,13 @@ def _parser() -> argparse.ArgumentParser:
     cli_pki.commands(add)
 
     doctor = add("doctor", _doctor, "check this machine, a configuration and its brokers; say what to do")
-    doctor.add_argument("--config", type=Path, metavar="FILE")
-    doctor.add_argument("--json", action="store_true")
+    doctor.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a node's configuration, and what it needs (default: this machine only)",
+    )
+    doctor.add_argument("--json", action="store_true", help="print the checks as one JSON object")
     doctor.add_argument(
         "--profile",
         action="store_true",
@@ -239,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     init = add("init", _init, "write commented example configurations that run as they are")
-    init.add_argument("folder", type=Path, metavar="DIR")
+    init.add_argument("folder", type=Path, metavar="DIR", help="where they go; nothing there is overwritten")
     return parser
 
 

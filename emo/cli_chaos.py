@@ -17,15 +17,35 @@ def commands(add: Add) -> None:
     """`add(name, run, help)` makes the parser of the command."""
     chaos = add("chaos", _chaos, "a fleet on this machine under faults: does the run still end right?")
     option = chaos.add_argument
-    option("--seed", type=int, default=1, help="of the first schedule; the same seed, the same schedule (1)")
-    option("--seeds", type=int, default=1, help="so many runs, with this seed and those after it (1)")
-    option("--faults", type=int, default=50, help="of each run (50)")
-    option("--rounds", type=int, default=12, help="FL rounds of each run; every third seed has a third (12)")
-    option("--over", type=float, metavar="S", help="seconds that the faults are spread over (two a second)")
-    option("--soak", type=float, metavar="MINUTES", help="no faults, for so long: does any process grow?")
-    option("--out", type=Path, metavar="DIR", help="what a run wrote goes here if it broke a rule")
+    option("--seed", type=int, default=1, help="of the first schedule; the same seed, the same schedule")
+    option("--seeds", type=int, default=1, help="so many runs, with this seed and those after it")
+    option("--faults", type=int, default=50, help="of each run")
+    option("--rounds", type=int, default=12, help="FL rounds of each run; every third seed has a third")
+    option(
+        "--over",
+        type=float,
+        metavar="S",
+        help="seconds that the faults are spread over (default: two a second)",
+    )
+    option(
+        "--soak",
+        type=float,
+        metavar="MINUTES",
+        help="instead: no faults, for so long: does any process grow? (default: faults)",
+    )
+    option(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="what a run wrote goes here if it broke a rule (default: nowhere)",
+    )
     option("--keep", action="store_true", help="and if it did not")
-    option("--json", type=Path, metavar="FILE", help="write what came of it to FILE, after each run")
+    option(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write what came of it to FILE, after each run (default: no file)",
+    )
 
 
 def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:

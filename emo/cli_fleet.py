@@ -20,23 +20,29 @@ def commands(add: Add) -> None:
     broker.add_argument(
         "--fleet", type=Path, required=True, metavar="FILE", help="fleet.yaml: who belongs to whom"
     )
-    broker.add_argument("--edge", metavar="ID", help="lan: whose")
+    broker.add_argument("--edge", metavar="ID", help="lan: whose (default: none; lan must have it)")
     broker.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="mosquitto.conf and acl go here"
     )
-    broker.add_argument("--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (--out)")
+    broker.add_argument(
+        "--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (default: --out)"
+    )
     broker.add_argument(
         "--tls",
         type=Path,
         metavar="DIR",
-        help="its ca.crt, node.crt, node.key, crl.pem, as it sees them (AT/tls)",
+        help="its ca.crt, node.crt, node.key, crl.pem, as it sees them (default: AT/tls)",
     )
-    broker.add_argument("--port", type=int, default=8883, help="(8883)")
-    broker.add_argument("--bind", default="", metavar="ADDRESS", help="listen here only (everywhere)")
-    broker.add_argument("--root", default="emo", help="first level of every topic (emo)")
-    broker.add_argument("--queue-mib", type=int, default=1024, help="that may wait for one client (1024)")
-    broker.add_argument("--memory-mib", type=int, default=4096, help="of memory for everything (4096)")
-    broker.add_argument("--user", default="", help="whom Mosquitto becomes when root starts it (mosquitto)")
+    broker.add_argument("--port", type=int, default=8883, help="where it listens")
+    broker.add_argument(
+        "--bind", default="", metavar="ADDRESS", help="listen here only (default: everywhere)"
+    )
+    broker.add_argument("--root", default="emo", help="first level of every topic")
+    broker.add_argument("--queue-mib", type=int, default=1024, help="MiB that may wait for one client")
+    broker.add_argument("--memory-mib", type=int, default=4096, help="MiB of memory for everything")
+    broker.add_argument(
+        "--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)"
+    )
     broker.add_argument("--json", action="store_true", help="print {changed, files}")
 
 

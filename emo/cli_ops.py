@@ -21,17 +21,27 @@ _FRESH_S, _LOOK_S = 30.0, 0.25
 def commands(add: Add) -> None:
     """`add(name, run, help)` makes the parser of one command."""
     health = add("health", _health, "is the node of a configuration alive? 0: yes, 1: no")
-    health.add_argument("--config", type=Path, nargs="+", required=True, metavar="FILE")
-    health.add_argument("--max-age", type=float, default=_FRESH_S, metavar="S", help="seconds (30)")
+    health.add_argument(
+        "--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a node"
+    )
+    health.add_argument(
+        "--max-age",
+        type=float,
+        default=_FRESH_S,
+        metavar="S",
+        help="seconds since its last sign of life, at most",
+    )
     health.add_argument("--connected", action="store_true", help="its brokers must be there too")
-    health.add_argument("--json", action="store_true")
+    health.add_argument("--json", action="store_true", help="print the nodes as one JSON object")
 
     rounds = add("rounds", _rounds, "look at the cloud's rounds; hold them, and let them go on")
-    rounds.add_argument("do", choices=["status", "pause", "resume"])
+    rounds.add_argument("do", choices=["status", "pause", "resume"], help="look, hold, or let go on")
     rounds.add_argument("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
     rounds.add_argument("--wait", action="store_true", help="pause: until no round is under way")
-    rounds.add_argument("--timeout", type=float, default=3600.0, metavar="S", help="of --wait (3600)")
-    rounds.add_argument("--json", action="store_true")
+    rounds.add_argument(
+        "--timeout", type=float, default=3600.0, metavar="S", help="seconds that --wait waits at most"
+    )
+    rounds.add_argument("--json", action="store_true", help="print where they are as one JSON object")
 
 
 def _health(args: argparse.Namespace, _stop: threading.Event) -> int:

@@ -48,10 +48,13 @@ def commands(add: Add) -> None:
             "--ca", type=Path, required=True, metavar="DIR", help="the CA's folder; nobody else's"
         )
         made.add_argument(
-            "--passphrase-file", type=Path, metavar="FILE", help="its first line encrypts ca.key"
+            "--passphrase-file",
+            type=Path,
+            metavar="FILE",
+            help="its first line encrypts ca.key (default: not encrypted)",
         )
     for made in (init, rotate):
-        made.add_argument("--name", default="EMO", help="of the fleet, for people (EMO)")
+        made.add_argument("--name", default="EMO", help="of the fleet, for people")
     for made in (issue, renew, revoke):
         made.add_argument("--id", required=True, help="the node's id, as in its configuration")
         made.add_argument("--broker", action="store_true", help="of the broker beside that node")
@@ -60,12 +63,14 @@ def commands(add: Add) -> None:
         made.add_argument(
             "--out", type=Path, required=True, metavar="FILE", help="the certificate: node.crt there"
         )
-        made.add_argument("--host", nargs="+", default=[], help="a broker's host names and addresses")
+        made.add_argument(
+            "--host", nargs="+", default=[], help="a broker's host names and addresses (default: none)"
+        )
     for made, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
-        made.add_argument("--days", type=_positive, default=days, help=f"({days})")
-    text = "refuse an id that is not in this fleet.yaml, and a broker for a device"
+        made.add_argument("--days", type=_positive, default=days, help="how many it is good for")
+    text = "refuse an id that is not in this fleet.yaml, and a broker for a device (default: any id)"
     issue.add_argument("--fleet", type=Path, metavar="FILE", help=text)
-    text = "not before fewer are left, unless CA, key or hosts are others; then write the present one"
+    text = "not before fewer are left, unless CA, key or hosts are others; then write the present one (default: always)"
     renew.add_argument("--within", type=_positive, metavar="DAYS", help=text)
     rotate.add_argument(
         "--finish", action="store_true", help="once everybody has a certificate of the new CA"

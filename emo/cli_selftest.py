@@ -25,9 +25,12 @@ def commands(add: Add) -> None:
         "one training step of a device's model and one activation frame, there and back",
     )
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help="a device's: its model and codec (the default ones)"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="a device's: its model and codec (default: those of a configuration that names none)",
     )
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
 
 
 def _selftest(args: argparse.Namespace, _stop: threading.Event) -> int:

@@ -17,44 +17,56 @@ Add = Callable[[str, object, str], argparse.ArgumentParser]
 def commands(add: Add) -> None:
     """`add(name, run, help)` makes the parser of one command."""
     serve = add("serve", _serve, "serve a model repository (Open Inference Protocol v2)")
-    serve.add_argument("--models", type=Path, required=True, metavar="DIR")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=8000, help="0: any free one (8000)")
-    serve.add_argument("--threads", type=int, help="onnxruntime's threads (the cores of this container)")
-    serve.add_argument("--runs", type=int, default=2, help="runs at a time, which share the threads (2)")
-    serve.add_argument("--max-batch", type=int, default=64, help="samples in one run of the model (64)")
+    serve.add_argument("--models", type=Path, required=True, metavar="DIR", help="the model repository")
+    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: every one")
+    serve.add_argument("--port", type=int, default=8000, help="0: any free one")
+    serve.add_argument(
+        "--threads", type=int, help="onnxruntime's threads (default: the cores of this container)"
+    )
+    serve.add_argument("--runs", type=int, default=2, help="runs at a time, which share the threads")
+    serve.add_argument("--max-batch", type=int, default=64, help="samples in one run of the model")
     serve.add_argument(
         "--max-delay-ms",
         type=float,
         default=0.0,
-        help="how long a request waits for company on an idle machine (0)",
+        help="how long a request waits for company on an idle machine",
     )
-    serve.add_argument(
-        "--queue", type=int, default=256, help="requests of a model that may wait; then 503 (256)"
-    )
-    serve.add_argument("--timeout-s", type=float, default=10.0, help="how long one may wait; then 503 (10)")
+    serve.add_argument("--queue", type=int, default=256, help="requests of a model that may wait; then 503")
+    serve.add_argument("--timeout-s", type=float, default=10.0, help="how long one may wait; then 503")
     serve.add_argument(
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="one key a line; then all but health needs one. EMO_API_KEY may hold one too",
+        help="one key a line; then all but health needs one. EMO_API_KEY may hold one too (default: nobody needs one)",
     )
-    serve.add_argument("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM")
     serve.add_argument(
-        "--tls-key", type=Path, metavar="FILE", help="its private key, PEM, without a password"
+        "--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM (default: no TLS)"
     )
-    serve.add_argument("--access-log", metavar="FILE", help="a JSON line for each request; - for stdout")
     serve.add_argument(
-        "--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none (2)"
+        "--tls-key",
+        type=Path,
+        metavar="FILE",
+        help="its private key, PEM, without a password (default: no TLS)",
+    )
+    serve.add_argument(
+        "--access-log", metavar="FILE", help="a JSON line for each request; - for stdout (default: no log)"
+    )
+    serve.add_argument(
+        "--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none"
     )
 
     predict = add("predict", _predict, "ask an endpoint what is on an image")
-    predict.add_argument("image", type=Path)
-    predict.add_argument("--url", default="http://127.0.0.1:8000")
-    predict.add_argument("--name", default="emo", help="the model's name (emo)")
-    predict.add_argument("--top", type=int, default=3, help="labels to print (3)")
-    predict.add_argument("--api-key-file", type=Path, metavar="FILE", help="whose first key to send")
-    predict.add_argument("--json", action="store_true")
+    predict.add_argument("image", type=Path, metavar="IMAGE", help="a picture, as a file")
+    predict.add_argument("--url", default="http://127.0.0.1:8000", help="of the endpoint")
+    predict.add_argument("--name", default="emo", help="the model's name")
+    predict.add_argument("--top", type=int, default=3, help="labels to print")
+    predict.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="whose first key to send (default: EMO_API_KEY, if it is set)",
+    )
+    predict.add_argument("--json", action="store_true", help="print every label as JSON")
 
     models = add("models", _list, "the versions in a model repository, and which one is served")
     verbs = models.add_subparsers(dest="verb", required=True, metavar="list|promote|rollback|prune")
@@ -66,15 +78,15 @@ def commands(add: Add) -> None:
     ):
         parser = verbs.add_parser(verb, help=text, description=text)
         parser.set_defaults(run=run)
-        parser.add_argument("--models", type=Path, required=True, metavar="DIR")
+        parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="the model repository")
         if verb == "list":
-            parser.add_argument("--json", action="store_true")
+            parser.add_argument("--json", action="store_true", help="print the models as JSON")
         else:
-            parser.add_argument("name", metavar="NAME")
+            parser.add_argument("name", metavar="NAME", help="of the model")
         if verb == "promote":
             parser.add_argument("version", metavar="VERSION", help="a number, or latest")
         if verb == "prune":
-            parser.add_argument("--keep", type=int, default=3, help="how many of the newest stay (3)")
+            parser.add_argument("--keep", type=int, default=3, help="how many of the newest stay")
 
 
 def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:

@@ -29,8 +29,8 @@ ARMS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = study.parser(__doc__.splitlines()[0], ARMS, "SAMPLING@SHARE[:POLICY[+FRESH]]")
-    parser.add_argument("--codec", default="int2-delta")
-    parser.add_argument("--replay-ratio", type=float, default=2.0)
+    parser.add_argument("--codec", default="int2-delta", help="how activations are written")
+    parser.add_argument("--replay-ratio", type=float, default=2.0, help="batches replayed per batch offered")
     return study.main("cache", parser.parse_args(argv), _arm, _show)
 
 

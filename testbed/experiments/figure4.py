@@ -21,7 +21,12 @@ from testbed.runs import Run
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe.parser("Figure 4: accuracy over rounds, bytes and time.", METHODS)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=".svg or .png; one a dataset: FILE-DATASET")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=".svg or .png; one a dataset: FILE-DATASET (default: no plot)",
+    )
     return recipe.main("figure4", parser.parse_args(argv), _show)
 
 

@@ -34,6 +34,7 @@ from emo.data import Dataset
 from emo.errors import EmoError
 from emo.journal import Journal
 from emo.messages import GlobalModel, Status, Update, Weights
+from emo.parser import Parser
 from emo.training import evaluate
 
 RULES: dict[str, dict[str, object]] = {
@@ -187,22 +188,28 @@ def _device(setting: Setting, name: str, number: int) -> DeviceConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--dataset", default="digits", help="digits, cifar10, ... (digits)")
-    add("--data-dir", type=Path, metavar="DIR", help="where it lies (digits needs none)")
-    add("--model", default="cnn")
-    add("--width", type=float, default=1.0)
-    add("--devices", type=int, default=20)
-    add("--hostile", type=int, default=4, help="how many of them (4)")
-    add("--rounds", type=int, default=6)
-    add("--lr", type=float, default=0.1)
-    add("--schemes", nargs="+", choices=["iid", "dirichlet"], default=["iid", "dirichlet"])
-    add("--alpha", type=float, default=5.0, help="of Dirichlet(alpha x prior): smaller is less alike (5)")
-    add("--rules", nargs="+", choices=RULES, default=list(RULES))
-    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    add("--seeds", type=int, nargs="+", default=[0])
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    add("--dataset", default="digits", help="digits, cifar10, ...")
+    add("--data-dir", type=Path, metavar="DIR", help="where it lies (default: none; digits needs none)")
+    add("--model", default="cnn", help="cnn, vgg6, mobilenet6, ...")
+    add("--width", type=float, default=1.0, help="width multiplier of the network")
+    add("--devices", type=int, default=20, help="how many")
+    add("--hostile", type=int, default=4, help="how many of them")
+    add("--rounds", type=int, default=6, help="FL rounds")
+    add("--lr", type=float, default=0.1, help="the devices' learning rate")
+    add(
+        "--schemes",
+        nargs="+",
+        choices=["iid", "dirichlet"],
+        default=["iid", "dirichlet"],
+        help="how samples are dealt out",
+    )
+    add("--alpha", type=float, default=5.0, help="of Dirichlet(alpha x prior): smaller is less alike")
+    add("--rules", nargs="+", choices=RULES, default=list(RULES), help="how updates are aggregated")
+    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="what hostile devices send")
+    add("--seeds", type=int, nargs="+", default=[0], help="each is a run")
+    add("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:

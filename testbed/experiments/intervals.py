@@ -29,7 +29,7 @@ ARMS = ("always:fp32", "svcca:int4-delta", "fixed(3):int3-delta", "fixed(1):int2
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = study.parser(__doc__.splitlines()[0], ARMS, "POLICY[@CAP][+FRESH]:CODEC")
-    parser.add_argument("--replay-ratio", type=float, default=2.0)
+    parser.add_argument("--replay-ratio", type=float, default=2.0, help="batches replayed per batch offered")
     return study.main("intervals", parser.parse_args(argv), _arm, _show)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from emo import data
 from emo.config import Data, Model, Overlay
+from emo.parser import Parser
 from testbed import simulate
 from testbed.plan import MethodName, Plan, RoundWork
 from testbed.scenario import Scenario
@@ -41,21 +42,23 @@ def plan(dataset: str, method: MethodName, folder: Path | None = None, seed: int
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=description, epilog=epilog)
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="CIFAR-10 and CIFAR-100 lie there")
+    parser = Parser(description=description, epilog=epilog)
     parser.add_argument(
-        "--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="which of them (both)"
+        "--data-dir", type=Path, metavar="DIR", help="CIFAR-10 and CIFAR-100 lie there (default: none)"
     )
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="on which")
     parser.add_argument(
         "--scale",
         choices=["small", "paper"],
         default="small",
         help="small: 2 full-size devices run and count for 20; paper: 20 of 100",
     )
-    parser.add_argument("--rounds", type=int, help=f"of EMO that are run ({_SMALL_ROUNDS}; paper: 200)")
-    parser.add_argument("--workers", type=int, default=1, help="processes (1)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    parser.add_argument(
+        "--rounds", type=int, help=f"of EMO that are run (default: {_SMALL_ROUNDS}; paper: 200)"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--seed", type=int, default=0, help="of data, weights and sampling")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     return parser
 
 

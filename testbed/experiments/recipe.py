@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emo.errors import EmoError
+from emo.parser import Parser
 from testbed import scenario, simulate
 from testbed.experiments import paper
 from testbed.plan import METHODS, MethodName, Plan
@@ -21,20 +22,22 @@ WIDTH, ROUNDS, PER_ROUND = 0.25, 30, 10
 
 
 def parser(description: str, methods: Sequence[MethodName]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=description, epilog="Runs kept with --work serve every recipe and `emo compare`."
     )
     parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="CIFAR lies there")
-    parser.add_argument("--datasets", nargs="+", choices=paper.DATASETS, default=["cifar10"])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(methods))
+    parser.add_argument("--datasets", nargs="+", choices=paper.DATASETS, default=["cifar10"], help="on which")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(methods), help="of the paper")
     parser.add_argument("--scale", choices=["small", "paper"], default="small", help="paper: for a GPU")
-    parser.add_argument("--rounds", type=int, help=f"({ROUNDS}; paper: 200)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--workers", type=int, default=2, help="processes (2)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (the paper's testbed)")
-    parser.add_argument("--work", type=Path, metavar="DIR", help="keep the runs here, or go on with them")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    parser.add_argument("--rounds", type=int, help=f"FL rounds (default: {ROUNDS}; paper: 200)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each is a run")
+    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the networks train")
+    parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (default: the paper's testbed)")
+    parser.add_argument(
+        "--work", type=Path, metavar="DIR", help="keep the runs here, or go on with them (default: not kept)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     return parser
 
 

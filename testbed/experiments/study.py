@@ -20,6 +20,7 @@ import torch
 
 from emo.config import Model
 from emo.errors import EmoError
+from emo.parser import Parser
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
 
@@ -28,31 +29,31 @@ Rows = list[dict[str, Any]]
 
 def parser(description: str, default: Sequence[str], syntax: str) -> argparse.ArgumentParser:
     """With the options of every study; `default` arms, written as `syntax`."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--dataset", default="cifar10")
-    parser.add_argument("--data-dir", help="where the dataset lies; digits needs none")
-    parser.add_argument("--model", default="vgg6")
-    parser.add_argument("--width", type=float, default=0.25)
-    parser.add_argument("--rounds", type=int, default=60)
-    parser.add_argument("--devices", type=int, default=100)
-    parser.add_argument("--per-round", type=int, default=20)
+    parser = Parser(description=description)
+    parser.add_argument("--dataset", default="cifar10", help="digits, cifar10, ...")
+    parser.add_argument("--data-dir", help="where the dataset lies (default: none; digits needs none)")
+    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
+    parser.add_argument("--width", type=float, default=0.25, help="width multiplier of the network")
+    parser.add_argument("--rounds", type=int, default=60, help="FL rounds")
+    parser.add_argument("--devices", type=int, default=100, help="how many")
+    parser.add_argument("--per-round", type=int, default=20, help="devices sampled a round")
     parser.add_argument(
         "--alpha", type=float, default=5.0, help="Dirichlet, as Hsu's; 5 is Dir(0.5) for 10 classes"
     )
-    parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--arms", nargs="*", default=list(default), metavar=syntax)
+    parser.add_argument("--lr", type=float, default=0.01, help="the devices' learning rate")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each is a run")
+    parser.add_argument("--arms", nargs="*", default=list(default), metavar=syntax, help="what is compared")
     parser.add_argument("--every", type=int, default=10, help="rounds between two measurements")
     parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
     parser.add_argument(
         "--work",
         type=Path,
-        help="keep recordings and rows here, for the next call: 2.5 GB a seed with the defaults",
+        help="keep recordings and rows here, for the next call: 2.5 GB a seed with these settings (default: not kept)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row to FILE")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write every row to FILE (default: no file)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png (default: no plot)")
     return parser
 
 
