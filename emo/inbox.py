@@ -77,13 +77,12 @@ class Inbox(Generic[Token]):
             self._change.notify_all()
         return True
 
-    def get(self) -> tuple[Message, list[Token]] | None:
-        """The oldest message of the sender whose turn it is, with the tokens to acknowledge; None once it is closed,
-        whatever is left in it."""
+    def get(self, wait_s: float | None = None) -> tuple[Message, list[Token]] | None:
+        """The oldest message of the sender whose turn it is, with the tokens to acknowledge; None when none comes within
+        `wait_s` seconds (left out: however long it takes), and once it is closed, whatever is left in it."""
         with self._change:
-            while not self._items and not self._closed:
-                self._change.wait()
-            if self._closed:
+            self._change.wait_for(lambda: self._items or self._closed, wait_s)
+            if self._closed or not self._items:
                 return None
             sender = next(iter(self._items))
             message, tokens, _ = self._take(sender, next(iter(self._items[sender])))

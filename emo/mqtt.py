@@ -43,8 +43,8 @@ from emo.settler import Settler
 log = logging.getLogger("emo")
 
 # Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
-# to us: more would block that window for good.
-_HOLD = 8
+# to us: more would block that window for good. Where it keeps fewer, `_unblock` finds out.
+_HOLD, _LOOK_S = 8, 0.25
 
 
 class MqttChannel:
@@ -70,6 +70,7 @@ class MqttChannel:
         self._outbox = Outbox(broker.queue_messages, journal, broker.queue_mib << 20)
         self._inbox = Inbox[int](memory_mib << 20, journal)
         self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD, limits)
+        self._receiving = threading.Lock()
         self._connected, self._stopping = threading.Event(), threading.Event()
         self._switch, self._renew = (
             threading.Event(),
@@ -157,7 +158,8 @@ class MqttChannel:
         self._flight.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         if self._protocol == V5:
             self._switch.clear()
-        self._receiver.forget_tokens()
+        with self._receiving:
+            self._receiver.forget_tokens()
         # Also to a session that was kept: a process that starts anew needs the retained messages again.
         if not self._subscribed or not flags.session_present:
             for name in self._filters:
@@ -212,7 +214,10 @@ class MqttChannel:
     def _on_message(self, client: paho.Client, _data: Any, packet: paho.MQTTMessage) -> None:
         try:
             token = packet.mid if packet.qos else 0
-            message, mids = self._receiver.take(packet.topic, bytes(packet.payload), token)
+            with self._receiving:
+                message, mids = self._receiver.take(
+                    packet.topic, bytes(packet.payload), token, time.monotonic()
+                )
         except Exception:
             self._journal.count("bugs")  # paho's thread must outlive it
             log.exception("%s: could not read a packet from %s", self._id, packet.topic)
@@ -239,8 +244,17 @@ class MqttChannel:
         if self._client is not None:
             self._ack(self._client, mids)
 
+    def _unblock(self) -> None:
+        with self._receiving:
+            mids = self._receiver.stalled(time.monotonic())
+        self._acknowledge(mids)
+
     def _work(self) -> None:
-        while (item := self._inbox.get()) is not None:
+        while not self._stopping.is_set():
+            item = self._inbox.get(_LOOK_S)
+            if item is None:
+                self._unblock()
+                continue
             message, mids = item
             try:
                 self._handler(message)

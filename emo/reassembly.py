@@ -30,7 +30,9 @@ class Reassembler:
         self.limit, self._journal = limit, journal
         self._open: dict[str, OrderedDict[bytes, _Parts]] = {}
         self._held: Counter[str] = Counter()
-        self._over: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self._over: OrderedDict[tuple[str, bytes], bool] = (
+            OrderedDict()
+        )  # whether parts were acknowledged early
 
     @property
     def held(self) -> int:
@@ -82,9 +84,16 @@ class Reassembler:
         """True while more of this message is waited for."""
         return message in self._open.get(source, ())
 
-    def forget(self, chunks: int) -> None:
-        """Messages of at most so many chunks may come again in full, though they are over."""
-        self._over = OrderedDict((key, count) for key, count in self._over.items() if count > chunks)
+    def acknowledged(self, source: str, message: bytes) -> None:
+        """A part of this message will not come again."""
+        if self.unfinished(source, message):
+            self._open[source][message].early = True
+        elif (source, message) in self._over:
+            self._over[source, message] = True
+
+    def forget(self) -> None:
+        """After a reconnect messages may come again, though they are over: those whose parts all come again."""
+        self._over = OrderedDict((key, early) for key, early in self._over.items() if early)
 
     def _abandon(self, source: str) -> None:
         self._journal.problem("messages.abandoned", f"{source}: too many unfinished messages at once")
@@ -96,14 +105,14 @@ class Reassembler:
         if not self._open[source]:
             del self._open[source], self._held[source]
         if parts.once:
-            self._over[source, message] = parts.first.count
+            self._over[source, message] = parts.early
             if len(self._over) > _OVER:
                 self._over.popitem(last=False)
 
 
 class _Parts:
     def __init__(self, first: Chunk, once: bool) -> None:
-        self.first, self.once, self.bytes = first, once, 0
+        self.first, self.once, self.bytes, self.early = first, once, 0, False
         self.data: dict[int, bytes] = {}
 
     def fits(self, chunk: Chunk) -> bool:

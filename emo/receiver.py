@@ -1,7 +1,7 @@
 """Packets -> messages: the receiving half of every channel.
 
-Knows frames, size limits, which topic a message must come by, and which packets its transport has still to
-acknowledge. Knows no transport and no thread: one caller at a time.
+Checks frames, sizes and topics, and says which packets its transport may acknowledge. Knows no transport and no thread:
+one caller at a time.
 """
 
 from collections import deque
@@ -17,6 +17,7 @@ from emo.reassembly import Reassembler
 
 Token = TypeVar("Token")
 _MIB = 1 << 20
+_STALL_S, _SOON_S = 1.0, 0.5
 
 
 class Receiver(Generic[Token]):
@@ -26,8 +27,10 @@ class Receiver(Generic[Token]):
         self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8, limits: Limits | None = None
     ) -> None:
         """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
-        window towards us for good; the oldest are acknowledged early. `limits`: what the node that this is for takes."""
-        self._root, self._journal, self._hold = root, journal, hold
+        window towards us for good; the oldest are acknowledged early. `stalled` finds windows that are smaller yet.
+        `limits`: what the node that this is for takes."""
+        self._root, self._journal, self._most, self._hold = root, journal, hold, hold
+        self._heard, self._freed = 0.0, (float("-inf"), 0)
         self._parts = Reassembler(memory_mib * _MIB, journal)
         self.last_size = 0
         self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
@@ -37,15 +40,22 @@ class Receiver(Generic[Token]):
         # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
 
-    def take(self, name: str, data: bytes, token: Token) -> tuple[Message | None, list[Token]]:
+    def take(
+        self, name: str, data: bytes, token: Token, now: float = 0.0
+    ) -> tuple[Message | None, list[Token]]:
         """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
 
         With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message
-        of ours is dropped and counted as `frames.refused`; raises nothing on bad bytes.
+        of ours is dropped and counted as `frames.refused`; raises nothing on bad bytes. `now`: seconds of a monotonic
+        clock, for `stalled`.
 
         A part of a message that is over already is dropped and acknowledged at once: what came first has tokens of
         its own. Only after a reconnect does it count again, since nobody may have handled it yet.
         """
+        at, waited = self._freed
+        if now - at < _SOON_S:
+            self._hold = min(self._hold, waited - 1)
+        self._heard, self._freed = now, (float("-inf"), 0)
         try:
             chunk = frame.parse(data)
             kind = frame.KINDS[chunk.kind]
@@ -65,7 +75,7 @@ class Receiver(Generic[Token]):
                 if not self._parts.unfinished(*key):
                     return None, self._release(key)
                 early = max(0, len(self._waiting) - self._hold)
-                return None, [self._waiting.popleft()[1] for _ in range(early)]
+                return None, [self._acknowledge_oldest() for _ in range(early)]
             self.last_size = len(payload)
             message = frame.unpack(chunk.kind, payload, limit)
             topics.check(self._root, name, message, chunk.index)
@@ -74,10 +84,27 @@ class Receiver(Generic[Token]):
             return None, self._release(key)
         return message, self._release(key)
 
+    def stalled(self, now: float) -> list[Token]:
+        """A token to acknowledge now, if packets are held back and nothing has come for a second; to be called often.
+
+        The broker may keep no more packets on their way than these, and wait for us as we do for it. Where something
+        comes soon after, it did: then fewer are held back until the next connection.
+        """
+        if not self._waiting or now - self._heard < _STALL_S:
+            return []
+        self._heard, self._freed = now, (now, len(self._waiting))
+        return [self._acknowledge_oldest()]
+
     def forget_tokens(self) -> None:
         """After a reconnect: what was not acknowledged comes again, under tokens of its own."""
         self._waiting.clear()
-        self._parts.forget(self._hold)  # longer ones were acknowledged in part: they do not come again whole
+        self._parts.forget()
+        self._hold = self._most
+
+    def _acknowledge_oldest(self) -> Token:
+        key, token = self._waiting.popleft()
+        self._parts.acknowledged(*key)
+        return token
 
     def _release(self, key: tuple[str, bytes]) -> list[Token]:
         tokens = [token for name, token in self._waiting if name == key]

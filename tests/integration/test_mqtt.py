@@ -9,6 +9,7 @@ from brokers import Mosquitto, Proxy, free_port
 from links import mqtt, update
 from paho.mqtt.enums import MQTTProtocolVersion
 
+from emo import receiver
 from emo.config import Broker
 from emo.errors import BrokerError
 from emo.messages import GlobalModel, Interval, Update
@@ -145,6 +146,29 @@ def test_a_broker_that_knows_no_mqtt_5_is_spoken_to_in_3_1_1(proxy, polite):
         here.channel.publish(update(size=20_000))
         there.wait(1)
         assert here.channel._protocol == there.channel._protocol == MQTTProtocolVersion.MQTTv311
+
+
+def test_a_broker_that_keeps_one_packet_on_its_way_delivers_all(mosquitto_program, tmp_path, monkeypatch):
+    # Mosquitto heeds its max_inflight_messages for 3.1.1 only; ejabberd keeps one for both, RabbitMQ ten.
+    monkeypatch.setattr(receiver, "_STALL_S", 0.2)
+    server = Mosquitto(mosquitto_program, tmp_path, "max_inflight_messages 1")
+    server.start()
+    proxy = Proxy(server.broker)
+    proxy.hangs_up, proxy.polite = (lambda level: level == 5), True
+    try:
+        with mqtt(proxy.broker) as link:
+            here = link.end("here", []).start()
+            here.channel.publish(GlobalModel("r", 1, (), {"epochs": 1}, update(size=20_000).weights))
+            here.counted("sent.GlobalModel", 1)
+            filters = [subscription(link.root, kind) for kind in (Update, GlobalModel)]
+            there = link.end("there", filters).start()  # what is retained, too
+            there.wait(1)
+            for number in range(3):
+                here.channel.publish(update(f"dev-{number}", size=20_000))
+            there.wait(4)
+    finally:
+        proxy.close()
+        server.stop()
 
 
 def test_hang_ups_with_packets_in_flight_wedge_nothing(proxy):

@@ -170,10 +170,12 @@ def test_what_may_come_again_does():
     assert len(add_all(parts, [*message(1), *message(1)], once=False)) == 2  # a retained message
     (one,) = message(2, count=1)
     assert len(add_all(parts, [one, one])) == 2  # leaves nothing behind in any case
-    add_all(parts, [*message(3, count=3), *message(4, count=5)])
-    parts.forget(3)  # after a reconnect
-    assert len(add_all(parts, message(3, count=3))) == 1
-    assert add_all(parts, message(4, count=5)) == []
+    add_all(parts, [*message(3), *message(4), *message(5)[:2]])
+    parts.acknowledged("s", message(4)[0].message)  # after it was over
+    parts.acknowledged("s", message(5)[0].message)  # before
+    add_all(parts, message(5)[2:])
+    parts.forget()  # after a reconnect
+    assert [len(add_all(parts, message(name))) for name in (3, 4, 5)] == [1, 0, 0]
 
 
 def test_the_memory_of_what_is_over_is_bounded():

@@ -1,6 +1,7 @@
 """The receiving path of every channel: what comes out, and which packets may be acknowledged when."""
 
 import logging
+from collections import deque
 
 import numpy as np
 import pytest
@@ -47,6 +48,60 @@ def test_packets_of_unfinished_messages_are_acknowledged_early_beyond_hold():
     taker, _ = receiver(hold=3)
     released = [taker.take(*packet, token)[1] for token, packet in enumerate(packets(update(400))[:6])]
     assert released == [[], [], [], [0], [1], [2]]
+
+
+def through(taker, sent, window, delay=0.01, patience=30.0):
+    """`sent` through a broker that keeps `window` packets on their way, as often as it has to: the messages that come
+    out, and how often nothing moved for a second."""
+    now, stalls, got, queue, flying = 0.0, 0, [], deque(enumerate(sent)), set()
+    while queue and now < patience:
+        if len(flying) < window:
+            token, packet = queue.popleft()
+            flying.add(token)
+            message, tokens = taker.take(*packet, token, now)
+            got += [message] if message else []
+        else:
+            now += 0.25 - delay
+            tokens = taker.stalled(now)
+            stalls += len(tokens)
+        flying -= set(tokens)
+        now += delay
+    return got, stalls
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 10, 20])
+def test_a_broker_may_keep_as_few_packets_on_their_way_as_it_likes(window):
+    taker, _ = receiver(hold=8)
+    sent = [packet for number in range(3) for packet in packets(update(600), number)]
+    got, stalls = through(taker, sent, window)
+    assert len(got) == 3
+    assert stalls == (window <= 8)  # once: then it is known
+    taker.forget_tokens()  # another connection, perhaps another broker
+    assert [taker.take(*packet, token)[1] for token, packet in enumerate(packets(update(), 9)[:2])] == [
+        [],
+        [],
+    ]
+
+
+def test_a_sender_that_is_slow_is_no_small_window():
+    taker, _ = receiver(hold=8)
+    for token, packet in enumerate(packets(update(600))[:4]):
+        assert taker.take(*packet, token, 2 * token)[1] == []
+        assert taker.stalled(2 * token + 1.1) == [token]
+
+
+def test_nothing_is_acknowledged_early_while_packets_come_or_none_is_held_back():
+    taker, _ = receiver(hold=8)
+    first, second, *_ = packets(update())
+    assert taker.stalled(100) == []
+    taker.take(*first, 1, 100)
+    assert taker.stalled(100.9) == []
+    taker.take(*second, 2, 101)
+    assert taker.stalled(101.9) == []
+    assert [taker.stalled(102.1), taker.stalled(102.9), taker.stalled(103.2)] == [[1], [], [2]]
+    taker.forget_tokens()  # the rest of it alone would never be a message
+    assert taker.take(*first, 3, 104)[0] is None
+    assert [len(got) for got in through(taker, packets(update()), 20)[:1]] == [1]
 
 
 def test_no_token_is_given_twice_and_none_is_forgotten():
