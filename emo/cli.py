@@ -20,6 +20,7 @@ from emo import (
     cli_study,
     config,
     logs,
+    terminal,
 )
 from emo.codec import CODECS
 from emo.errors import ConfigError, EmoError, nearest
@@ -30,7 +31,11 @@ from emo.settings import load
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0: done. 1: a check failed. 2: bad input, said in one line. 130: interrupted."""
+    """0: done. 1: a check failed. 2: bad input, said in one line. 130: interrupted. 141: nobody reads what is printed."""
+    return terminal.run(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     args = _parser().parse_args(argv)
     logs.configure(args.verbose)
     stop = threading.Event()
@@ -134,14 +139,14 @@ def _init(args: argparse.Namespace, _stop: threading.Event) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     parser = Parser(prog="emo", description="Edge model overlays beside federated learning.")
     parser.add_argument("--version", action="version", version=f"emo {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections too")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=text, description=text)
+        command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
         command.set_defaults(run=run)
         return command
 

@@ -1,16 +1,34 @@
-"""Command lines: what --help says of an option ends with its default, taken from the option itself."""
+"""Command lines: what --help says of an option ends with its default, taken from the option itself; an option given
+twice is never half heard; `~` is the home folder in every path."""
 
 import argparse
+import functools
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from emo import places
 
 
 class Parser(argparse.ArgumentParser):
     """Its subcommands are such parsers too. Where what is taken without an option depends on others, its help says so
-    itself, as "(default: by dataset)"."""
+    itself, as "(default: by dataset)". An option of one value is refused the second time, one of several collects them."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, given: set[str] | None = None, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
+        self.given: set[str] = set() if given is None else given  # by now, in the whole command line
+        self.register("action", None, _Store)
+        self.register("action", "store", _Store)
+        self.register("type", Path, _path)
+
+    def parse_args(self, *args: Any, **options: Any) -> Any:
+        self.given.clear()
+        return super().parse_args(*args, **options)
+
+    def add_subparsers(self, **options: Any) -> Any:
+        kind: Any = functools.partial(type(self), given=self.given)
+        return super().add_subparsers(parser_class=kind, **options)
 
 
 class _Help(argparse.HelpFormatter):
@@ -21,3 +39,29 @@ class _Help(argparse.HelpFormatter):
         words = default if isinstance(default, list | tuple) else [default]
         shown = shlex.join(f"{word:g}" if isinstance(word, float) else str(word) for word in words)
         return f"{text} (default: {shown.replace('%', '%%')})"
+
+
+class _Store(argparse._StoreAction):  # noqa: SLF001 - argparse has no other name for it
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        assert isinstance(parser, Parser)
+        if self.option_strings:
+            name = self.option_strings[-1]
+            if name in parser.given and self.nargs not in {"+", "*"}:
+                raise argparse.ArgumentError(self, "given twice; which one is meant?")
+            if name in parser.given and isinstance(values, Sequence):
+                values = [*getattr(namespace, self.dest), *values]
+            parser.given.add(name)
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _path(text: str) -> Path:
+    try:
+        return places.home(Path(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from error
