@@ -46,10 +46,11 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
 
 def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
-    _, test = data.load(config.data)
-    data.must_fit(test, config.model)
+    test = data.testing(config.data, config.model)
     if config.overlays.fit != "none":
-        heldout.kept(config.data)
+        heldout.kept(config.data, config.model)
+    if config.export.int8:
+        data.training(config.data, config.model, own=False)
     Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
     journal = Journal(config.state_dir)
     journal.event("start", tier="cloud", id=config.id, pid=os.getpid())

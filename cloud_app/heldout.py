@@ -6,15 +6,15 @@ Knows rows. What an ensemble is fitted on comes from here, and nowhere else.
 import numpy as np
 
 from emo import data
-from emo.config import Data
+from emo.config import Data, Model
 from emo.data import Dataset
 from emo.data.partition import holdout
 from emo.errors import ExportError
 
 
-def kept(spec: Data) -> Dataset:
-    """Raises ExportError where `spec` keeps nothing, DataError as `data.load`."""
-    train, _ = data.load(spec.model_copy(update={"heldout": 0.0}))
+def kept(spec: Data, model: Model) -> Dataset:
+    """Raises ExportError where `spec` keeps nothing, DataError as `data.training`."""
+    train = data.training(spec.model_copy(update={"heldout": 0.0}), model, own=False)
     _, rows = holdout(train.labels, spec.seed, spec.heldout)
     if not len(rows):
         raise ExportError(

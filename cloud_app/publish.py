@@ -23,7 +23,6 @@ from cloud_app.repository import Repository
 from cloud_app.saved import Record
 from cloud_app.session import open_session
 from emo import data
-from emo.config import Data
 from emo.data import Dataset
 from emo.errors import ExportError, ServeError, nearest
 from emo.weights import Weights
@@ -69,8 +68,7 @@ def publish(
     ONNX and torch disagree; ServeError: the repository cannot take it; DataError: the data is not here.
     """
     combine = choice.combine or record.combine
-    _, test = data.load(record.data)
-    data.must_fit(test, record.model)
+    test = data.testing(record.data, record.model)
     repository = Repository(models)
     repository.check(name, test.classes, record.model.input, dtype(test))
     overlays = _overlays(parts, choice.without)
@@ -90,7 +88,7 @@ def publish(
     found: dict[str, Any] = {}
     shares = {part: 1 / len(members) for part in members}
     if choice.fit != "none":
-        shares, found["heldout"] = _fitted(record.data, whole, everyone, members, combine, choice.fit)
+        shares, found["heldout"] = _fitted(record, whole, everyone, members, combine, choice.fit)
 
     def accuracy(which: Mapping[str, float], how: Combine) -> float:
         given = torch.tensor([which.get(part, 0.0) for part in everyone])
@@ -116,7 +114,7 @@ def publish(
         report = export(module, path, record.model.input, test.classes, facts)
         found["precision"] = "fp32"
         if choice.int8:
-            path, found["precision"] = _quantised(record.data, path, test, found["accuracy"])
+            path, found["precision"] = _quantised(record, path, test, found["accuracy"])
         found["bytes"] = path.stat().st_size
         question = selftest.make(path)
         version = added or repository.add(name, path, test.classes, record.model.input, dtype(test), question)
@@ -167,10 +165,15 @@ def _overlays(parts: Mapping[str, Weights], without: Sequence[str]) -> list[str]
 
 
 def _fitted(
-    spec: Data, whole: ensemble.Ensemble, everyone: list[str], members: list[str], combine: Combine, what: Fit
+    record: Record,
+    whole: ensemble.Ensemble,
+    everyone: list[str],
+    members: list[str],
+    combine: Combine,
+    what: Fit,
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """The shares of those `members` that stay, and what they are worth on the held-out data of `spec`."""
-    kept = heldout.kept(spec)
+    """The shares of those `members` that stay, and what they are worth on the run's held-out data."""
+    kept = heldout.kept(record.data, record.model)
     each = fitting.votes(whole, kept)[[everyone.index(part) for part in members]]
     fitted = fitting.fit(each, kept.labels, combine, what)
     equal = torch.full_like(fitted, 1 / len(members))
@@ -196,11 +199,11 @@ def _metadata(record: Record, shares: Mapping[str, float], test: Dataset) -> dic
     }
 
 
-def _quantised(spec: Data, path: Path, test: Dataset, accuracy: dict[str, Any]) -> tuple[Path, str]:
+def _quantised(record: Record, path: Path, test: Dataset, accuracy: dict[str, Any]) -> tuple[Path, str]:
     """The file to serve, and its precision; `accuracy["served"]` becomes that file's."""
-    train, _ = data.load(spec)
-    if spec.heldout:
-        judged = heldout.kept(spec)
+    train = data.training(record.data, record.model, own=False)
+    if record.data.heldout:
+        judged = heldout.kept(record.data, record.model)
     else:  # every other image sets the scales
         train, judged = (heldout.part(train, np.arange(first, len(train.labels), 2)) for first in (0, 1))
     quantised = int8.quantise(path, train, judged, path.with_name("int8.onnx"))

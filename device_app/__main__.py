@@ -35,7 +35,7 @@ def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 
 
 
 def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, Heart]:
-    train, _ = data.load(config.data)
+    train = data.training(config.data, config.model, own=config.partition is None)
     journal = Journal(config.state_dir)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
     node = DeviceNode(config, train, journal)

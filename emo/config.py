@@ -80,7 +80,8 @@ class Model(Section):
 
 
 class Data(Section):
-    """`name`: digits, cifar10, cifar100, folder, or your `package.module:function`; `dir` where it lies.
+    """`name`: digits, cifar10, cifar100, folder, or your `package.module:function`; `dir` where it lies: a device
+    needs the training part only, the cloud the test part.
     `heldout`: the share of every class's training samples that the cloud keeps, and no device trains on."""
 
     name: str = "digits"

@@ -92,7 +92,7 @@ def crc(activations: np.ndarray) -> int:
 def _node(config: DeviceConfig) -> DeviceNode:
     codec = config.tap.codec.removesuffix("-delta")  # decodes to the same bits, and needs no base
     plain = config.model_copy(update={"tap": Tap.model_validate({"codec": codec})})
-    train, _ = data.load(config.data)
+    train = data.training(config.data, config.model, own=config.partition is None)
     return DeviceNode(plain, train, Journal())
 
 

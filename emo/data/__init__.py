@@ -32,8 +32,23 @@ def load(spec: Data) -> tuple[Dataset, Dataset]:
 
     Raises DataError: unknown name, missing or damaged file, or a user's function that gives something else.
     """
-    with _lock:  # two devices of one process must not both read the archive
-        return _load(spec)
+    train, test = _both(spec)
+    return _there(train, spec, "train"), _there(test, spec, "test")
+
+
+def training(spec: Data, model: Model, own: bool) -> Dataset:
+    """The training set alone, for `model`: the test set need not lie here. `own`: it is one device's, not shared with others,
+    so it may lack classes, and plain class folders are all for training. Raises as `load` and `must_fit`."""
+    found = _there(_both(spec, "train", own and not spec.heldout, model.input[0] == 3)[0], spec, "train")
+    must_fit(found, model)
+    return found
+
+
+def testing(spec: Data, model: Model) -> Dataset:
+    """The test set alone, for `model`. Raises as `load` and `must_fit`."""
+    found = _there(_both(spec, "test", False, model.input[0] == 3)[1], spec, "test")
+    must_fit(found, model)
+    return found
 
 
 def must_fit(dataset: Dataset, model: Model) -> None:
@@ -46,23 +61,41 @@ def must_fit(dataset: Dataset, model: Model) -> None:
         )
 
 
+def _both(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
+    """`wanted`: further arguments of folder.load: of all others both parts come at once."""
+    with _lock:  # two devices of one process must not both read the archive
+        return _load(spec, *(wanted if spec.name == "folder" else ()))
+
+
 @lru_cache(maxsize=4)
-def _load(spec: Data) -> tuple[Dataset, Dataset]:
-    train, test = _read(spec)
-    if spec.heldout:
+def _load(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
+    train, test = _read(spec, *wanted)
+    if spec.heldout and train is not None:
         rows, _ = holdout(train.labels, spec.seed, spec.heldout)
         train = replace(train, images=train.images[rows], labels=train.labels[rows])
     return train, test
 
 
-def _read(spec: Data) -> tuple[Dataset, Dataset]:
+def _read(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
     name = BUILT_IN.get(spec.name, spec.name)
-    made = own.function(name, "data.name", BUILT_IN, DataError)(spec)
-    if not isinstance(made, tuple) or [type(each) for each in made] != [Dataset, Dataset]:
+    made = own.function(name, "data.name", BUILT_IN, DataError)(spec, *wanted)
+    if (
+        not isinstance(made, tuple)
+        or len(made) != 2
+        or not all(each is None or type(each) is Dataset for each in made)
+        or made == (None, None)
+    ):
         raise DataError(
-            f"{name}: must return (train, test), two emo.data.Dataset; found a {type(made).__name__}"
+            f"{name}: must return (train, test), two emo.data.Dataset, or None for one that is not here; "
+            f"found a {type(made).__name__}"
         )
     train, test = made
-    if train.images.shape[1:] != test.images.shape[1:] or train.classes != test.classes:
+    if train and test and (train.images.shape[1:] != test.images.shape[1:] or train.classes != test.classes):
         raise DataError(f"{name}: train and test differ in the shape of a sample or in their classes")
     return train, test
+
+
+def _there(part: Dataset | None, spec: Data, name: str) -> Dataset:
+    if part is None:
+        raise DataError(f"{spec.name}: gives no {name} set, which is needed here")
+    return part

@@ -1,105 +1,135 @@
-"""Image folders: DIR/train/CLASS/* and DIR/test/CLASS/*, or DIR/CLASS/* with a seeded 80/20 split.
+"""Image folders: DIR/train/CLASS/... and DIR/test/CLASS/..., or DIR/CLASS/... with a seeded 80/20 split.
 
-All images have one size: resizing is a choice of yours. What is an image, and how it is read: image.py.
-Class numbers follow the subfolders' names, so every device needs all of them, empty where it has no such image.
+All images have one size: resizing is a choice of yours. What counts as an image: tree.py; how it is read: image.py. Class
+numbers follow the folders' names, so every device needs all of them, empty where it has no such image.
 """
 
+import logging
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from emo.config import Data
-from emo.data import image
+from emo.data import image, tree
 from emo.data.dataset import Dataset, constant
 from emo.data.partition import holdout
+from emo.data.tree import Listed, Part
 from emo.errors import DataError
 
-SUFFIXES = {suffix for suffixes in image.FORMATS.values() for suffix in suffixes}
 MAX_BYTES = 8 << 30
+_NAMED = 3  # of many images that are wrong
+
+log = logging.getLogger("emo")
 
 
-def load(spec: Data) -> tuple[Dataset, Dataset]:
+def load(
+    spec: Data, part: Part | None = None, own: bool = False, colour: bool = False
+) -> tuple[Dataset | None, Dataset | None]:
     """(train, test), uint8 (N, C, H, W) in the order of their paths; normalised to -1..1.
 
-    Raises DataError: no such folder, no classes, no images, or the image that differs from the first one.
+    `part`: only this one is read, the other is None. `own`: the training set is one device's: it may lack classes, and of
+    plain class folders it is all. `colour`: C is 3 in any case; else 1 where all images are grey. What is skipped is counted
+    and logged in one line. Raises DataError: no such folder, a part or a class without images, images that cannot be
+    read or differ in size from the first one.
     """
     root = spec.dir
     if root is None or not root.is_dir():
         raise DataError(
             f"data.dir: {root} is not a folder; expected one that holds train/ and test/, or classes"
         )
-    train, test = root / "train", root / "test"
-    if not train.is_dir() and not test.is_dir():
-        classes = _classes(root)
-        files, labels = _list(root, classes)
-        images = _read(files)
-        return _pair([(images[rows], labels[rows]) for rows in holdout(labels, spec.seed)], classes, root)
-    for folder in (train, test):
-        if not folder.is_dir():
-            raise DataError(
-                f"{folder}: is missing; expected train/ and test/, or one folder a class and neither"
-            )
-    classes = _classes(train)
-    unknown = sorted(set(_classes(test, least=1)) - set(classes))
-    if unknown:
-        raise DataError(
-            f"{test / unknown[0]}: {train} has no such class; make the folder there, even if empty"
-        )
-    (files, labels), (test_files, test_labels) = _list(train, classes), _list(test, classes)
-    images = _read(files + test_files)
-    parts = [(images[: len(files)], labels), (images[len(files) :], test_labels)]
-    return _pair(parts, classes, root)
-
-
-def _pair(
-    parts: list[tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...], root: Path
-) -> tuple[Dataset, Dataset]:
-    for name, (images, _) in zip(("train", "test"), parts, strict=True):
-        if not len(images):
-            raise DataError(f"{root}: the {name} part has no image")
-    depth = parts[0][0].shape[1]
+    wanted: tuple[Part, ...] = ("train", "test") if part is None else (part,)
+    skipped = Counter[str]()
+    try:
+        parts = tree.parts(root, skipped)
+        if parts:
+            names, listed = _parted(root, parts, wanted, own, skipped)
+        else:
+            names, listed = _plain(root, wanted, own, spec.seed, skipped)
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
+    if skipped:
+        log.warning("%s: skipped %s", root, tree.told(skipped))
+    images = _read([file for each in listed.values() for file in each.files], root, colour)
     # Constants, not statistics: a device sees its own images only, and all tiers must normalise alike.
-    scale = constant(*[127.5] * depth)
-    train, test = (Dataset(images, labels, classes, scale, scale) for images, labels in parts)
-    return train, test
+    scale = constant(*[127.5] * images.shape[1])
+    made: dict[Part, Dataset] = {}
+    for name, (files, labels) in listed.items():
+        made[name] = Dataset(images[: len(files)], labels, names, scale, scale)
+        images = images[len(files) :]
+    return made.get("train"), made.get("test")
 
 
-def _classes(folder: Path, least: int = 2) -> tuple[str, ...]:
-    names = tuple(sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")))
-    if len(names) < least:
-        raise DataError(f"{folder}: expected one subfolder a class, {least} at least; found {len(names)}")
-    return names
+def _parted(
+    root: Path, parts: dict[Part, Path], wanted: tuple[Part, ...], own: bool, skipped: Counter[str]
+) -> tuple[tuple[str, ...], dict[Part, Listed]]:
+    """The classes' names, and the images of each part that is wanted."""
+    for part in wanted:
+        if part not in parts:
+            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+            raise DataError(
+                f"{root}: has no {part}/ with classes in it, which is needed here; there is {there}"
+            )
+    folders = {part: tree.classes(folder, skipped) for part, folder in parts.items()}
+    first: Part = "train" if "train" in parts else "test"
+    names = _enough(folders[first], parts[first])
+    for name, folder in folders.get("test", {}).items():
+        if name not in names:
+            raise DataError(
+                f"{folder}: {parts[first]} has no such class; make the folder there, even if empty"
+            )
+    return names, {part: tree.images(folders[part], names, parts[part], own, skipped) for part in wanted}
 
 
-def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], np.ndarray]:
-    files, labels = [], []
-    for label, name in enumerate(classes):
-        inside = folder / name
-        found = sorted(p for p in inside.glob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        files += found
-        labels += [label] * len(found)
-    return files, np.array(labels, np.int64)
+def _plain(
+    root: Path, wanted: tuple[Part, ...], own: bool, seed: int, skipped: Counter[str]
+) -> tuple[tuple[str, ...], dict[Part, Listed]]:
+    """As `_parted`."""
+    folders = tree.classes(root, skipped)
+    names = _enough(folders, root)
+    every = tree.images(folders, names, root, own, skipped)
+    if own:
+        return names, {"train": every}
+    train, test = (every.of(rows) for rows in holdout(every.labels, seed))
+    for label, name in enumerate(names if "test" in wanted else ()):
+        if label not in test.labels:
+            raise DataError(
+                f"{root / name}: a fifth of a class is for the test, of this one no image; add some, or make train/ and test/"
+            )
+    return names, {part: {"train": train, "test": test}[part] for part in wanted}
 
 
-def _read(files: list[Path]) -> np.ndarray:
+def _enough(folders: dict[str, Path], where: Path) -> tuple[str, ...]:
+    if len(folders) < 2:
+        raise DataError(f"{where}: expected one subfolder a class, 2 at least; found {len(folders)}")
+    return tuple(folders)
+
+
+def _read(files: list[Path], root: Path, colour: bool) -> np.ndarray:
     """uint8 (N, C, H, W): C is 1 where all are grey, else 3."""
-    images = np.empty((0, 1, 1, 1), np.uint8)
+    if not files:
+        raise DataError(f"{root}: holds no image")
+    images, wrong = np.empty((0, 1, 1, 1), np.uint8), []
     for row, path in enumerate(files):
         try:
-            pixels = image.read(path).pixels
+            pixels = image.read(path, 3 if colour else None).pixels
         except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-        if not row:
+            wrong.append(f"{path}: {error}")
+            continue
+        if not len(images):
+            first = path
             if len(files) * pixels.size > MAX_BYTES:
                 raise DataError(f"{path}: {len(files)} images of this size are over 8 GiB; make them smaller")
             images = np.empty((len(files), *pixels.shape), np.uint8)
         height, width = images.shape[2:]
         if pixels.shape[1:] != (height, width):
-            raise DataError(
-                f"{path}: is {pixels.shape[2]}x{pixels.shape[1]}, where the first image ({files[0]}) is "
-                f"{width}x{height}; make all images one size"
-            )
+            size = f"{pixels.shape[2]}x{pixels.shape[1]}"
+            wrong.append(f"{path}: is {size}, where the first image ({first}) is {width}x{height}")
+            continue
         if len(pixels) > images.shape[1]:
             images = np.repeat(images, len(pixels), axis=1)
         images[row] = pixels
+    if wrong:
+        said = f"{root}: {len(wrong)} of {len(files)} images cannot be used; mend or remove them:"
+        raise DataError("\n".join([said, *wrong[:_NAMED], *["..."] * (len(wrong) > _NAMED)]))
     return images

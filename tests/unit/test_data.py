@@ -96,6 +96,24 @@ def test_a_users_own_dataset_is_loaded_once():
     assert data.load(Data(name=f"{__name__}:own"))[0] is train
 
 
+def half(spec):
+    return made(), None
+
+
+def nothing_at_all(spec):
+    return None, None
+
+
+def test_a_users_own_dataset_may_lack_the_part_that_a_node_does_not_need():
+    spec, model = Data(name=f"{__name__}:half"), Model(input=(1, 2, 2), classes=2)
+    assert len(data.training(spec, model, own=True).labels) == 4
+    for call in (lambda: data.testing(spec, model), lambda: data.load(spec)):
+        with pytest.raises(DataError, match="half: gives no test set"):
+            call()
+    with pytest.raises(DataError, match="set model.input"):
+        data.training(spec, Model(), own=True)
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -104,6 +122,7 @@ def test_a_users_own_dataset_is_loaded_once():
         ("nowhere.at.all:load", "does not import"),
         (f"{__name__}:nothing", "no function 'nothing'"),
         (f"{__name__}:three", "must return"),
+        (f"{__name__}:nothing_at_all", "must return"),
         (f"{__name__}:differ", "train and test differ"),
     ],
 )
@@ -120,7 +139,7 @@ def test_a_users_own_bug_keeps_its_traceback():
 def test_what_the_cloud_keeps_is_missing_from_training_and_nothing_else():
     train, test = data.load(Data())
     rest, same = data.load(Data(heldout=0.2))
-    kept = heldout.kept(Data(heldout=0.2))
+    kept = heldout.kept(Data(heldout=0.2), Model())
     assert len(rest.labels) + len(kept.labels) == len(train.labels)
     both = [image.tobytes() for part in (rest, kept) for image in part.images]
     assert sorted(both) == sorted(image.tobytes() for image in train.images)

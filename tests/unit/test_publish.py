@@ -143,7 +143,7 @@ def test_the_file_says_all_that_is_known(plain):
 def test_held_out_data_leaves_the_bad_overlay_out(chosen, plain):
     assert "overlay-bad" not in chosen["members"]
     assert chosen["heldout"]["fitted"] > chosen["heldout"]["equal"]
-    assert chosen["heldout"]["samples"] == len(heldout.kept(DATA).labels)
+    assert chosen["heldout"]["samples"] == len(heldout.kept(DATA, SPEC).labels)
     assert chosen["accuracy"]["served"] > plain[0]["accuracy"]["served"] + 0.1
     assert sum(chosen["shares"]) == pytest.approx(1, abs=1e-3)
 
@@ -157,9 +157,9 @@ def test_what_was_chosen_is_what_the_file_does(chosen):
 
 
 def test_the_choice_does_not_depend_on_the_test_set(chosen, parts, tmp_path, monkeypatch, untraced):
-    train, test = data.load(Data())
+    _, test = data.load(Data())
     other = Dataset(test.images, (test.labels + 3) % 10, test.classes, test.mean, test.std)
-    monkeypatch.setattr(data, "load", lambda _spec: (train, other))
+    monkeypatch.setattr(data, "testing", lambda *_: other)
     found = publish(RECORD, parts, Choice(head=True, fit="both"), tmp_path, "digits")
     assert (found["members"], found["shares"]) == (chosen["members"], chosen["shares"])
     assert found["heldout"] == chosen["heldout"]
@@ -202,7 +202,7 @@ def test_other_data_is_refused(parts, tmp_path):
 
 def test_held_out_data_is_training_data_of_every_class_and_the_rest_is_disjoint():
     train, test = data.load(Data())
-    kept = heldout.kept(DATA)
+    kept = heldout.kept(DATA, SPEC)
     seen = {image.tobytes() for image in kept.images}
     assert seen <= {image.tobytes() for image in train.images}
     assert not seen & {image.tobytes() for image in test.images}
