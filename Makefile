@@ -3,7 +3,7 @@ PY := .venv/bin/python
 export PYTHONDONTWRITEBYTECODE := 1
 
 help:
-	@echo "make demo    the three tiers on this machine, two minutes"
+	@echo "make demo    the three tiers on this machine (half a minute, once installed)"
 	@echo "make test    every test (under ten minutes on two cores)"
 	@echo "make check   ruff, mypy, import rules"
 	@echo "make bench   the figures that the README names"

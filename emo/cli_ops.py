@@ -82,6 +82,8 @@ def _rounds(args: argparse.Namespace, stop: threading.Event) -> int:
             return 130
         found = _standing(heartbeat.read(folder), paused=mark.exists())
     print(json.dumps(found) if args.json else _text(found))
+    if args.do == "status":
+        return 0 if found["running"] else 1
     return 1 if args.do == "pause" and args.wait and not found["idle"] else 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from emo import data, settings
 from emo.config import Data
 from emo.errors import ConfigError
-from testbed import runs, scenario, simulate
+from testbed import runs, scenario, simulate, units
 from testbed.plan import METHODS, Plan
 
 # The networks that fit a dataset, where none is named.
@@ -140,8 +140,8 @@ def summary(there: runs.Run) -> str:
     lines = [
         f"{plan.method}, {plan.data.name}, {plan.model.name} x {plan.model.width:g}, {rounds} rounds",
         f"accuracy   {accuracies}",
-        f"a round    LAN {total.lan / rounds / 2**20:.2f} MiB, WAN {total.wan / rounds / 2**20:.2f} MiB",
-        f"a round    {total.virtual_s / rounds:.2f} s in the scenario, {total.real_s / rounds:.2f} s here",
+        f"a round    LAN {units.size(total.lan / rounds)}, WAN {units.size(total.wan / rounds)}",
+        f"a round    {units.seconds(total.virtual_s / rounds)} in the scenario, {units.seconds(total.real_s / rounds)} here",
     ]
     if total.sent_fraction is not None:
         lines.append(f"sent       {total.sent_fraction:.1%} of the batches")

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from emo.errors import ConfigError
+from testbed import units
 from testbed.runs import Row, Run
 
 GIB, MIB = 2**30, 2**20
@@ -130,8 +131,8 @@ def table(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     names = [
-        *("run", "dataset", "model", "rounds", "seeds", "accuracy %", "LAN GiB a round", "WAN GiB a round"),
-        *("sent %", "virtual s a round", "real s a round"),
+        *("run", "dataset", "model", "rounds", "seeds", "accuracy %", "LAN a round", "WAN a round"),
+        *("sent %", "virtual time a round", "real time a round"),
     ]
     lines = [f"| {' | '.join(names)} |", "|---|---|---|" + "--:|" * 8]
     for row in rows:
@@ -143,11 +144,11 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             str(row["rounds"]),
             str(row["seeds"]),
             "-" if row["accuracy"] is None else f"{row['accuracy']:.2f}{spread}",
-            f"{row['lan_gib']:.4f}",
-            f"{row['wan_gib']:.4f}",
+            units.size(row["lan_gib"] * GIB),
+            units.size(row["wan_gib"] * GIB),
             "-" if row["sent_fraction"] is None else f"{100 * row['sent_fraction']:.1f}",
-            f"{row['virtual_s']:.2f}",
-            f"{row['real_s']:.2f}",
+            units.seconds(row["virtual_s"]),
+            units.seconds(row["real_s"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

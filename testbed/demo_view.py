@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from testbed.units import size
+
 
 class View:
     def __init__(self, rounds: int) -> None:
@@ -68,9 +70,9 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     for number, value in enumerate(accuracy["boosted"], 1):
         table.add_row(f"accuracy: FL trunk + overlay {number} (boosted)", f"{value:.2%}")
     table.add_row("accuracy: ensemble (bagged)", f"{accuracy['bagged']:.2%}", end_section=True)
-    table.add_row("sent: FL, both ways", _size(sent["fl"]))
-    table.add_row("sent: activations, LAN only", _size(sent["activations"]))
-    table.add_row("split federated learning would send", _size(sent["sfl_equivalent"]), end_section=True)
+    table.add_row("sent: FL, both ways", size(sent["fl"]))
+    table.add_row("sent: activations, LAN only", size(sent["activations"]))
+    table.add_row("split federated learning would send", size(sent["sfl_equivalent"]), end_section=True)
     table.add_row("batches sent of those offered", f"{figures['sent_fraction']:.1%}")
     table.add_row("overlay steps", f"{figures['overlay_steps']:,}")
     table.add_row("seconds", f"{figures['seconds']:.0f}")
@@ -93,11 +95,3 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
         console.print(f"  emo predict {shlex.quote(os.path.relpath(asked['image']))}", soft_wrap=True)
     else:
         console.print(f"to ask again: {asked['command']}", soft_wrap=True)
-
-
-def _size(count: int) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
-        count /= 1024  # type: ignore[assignment]  # a float from here on
-    return f"{count:.2f} GiB"

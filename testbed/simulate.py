@@ -17,7 +17,7 @@ from emo import __version__, data, models
 from emo.config import Section
 from emo.data import Dataset
 from emo.errors import ConfigError
-from testbed import nodes, runs, served
+from testbed import nodes, runs, served, units
 from testbed.fleet import Fleet
 from testbed.plan import Method, Plan
 from testbed.runs import Device
@@ -200,11 +200,11 @@ def line(row: runs.Row, plan: Plan) -> str:
     if "model" in row.accuracies:
         parts.append(f"accuracy {row.accuracies['model']:.2f} %,")
     if row.lan.total:
-        parts.append(f"LAN {row.lan.total / 2**20:.1f} MiB,")
-    parts.append(f"WAN {row.wan.total / 2**20:.1f} MiB,")
+        parts.append(f"LAN {units.size(row.lan.total)},")
+    parts.append(f"WAN {units.size(row.wan.total)},")
     if row.sent_fraction is not None:
         parts.append(f"{row.sent_fraction:.0%} of batches sent,")
     if row.arrived < row.devices:
         parts.append(f"{row.devices - row.arrived} of {row.devices} devices lost,")
-    parts.append(f"{row.virtual_s:.1f} s there, {row.real_s:.1f} s here")
+    parts.append(f"{units.seconds(row.virtual_s)} there, {units.seconds(row.real_s)} here")
     return " ".join(parts)

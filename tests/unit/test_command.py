@@ -1,12 +1,13 @@
 """`emo simulate` and `emo compare` as they are typed."""
 
 import json
+import re
 
 import pytest
 from simulated import Drawn
 
 from emo import cli
-from testbed import runs, simulate
+from testbed import runs, simulate, units
 
 SMALL = ["--dataset", "digits", "--width", "0.5", "--devices", "10", "--per-round", "4", "--rounds", "4"]
 
@@ -120,6 +121,37 @@ def test_a_comparison_is_a_table_and_plots(capsys, tmp_path):
     assert "Mbit/s" in text  # what the seconds rest on
     emo("compare", "fl-small-0", "--out", "plots", "--format", "png")
     assert (tmp_path / "plots" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_small_figures_are_not_rounded_to_nothing(capsys):
+    """A round of the digits is some KiB and some ms: in GiB and whole hundredths of a second all runs were alike."""
+    emo("simulate", "--method", "fl-small", *SMALL, "--out", "small")
+    assert re.search(r"LAN 0 B, WAN [\d.]+ KiB", capsys.readouterr().out)
+    emo("compare", "small", "--json")
+    (row,) = json.loads(capsys.readouterr().out)
+    assert 0 < row["wan_gib"] < 5e-5  # what a table shows of it has four digits
+    emo("compare", "small")
+    names, _, cells = capsys.readouterr().out.splitlines()
+    cell = dict(zip(names.split(" | "), cells.split(" | "), strict=True))
+    assert (cell["LAN a round"], cell["virtual time a round"]) == ("0 B", "2.50 s")
+    assert cell["WAN a round"] == units.size(row["wan_gib"] * 2**30)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1, "1 B"), (0.25, "0.25 B"), (1023, "1,023 B"), (1536, "1.50 KiB"), (640.8 * 2**10, "641 KiB"),
+     (10.1 * 2**20, "10.1 MiB"), (1023.99 * 2**20, "1,024 MiB"), (5000 * 2**30, "5,000 GiB")],
+)  # fmt: skip
+def test_bytes_for_people(count, text):
+    assert units.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0 s"), (3e-6, "0.003 ms"), (0.00123, "1.23 ms"), (0.0125, "12.5 ms"), (2.5, "2.50 s"), (61.25, "61.2 s"), (4321, "4,321 s")],
+)  # fmt: skip
+def test_seconds_for_people(seconds, text):
+    assert units.seconds(seconds) == text
 
 
 def test_two_plans_of_one_method_are_told_apart_by_their_folders(capsys):

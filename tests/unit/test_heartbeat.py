@@ -166,5 +166,14 @@ def test_a_cloud_that_does_not_run_has_no_round_under_way(cloud, capsys):
     beat(folder, about=about("collecting"), stopped=True)
     code, found = asked(capsys, "rounds", "pause", "--config", path, "--wait")
     assert (code, found["idle"], found["running"], found["round"]) == (0, True, False, 3)
-    assert cli.main(["rounds", "status", "--config", str(path)]) == 0
+    assert cli.main(["rounds", "status", "--config", str(path)]) == 1
     assert "paused, the cloud is not running; it was in round 3 of 9" in capsys.readouterr().out
+
+
+def test_status_is_0_of_a_cloud_that_runs_only(cloud, capsys):
+    path, folder = cloud
+    code, found = asked(capsys, "rounds", "status", "--config", path)
+    assert (code, found["running"]) == (1, False)
+    beat(folder, about=about("collecting", sampled=4, updates=1))
+    code, found = asked(capsys, "rounds", "status", "--config", path)
+    assert (code, found["running"]) == (0, True)
