@@ -78,7 +78,11 @@ def _load(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
 
 def _read(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
     name = BUILT_IN.get(spec.name, spec.name)
-    made = own.function(name, "data.name", BUILT_IN, DataError)(spec, *wanted)
+    read = own.function(name, "data.name", BUILT_IN, DataError)
+    try:
+        made = read(spec, *wanted)
+    except OSError as error:  # anything else is a bug, and keeps its traceback
+        raise DataError(f"{name}: {error}") from error
     if (
         not isinstance(made, tuple)
         or len(made) != 2

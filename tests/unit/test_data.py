@@ -52,7 +52,19 @@ def test_digits_are_real_split_and_seeded():
         ({"labels": np.array([0, 1, 2, 0])}, "from 0 to 2, there are 2 classes"),
         ({"labels": np.array([0, 1, -1, 0])}, "from -1"),
         ({"mean": np.ones(3, np.float32)}, "mean must be"),
-        ({"std": np.ones(1)}, "std must be float32"),
+        ({"std": np.ones((1, 1))}, r"std must be float32 \(1,\).*not float64 \(1, 1\)"),
+        ({"mean": "grey"}, "mean must be float32 .*not 'grey'"),
+        ({"mean": None}, "mean is not finite"),
+        ({"images": [[[[0]]]]}, "images must be a numpy array, not a list"),
+        ({"labels": [0, 1, 0, 1]}, "labels must be a numpy array, not a list"),
+        ({"classes": "ab"}, "must be the classes' names, .*not 'ab'"),
+        ({"classes": 2}, "must be the classes' names, .*not '2'"),
+        ({"classes": (b"a", b"b")}, "must be the classes' names"),
+        ({"classes": ("a", "")}, "the class '' needs a name"),
+        ({"classes": ("a", "b\n")}, "needs a name that can be printed"),
+        ({"classes": ("a", "\udcff")}, "needs a name that can be printed"),
+        ({"classes": ("a", "b", "a")}, r"two classes are named \['a'\]"),
+        ({"classes": (1, "1")}, "two classes are named"),
         ({"std": 0 * ONE}, "above zero"),
         ({"mean": np.nan * ONE}, "not finite"),
     ],
@@ -60,6 +72,18 @@ def test_digits_are_real_split_and_seeded():
 def test_a_dataset_is_checked(changes, sentence):
     with pytest.raises(DataError, match=sentence):
         made(**changes)
+
+
+@pytest.mark.parametrize(
+    "classes", [["0", "1"], np.array(["0", "1"]), np.arange(2), range(2), (0, "1")], ids=type
+)
+@pytest.mark.parametrize("scale", [2, 2.0, [2.0], (2,), np.float64(2), np.ones(1) * 2], ids=type)
+def test_names_and_scales_as_people_give_them(classes, scale):
+    found = made(classes=classes, mean=scale, std=scale)
+    assert found.classes == ("0", "1")
+    assert all(type(name) is str for name in found.classes)
+    for value in (found.mean, found.std):
+        assert (value.dtype, value.shape, value[0]) == (np.float32, (1,), 2)
 
 
 def test_any_rank_and_float32_are_welcome():
@@ -129,6 +153,15 @@ def test_a_users_own_dataset_may_lack_the_part_that_a_node_does_not_need():
 def test_names_and_functions_that_are_refused(name, sentence):
     with pytest.raises(DataError, match=sentence):
         data.load(Data(name=name))
+
+
+def lost(spec):
+    return np.load("/nowhere/train.npz")
+
+
+def test_a_file_that_a_users_own_dataset_lacks():
+    with pytest.raises(DataError, match=r"test_data:lost: .*No such file.*/nowhere/train\.npz"):
+        data.load(Data(name=f"{__name__}:lost"))
 
 
 def test_a_users_own_bug_keeps_its_traceback():
