@@ -13,7 +13,7 @@ import torch
 
 from device_app.offers import Offers
 from device_app.tap import Tap
-from emo import models
+from emo import models, seeds
 from emo.config import DeviceConfig
 from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
@@ -144,7 +144,8 @@ class DeviceNode:
         for epoch in range(model.training.epochs):
             self._version = model.round * model.training.epochs + epoch
             stream = (self._batches.batch(j) for j in self._batches.order(model.round, epoch))
-            for loss in train(self._net, self._watched(stream), model.training):
+            seed = seeds.of(self._batches.seed, model.round, epoch, self._config.id)
+            for loss in train(self._net, self._watched(stream), model.training, seed):
                 losses.append(loss)
                 yield from self._offered or (None,)
                 self._offered = []

@@ -20,13 +20,14 @@ class Rows:
 
     `activations` (N, ...) float32; `labels` (K, N) int64, K = 1, after mixup 2. `weights` (K, N) float32: what a
     sample's cross entropy against each of its labels counts; None: 1. `share`: what the first label has in the
-    sample, 1 - share the second.
+    sample, 1 - share the second. `seed`: of what the module draws in this step.
     """
 
     activations: torch.Tensor
     labels: torch.Tensor
     weights: torch.Tensor | None = None
     share: float = 1.0
+    seed: int = 0
 
     def part(self, start: int, end: int) -> "Rows":
         """Samples `start` to `end` alone, as a view."""
@@ -38,7 +39,7 @@ class Rows:
 
 class Augment:
     """`settings.flip`: each sample is mirrored along its last axis with probability 1/2. `settings.mixup`: alpha.
-    Both off: the rows as they are, and no random number is drawn."""
+    Both off: the rows as they are but for their seed."""
 
     def __init__(self, settings: Overlay) -> None:
         self._flip, self._alpha = settings.flip, settings.mixup
@@ -46,6 +47,7 @@ class Augment:
 
     def __call__(self, rows: Rows) -> Rows:
         """New rows; those given stay as they are. Raises ModelError for `flip` of what is not (N, C, H, W)."""
+        rows = replace(rows, seed=int(self._random.integers(2**63)))
         if self._flip:
             rows = self._mirrored(rows)
         return self._mixed(rows) if self._alpha > 0 else rows
@@ -81,6 +83,7 @@ class Augment:
             torch.cat([rows.labels, rows.labels[:, other]]),
             torch.cat([share * weights, (1 - share) * weights[:, other]]),
             share,
+            rows.seed,
         )
 
 

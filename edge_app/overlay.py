@@ -18,6 +18,7 @@ from edge_app.checkpoint import State, finite
 from emo.config import Overlay
 from emo.errors import ModelError
 from emo.models import inference
+from emo.seeds import Draws
 
 _PATIENCE = 10  # steps in a row that are refused before the weights are taken to be beyond help
 
@@ -226,6 +227,11 @@ def backward(call: Callable[[Tensor], Tensor], rows: Rows, total: int) -> Tensor
 
     Returns the cross entropies (K, N), unweighted; NaN where a label has no class.
     """
+    with Draws(rows.activations.device).seeded(rows.seed):
+        return _backward(call, rows, total)
+
+
+def _backward(call: Callable[[Tensor], Tensor], rows: Rows, total: int) -> Tensor:
     logits = call(rows.activations)
     classes = logits.shape[1]
     known = (rows.labels >= 0) & (rows.labels < classes)

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from edge_app.augment import Rows
+from emo import seeds
 from emo.errors import ConfigError, EmoError
 
 _TIMEOUT = timedelta(
@@ -95,7 +96,7 @@ def say(command: Command, *values: int) -> None:
 def deal(world: World, rows: Rows) -> None:
     """From rank 0: the next step, to each rank its part of `rows`. Raises EmoError when one is gone."""
     shape = rows.activations.shape
-    say(Command.STEP, len(rows.labels), rows.weights is not None, *shape)
+    say(Command.STEP, len(rows.labels), rows.weights is not None, rows.seed, *shape)
     with _talking():
         sent = [
             dist.isend(piece, rank)
@@ -116,12 +117,13 @@ def receive(world: World, device: torch.device) -> tuple[Rows, int] | None:
             dist.broadcast(header, 0)
     if header[0] == Command.STOP:
         return None
-    kinds, weighted, total, *dims = header[1:].tolist()
+    kinds, weighted, seed, total, *dims = header[1:].tolist()
     start, end = world.shares(total)[world.rank]
     n = end - start
     activations = torch.empty(n, *(size for size in dims if size), device=device)
     labels = torch.empty(kinds, n, dtype=torch.int64, device=device)
-    rows = Rows(activations, labels, torch.empty(kinds, n, device=device) if weighted else None)
+    weights = torch.empty(kinds, n, device=device) if weighted else None
+    rows = Rows(activations, labels, weights, seed=seeds.of(seed, world.rank))
     with _talking():
         for piece in _pieces(rows) if n else ():
             dist.recv(piece, 0)
@@ -159,10 +161,10 @@ def add_up(module: nn.Module, each: Tensor, start: int, total: int) -> Tensor:
 
 
 def _header(command: Command, *values: int) -> Tensor:
-    """int64 (3 + _DIMS,) on the CPU: the command, K, whether there are weights, the shape of all activations."""
-    if len(values) > 2 + _DIMS:
-        raise EmoError(f"activations of {len(values) - 2} dims; processes exchange {_DIMS} at most")
-    return torch.tensor([command, *values] + [0] * (2 + _DIMS - len(values)), dtype=torch.int64)
+    """int64 (4 + _DIMS,) on the CPU: the command, K, whether there are weights, the seed, the shape of all activations."""
+    if len(values) > 3 + _DIMS:
+        raise EmoError(f"activations of {len(values) - 3} dims; processes exchange {_DIMS} at most")
+    return torch.tensor([command, *values] + [0] * (3 + _DIMS - len(values)), dtype=torch.int64)
 
 
 def _pieces(rows: Rows) -> list[Tensor]:

@@ -10,27 +10,31 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from emo import seeds
 from emo.config import Training
 from emo.data.batches import Batch, tensors
 from emo.data.dataset import Dataset
 from emo.models import inference
 
 
-def train(net: nn.Module, stream: Iterable[Batch], settings: Training) -> Iterator[float]:
+def train(net: nn.Module, stream: Iterable[Batch], settings: Training, seed: int = 0) -> Iterator[float]:
     """Train `net` in place, one SGD step on the mean cross-entropy for each batch of `stream`.
 
     A generator: it takes a batch, steps, and gives that batch's loss, taken before the step; the caller does what
     it likes before the next. `net` is put into train mode at the first step and left in it. Momentum starts from
     zero. `settings.epochs` is the caller's, who makes the stream. A loss may be NaN or infinite: the caller judges.
+    `seed`: of what the network draws, as dropout does.
     """
     optimizer = torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=settings.momentum)
     device = _device(net)
+    draws = seeds.Draws(device)
     net.train()
-    for batch in stream:
-        optimizer.zero_grad()
-        loss = cross_entropy(net(batch.inputs.to(device)), batch.labels.to(device))
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped
-        optimizer.step()
+    for step, batch in enumerate(stream):
+        with draws.seeded(seeds.of(seed, step)):
+            optimizer.zero_grad()
+            loss = cross_entropy(net(batch.inputs.to(device)), batch.labels.to(device))
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped
+            optimizer.step()
         yield loss.item()
 
 

@@ -9,6 +9,7 @@ only. Devices whose batches have the same size go through a step together, the o
 and batch norm sees what it would see alone.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import torch
 from torch.func import functional_call, vmap
 from torch.nn.functional import cross_entropy
 
-from emo import models
+from emo import models, seeds
 from emo.config import Training
 from emo.data.batches import Batch
 from emo.errors import ModelError
@@ -64,9 +65,10 @@ class Stack:
         self._values = {name: self._stacked(known[name]) for name in known if name in trained}
         self._buffers = {name: self._stacked(known[name]) for name in known if name not in trained}
 
-    def epoch(self, streams: Sequence[Iterable[Batch]], settings: Training) -> Iterator[Step]:
+    def epoch(self, streams: Sequence[Iterable[Batch]], settings: Training, seed: int = 0) -> Iterator[Step]:
         """Train copy d on `streams[d]`, as emo.training.train does: momentum starts from zero, a batch is taken when
-        its step is due. A copy whose stream has ended stays as it is. The caller judges the losses."""
+        its step is due. A copy whose stream has ended stays as it is. The caller judges the losses. `seed`: of what
+        the copies draw, each its own; not what each would draw alone."""
         assert len(streams) == self._count
         sources = [iter(stream) for stream in streams]
         moved = (
@@ -74,7 +76,8 @@ class Stack:
             if settings.momentum
             else {}
         )
-        while True:
+        draws = seeds.Draws(self._device)
+        for number in itertools.count():
             groups: dict[tuple[int, ...], list[tuple[int, Batch]]] = {}
             for place, source in enumerate(sources):
                 batch = next(source, None)
@@ -84,7 +87,9 @@ class Stack:
                 return
             for group in groups.values():
                 places, batches = [place for place, _ in group], [batch for _, batch in group]
-                yield Step(places, batches, *self._step(places, batches, moved, settings))
+                with draws.seeded(seeds.of(seed, number, *places)):
+                    done = self._step(places, batches, moved, settings)
+                yield Step(places, batches, *done)
 
     def weights(self, place: int) -> dict[str, np.ndarray]:
         """Of one copy, as `models.weights` gives them."""

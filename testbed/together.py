@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from device_app.offers import Offers
-from emo import models
+from emo import models, seeds
 from emo.data.batches import Batch, FixedBatches
 from emo.messages import GlobalModel, Interval, Update, Weights
 from emo.weights import restore, shrink
@@ -68,7 +68,8 @@ class Together:
         for epoch in range(model.training.epochs):
             version = model.round * model.training.epochs + epoch
             streams = [share.stream(model.round, epoch) for share in shares]
-            for step in self._stack.epoch(streams, model.training):
+            seed = seeds.of(self._plan.seed, model.round, epoch)
+            for step in self._stack.epoch(streams, model.training, seed):
                 for place, loss in zip(step.places, step.losses.tolist(), strict=True):
                     losses[place].append(loss)
                 _offer(step, taps, version, model.fresh)

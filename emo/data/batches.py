@@ -42,7 +42,7 @@ class FixedBatches:
             raise DataError(f"rows of a share must be distinct and below {len(dataset.labels)}")
         self.samples = len(indices)
         self._dataset = dataset
-        self._seed = seed
+        self.seed = seed
         # The leading number keeps content and order apart: SeedSequence reads [s] and [s, 0, 0] as one seed.
         shuffled = np.random.default_rng([0, seed]).permutation(indices)
         self._rows = np.split(shuffled, range(batch_size, len(shuffled), batch_size))
@@ -58,7 +58,7 @@ class FixedBatches:
 
     def order(self, round: int, epoch: int) -> list[int]:
         """All batch ids, shuffled by (seed, round, epoch)."""
-        shuffled = np.random.default_rng([1, self._seed, round, epoch]).permutation(len(self))
+        shuffled = np.random.default_rng([1, self.seed, round, epoch]).permutation(len(self))
         return [int(j) for j in shuffled]
 
 

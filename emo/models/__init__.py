@@ -7,6 +7,7 @@ The table below is all that is built in; your own network is a `package.module:f
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from emo.models.cnn import cnn
 from emo.models.layers import Parts
 from emo.models.mobilenet import mobilenet6, mobilenet12
 from emo.models.vgg import vgg6, vgg11
+from emo.seeds import Draws
 
 __all__ = [
     "Parts",
@@ -39,6 +41,9 @@ BUILT_IN: dict[str, Callable[[Model], Parts]] = {
     "mobilenet12": mobilenet12,
     "cnn": cnn,
 }
+
+
+_GIVEN: WeakSet[nn.Module] = WeakSet()  # those with weights, and whole parts
 
 
 class SplitNetwork(nn.Module):
@@ -70,10 +75,11 @@ def parts(spec: Model) -> Parts:
 def network(spec: Model, seed: int) -> SplitNetwork:
     """Trunk and head, in train mode. The same seed gives the same bits; torch's global generator stays untouched.
 
-    Raises ModelError when they do not take a float32 (N, *spec.input) or do not give (N, spec.classes).
+    Raises ModelError when they do not take a float32 (N, *spec.input), do not give (N, spec.classes), or are modules
+    that were given before.
     """
-    made = parts(spec)
-    with _seeded(seed):
+    with Draws().seeded(seed):
+        made = parts(spec)
         net = SplitNetwork(_build(made.trunk, spec, "trunk"), _build(made.head, spec, "head"))
         split = _forward(net.trunk, spec.input, spec, "trunk")
         _classify(net.head, split, spec, "head")
@@ -83,7 +89,7 @@ def network(spec: Model, seed: int) -> SplitNetwork:
 def overlay(spec: Model, seed: int) -> nn.Module:
     """The overlay alone, (N, *split_shape) -> logits (N, classes), in train mode. Otherwise as `network`."""
     split = split_shape(spec)
-    with _seeded(seed):
+    with Draws().seeded(seed):
         module = _build(parts(spec).overlay, spec, "overlay")
         _classify(module, split, spec, "overlay")
     return module
@@ -91,7 +97,7 @@ def overlay(spec: Model, seed: int) -> nn.Module:
 
 def split_shape(spec: Model) -> tuple[int, ...]:
     """Shape of one sample's split activation, e.g. (128, 16, 16). Builds a trunk to find out."""
-    with _seeded(0):
+    with Draws().seeded(0):
         return _forward(_build(parts(spec).trunk, spec, "trunk"), spec.input, spec, "trunk")
 
 
@@ -130,19 +136,23 @@ def inference(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    # Only the CPU's generator is forked and seeded: networks are built there, and a GPU's would be left changed.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _build(factory: Callable[[], nn.Module], spec: Model, part: str) -> nn.Module:
     module = factory()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec.name}: its {part} is a {type(module).__name__}, not a torch.nn.Module")
+    mine = {module, *(each for each in module.modules() if any(True for _ in _own(each)))}
+    if not mine.isdisjoint(_GIVEN):
+        raise ModelError(
+            f"{spec.name}: its {part} is, or holds, a module that it gave before, so two networks would share their "
+            "weights; build a new one each time: the function and those in Parts are called once a network"
+        )
+    _GIVEN.update(mine)
     return module
+
+
+def _own(module: nn.Module) -> Iterator[torch.Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
 
 
 def _forward(module: nn.Module, shape: tuple[int, ...], spec: Model, part: str) -> tuple[int, ...]:

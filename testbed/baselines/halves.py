@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from emo import models
+from emo import models, seeds
 from emo.codec import Packed
 from emo.config import Training
 from emo.data.batches import FixedBatches
@@ -76,21 +76,23 @@ class Halves:
         begin = restore(model.weights, model.form, models.weights(self._trunk))
         models.load(self._trunk, begin)
         models.load(self._head, half(start.weights, "head"))
-        training, losses = model.training, list[float]()
+        training, losses, draws = model.training, list[float](), seeds.Draws(self._device)
         for epoch in range(training.epochs):
             version = model.round * training.epochs + epoch
             on_device, on_server = (_optimizer(each, training) for each in (self._trunk, self._head))
-            for j in batches.order(model.round, epoch):
+            seed = seeds.of(batches.seed, model.round, epoch, name)  # as the network in one piece
+            for step, j in enumerate(batches.order(model.round, epoch)):
                 batch = batches.batch(j)
-                activations = self._trunk(batch.inputs.to(self._device))
-                labels = batch.labels.numpy().astype("<i4")
-                packed = Packed(activations.detach().cpu().numpy())
-                sent = ActivationBatch(model.run, server, name, j, version, packed, labels)
-                answer, loss = self._serve(up.carry(sent), on_server)
-                gradient = self._tensor(down.carry(answer))
-                on_device.zero_grad()
-                activations.backward(gradient)
-                on_device.step()
+                with draws.seeded(seeds.of(seed, step)):
+                    activations = self._trunk(batch.inputs.to(self._device))
+                    labels = batch.labels.numpy().astype("<i4")
+                    packed = Packed(activations.detach().cpu().numpy())
+                    sent = ActivationBatch(model.run, server, name, j, version, packed, labels)
+                    answer, loss = self._serve(up.carry(sent), on_server)
+                    gradient = self._tensor(down.carry(answer))
+                    on_device.zero_grad()
+                    activations.backward(gradient)
+                    on_device.step()
                 losses.append(loss)
         loss = sum(losses) / len(losses)
         update = Update(
@@ -113,7 +115,7 @@ class Halves:
         activations = self._tensor(sent).requires_grad_()
         labels = torch.tensor(sent.labels, dtype=torch.int64, device=self._device)
         optimizer.zero_grad()
-        loss = cross_entropy(self._head(activations), labels)
+        loss = cross_entropy(self._head(activations.clone()), labels)  # a head may work in place
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped
         optimizer.step()
         assert activations.grad is not None

@@ -22,11 +22,11 @@ from emo.config import EdgeConfig, Model, Overlay
 from emo.errors import ConfigError, EmoError
 
 CONFIG = EdgeConfig(
-    id="edge-1", devices=("device-0",), model=Model(name="cnn", width=0.5, input=(1, 8, 8), classes=4)
+    id="edge-1", devices=("device-0",), model=Model(name="drawn:net", width=0.5, input=(1, 8, 8), classes=4)
 )
-CURVES = {
-    "plain": Overlay(lr=0.05, average=0.9),
-    "all": Overlay(lr=0.05, mixup=0.4, flip=True, schedule="cosine", checkpoint_steps=4, seed=5),
+CURVES = {  # at a rate at which the rounding of sums does not grow
+    "plain": Overlay(lr=0.01, average=0.9),
+    "all": Overlay(lr=0.01, mixup=0.4, flip=True, schedule="cosine", checkpoint_steps=4, seed=5),
 }
 STEPS = 20
 BAD = 11  # the step with a sample that is not finite, in the part of rank 1
@@ -58,6 +58,14 @@ def curve(trainer, name):
     return losses, counts, {key: value.tolist() for key, value in trainer.weights().items()}
 
 
+def drawn(trainer):
+    """A curve with dropout, which depends on no number that was drawn before."""
+    torch.rand(1)
+    dropping = module(CURVES["plain"])
+    dropping[0].p.fill_(0.5)
+    return curve(trainer(dropping, CURVES["plain"]), "plain")[0]
+
+
 def rank(mode, out):
     """One process, as `edge_app.__main__` has it; exits 2 on an EmoError."""
     stop = threading.Event()
@@ -70,6 +78,7 @@ def rank(mode, out):
     with parallel.Leader(world, stop.set, beat_s=0.2) as leader:
         if mode == "curve":
             found = {n: curve(leader.trainer(module(s), s), n) for n, s in CURVES.items()}
+            found["drawn"] = [drawn(leader.trainer) for _ in range(2)]
             Path(out).write_text(json.dumps(found))
             return
         settings = CURVES["plain"]
@@ -89,7 +98,7 @@ ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
     "GLOO_SOCKET_IFNAME": "lo",
-    "PYTHONPATH": str(Path(__file__).parents[2]),
+    "PYTHONPATH": os.pathsep.join(str(Path(__file__).parents[up]) for up in (1, 2)),
 }
 
 
@@ -107,7 +116,11 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     assert done.returncode == 0, done.stderr
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    for name, (losses, counts, weights) in json.loads(out.read_text()).items():
+    curves = json.loads(out.read_text())
+    first, again = curves.pop("drawn")
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.array(first) - curves["plain"][0])[:3].min() > 1e-3  # it has drawn
+    for name, (losses, counts, weights) in curves.items():
         expected, alone, state = curve(Trainer(module(CURVES[name]), CURVES[name]), name)
         assert counts == alone == [STEPS - 1, 1, 0]
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
