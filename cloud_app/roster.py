@@ -68,4 +68,10 @@ class Roster:
 
     def too_few(self, wanted: int) -> str:
         """For people."""
-        return f"{len(self.devices)} of {wanted} devices are here ({', '.join(sorted(self.devices))})"
+        text = f"{len(self.devices)} of {wanted} devices are here ({', '.join(sorted(self.devices))})"
+        if self.devices:
+            return text
+        return (
+            f"{text}. Are they running, with this broker and the same wan.root? A broker that gives retained messages to no "
+            "wildcard shows those that came first half a minute late; `emo doctor --config` tries it"
+        )

@@ -94,5 +94,7 @@ def parse(text: str, where: str) -> Any:
     except (
         Exception
     ) as error:  # of a month 13 ValueError, of `!!bool x` KeyError, of `!!int ''` IndexError, ...
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark and "password" in text:
+            error.problem_mark.buffer = None  # the line is not quoted
         said = " ".join(str(error)[:_SAID].split()).replace(' in "<unicode string>",', ",")
         raise ConfigError(f"{where}: is not YAML: {said}") from error

@@ -13,6 +13,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SecretStr,
     StringConstraints,
     field_validator,
     model_validator,
@@ -41,18 +42,27 @@ class Section(BaseModel):
 
 
 class Tls(Section):
-    """PEM files, as `emo pki` makes them: the CA (or two, while they change), this node's certificate, its key."""
+    """PEM files, as `emo pki` makes them: the CA (or two, while they change), this node's certificate, its key. Without
+    `ca`: the CAs that this system trusts. Without the other two: the broker knows its clients by `username`."""
 
-    ca: Path
-    cert: Path
-    key: Path
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def _cert_has_its_key(self) -> "Tls":
+        if (self.cert is None) != (self.key is None):
+            msg = "cert and key go together"
+            raise ValueError(msg)
+        return self
 
 
 class Broker(Section):
     """Where an MQTT broker listens. `chunk_kib`: the largest piece of a message that goes into one packet; the
     broker's own limit holds where it names one. `queue_*`: what may wait to be sent while it is away.
     `tls`: left out, nothing is encrypted and nobody has to say who he is. `host` must stand in its certificate; of an
-    IPv6 address with or without brackets."""
+    IPv6 address with or without brackets. `username` with `password`, from the environment (EMO_WAN__PASSWORD), or with
+    `password_file`, whose first line it is. `transport`: websockets, where only HTTP's ports are open; `path` is theirs."""
 
     host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 1883
@@ -62,6 +72,26 @@ class Broker(Section):
     queue_messages: Positive = 64
     queue_mib: Positive = 64
     tls: Tls | None = None
+    username: Annotated[str, StringConstraints(min_length=1, max_length=1000)] | None = None
+    password: SecretStr | None = None
+    password_file: Path | None = None
+    transport: Literal["tcp", "websockets"] = "tcp"
+    path: Annotated[str, StringConstraints(pattern="^/[!-~]*$")] = "/mqtt"
+
+    @property
+    def certified(self) -> bool:
+        """Whether a certificate says to the broker who this node is."""
+        return self.tls is not None and self.tls.cert is not None
+
+    @model_validator(mode="after")
+    def _one_password_of_somebody(self) -> "Broker":
+        if self.password is not None and self.password_file is not None:
+            msg = "password and password_file: which of them?"
+            raise ValueError(msg)
+        if self.username is None and (self.password or self.password_file) is not None:
+            msg = "a password needs a username"
+            raise ValueError(msg)
+        return self
 
     @field_validator("host")
     @classmethod

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from emo import heartbeat, tls_checks
+from emo import broker_checks, heartbeat, tls_checks
 from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
 from emo.data import BUILT_IN
 from emo.errors import BrokerError, ConfigError, EmoError
@@ -41,7 +41,6 @@ _NEEDS = {"folder": ("pillow", "PIL")}
 _PAHO = (2, 2)
 _PIN = "pin another version: torch==2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
 _LOW, _TIGHT = 100 << 20, 1 << 30
-_LEAST_PACKET = 4 << 10
 _BEAT_S = 30.0  # how old a sign of life may be
 _TORCH_S = 180  # a Pi with a slow card
 
@@ -251,7 +250,12 @@ def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:
     what = f"tls {names}"
     if broker.tls is None:
         if broker.host not in {"127.0.0.1", "::1", "localhost"}:
-            detail = f"{broker.host}:{broker.port}: not encrypted, and anybody may speak for this node"
+            risk = (
+                "anybody on the way reads the password"
+                if broker.username
+                else "anybody may speak for this node"
+            )
+            detail = f"{broker.host}:{broker.port}: not encrypted, and {risk}"
             yield Check("warn", what, detail, "set tls (docs/security.md)")
         return
     try:
@@ -262,36 +266,16 @@ def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:
 
 
 def _broker(names: str, broker: Broker, connected: bool = False) -> Iterator[Check]:
-    what, place = f"broker {names}", f"{broker.host}:{broker.port}"
-    if broker.tls is not None and connected:
+    what = f"broker {names}"
+    if broker.certified and connected:
         # There a certificate is the client's name: asking would end the node's own connection.
-        yield Check("ok", what, f"{place}: this node runs and is connected; not asked for more")
+        detail = f"{broker.host}:{broker.port}: this node runs and is connected; not asked for more"
+        yield Check("ok", what, detail)
         return
     try:
-        found = probe(broker)
-    except BrokerError as error:
-        yield Check(
-            "FAIL", what, str(error), "start it, open its port in the firewall, or correct host and port"
-        )
+        found = broker_checks.findings(broker, probe(broker))
+    except (BrokerError, ConfigError) as error:
+        yield Check("FAIL", what, str(error), broker_checks.remedy(error, broker))
         return
-    detail = f"{place}: MQTT {found.version}, answers in {1000 * found.seconds:.0f} ms"
-    if found.version != "5":
-        advice = "good enough to try; for a fleet take Mosquitto 2, EMQX or VerneMQ"
-        yield Check("warn", what, detail, advice)
-    else:
-        yield Check("ok", what, detail)
-    lacks = {"QoS 1": found.max_qos >= 1, "retained messages": found.retain, "wildcards": found.wildcards}
-    for feature, there in lacks.items():
-        if not there:
-            yield Check("FAIL", what, f"{place} does not support {feature}", "allow it in its configuration")
-    if found.max_packet is None:
-        return
-    limit, chunk = f"takes packets of {found.max_packet} bytes", broker.chunk_kib << 10
-    if found.max_packet < _LEAST_PACKET:
-        yield Check("FAIL", what, limit, "raise its max_packet_size to 256 KiB or more")
-    elif found.max_packet < chunk + 1024:
-        yield Check(
-            "warn", what, f"{limit}, below chunk_kib {broker.chunk_kib}", "raise it, or lower chunk_kib"
-        )
-    else:
-        yield Check("ok", what, f"{limit}; chunk_kib {broker.chunk_kib} fits")
+    for level, detail, advice in found:
+        yield Check(level, what, detail, advice)

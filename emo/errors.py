@@ -13,6 +13,7 @@
     │   └── TopicError    a topic or an id
     ├── TooLarge          a message that the broker would not take: refused here, at once
     ├── BrokerError       no broker, or one that refuses us
+    │   └── LoginError    it is there, and does not let us in: user, password, certificate or access rules
     ├── CertificateError  a certificate, a key, a request for one, or the folder of a CA
     ├── UpdateRefused     a model update that must not be averaged
     ├── QuorumError       a run that cannot go on; the text names the devices that are missing
@@ -84,6 +85,10 @@ class TooLarge(EmoError):  # noqa: N818 - reads as the field says it
 
 
 class BrokerError(EmoError):
+    pass
+
+
+class LoginError(BrokerError):
     pass
 
 

@@ -1,12 +1,13 @@
 """How the connection to a broker fares: what to tell the user, how large a packet it takes.
 
-Knows times and reasons. Knows no transport; written by paho's thread, read by the sender's.
+Knows no transport; written by paho's thread, read by the sender's.
 """
 
 import logging
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 from emo.config import Broker
 from emo.errors import TooLarge
@@ -15,8 +16,18 @@ from emo.frame import OVERHEAD
 log = logging.getLogger("emo")
 
 _CONNACK_S, _FLAP_S, _LINE_S = 3.0, 2.0, 30.0
+NOT_LET_IN = {0x86, 0x87, 0x8C}  # MQTT 5, 3.2.2.2: bad user name or password, not authorized, bad method
 _AROUND = 1024  # what MQTT and the topic put around a frame, at most
 _LEAST = OVERHEAD + 512
+
+
+def login(broker: Broker) -> str:
+    """What to do where a broker does not let this node in."""
+    if broker.username is not None:
+        return "correct username, and password or password_file"
+    if broker.certified:
+        return "does the broker's fleet.yaml know this id? (docs/security.md)"
+    return "it wants to know who this is: set username and password_file (docs/security.md)"
 
 
 class Health:
@@ -46,10 +57,11 @@ class Health:
         """True when CONNECT was sent a while ago and nothing has come back."""
         return time.monotonic() - self._opened > _CONNACK_S
 
-    def refused(self, reason: str) -> None:
-        """CONNACK came, and says no."""
+    def refused(self, reason: Any) -> None:
+        """CONNACK came, and says no. `reason`: a code of MQTT 5 with its name."""
         self._opened = math.inf
-        self.say(f"refuses this client: {reason}")
+        remedy = f"; {login(self._broker)}" if reason.value in NOT_LET_IN else ""
+        self.say(f"refuses this client: {reason}{remedy}")
 
     def connected(self, max_packet: int | None) -> None:
         """CONNACK came. `max_packet`: the broker's Maximum Packet Size in bytes, if it names one."""

@@ -17,7 +17,6 @@ acknowledges in the worker's place (settler.py). Both ends are bounded; what is 
 import itertools
 import logging
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -61,9 +60,10 @@ class MqttChannel:
         """`filters`: topic filters to subscribe to; `will`: published by the broker when we vanish.
         `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled.
         `limits`: how large a message may be for the node that this is for.
-        Raises CertificateError when the files of `broker.tls` cannot be used."""
+        Raises CertificateError or ConfigError when the files of `broker.tls` or its password cannot be used."""
         if broker.tls is not None:
             tls.watch(broker.tls, client_id.rpartition("-")[2], journal)
+        self._secret = mqtt_client.password(broker)
         self.broker, self._id, self._filters = broker, client_id, filters
         self._journal, self._will = journal, will
         self._protocol = V5
@@ -141,7 +141,7 @@ class MqttChannel:
     # -- connecting
 
     def _make_client(self) -> paho.Client:
-        client = mqtt_client.make(self.broker, self._id, self._protocol, self._will)
+        client = mqtt_client.make(self.broker, self._id, self._protocol, self._will, self._secret)
         client.on_connect, client.on_disconnect = self._on_connect, self._on_disconnect
         client.on_connect_fail, client.on_socket_open = self._on_connect_fail, self._on_socket_open
         client.on_message, client.on_publish = self._on_message, self._on_publish
@@ -152,7 +152,7 @@ class MqttChannel:
         if reason.is_failure:
             if self._protocol == V5 and "protocol" in str(reason).lower():
                 self._switch.set()
-            self._health.refused(str(reason))
+            self._health.refused(reason)
             return
         self._health.connected(getattr(properties, "MaximumPacketSize", None))
         self._flight.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
@@ -189,7 +189,10 @@ class MqttChannel:
             self._switch.set()
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
-        self._health.say(lambda: tls.trouble(self.broker) or "does not answer; is it running? (`emo doctor`)")
+        way = f", with WebSocket at {self.broker.path}" if self.broker.transport == "websockets" else ""
+        self._health.say(
+            lambda: tls.trouble(self.broker) or f"does not answer; is it running{way}? (`emo doctor`)"
+        )
 
     def _on_socket_open(self, _client: Any, _data: Any, _socket: Any) -> None:
         self._health.opened()
@@ -231,9 +234,7 @@ class MqttChannel:
             self._journal.problem(
                 "inbox.full", f"{packet.topic}: more arrives than can be handled; reconnecting"
             )
-            connection = client.socket()
-            if isinstance(connection, socket.socket):  # what was not acknowledged comes again
-                connection.shutdown(socket.SHUT_RDWR)
+            mqtt_client.cut(client)  # what was not acknowledged comes again
 
     def _ack(self, client: paho.Client, mids: list[int]) -> None:
         for mid in mids:

@@ -23,6 +23,8 @@ log = logging.getLogger("emo")
 
 Outgoing = Iterable[Message | None]
 _TICK_S, _METRICS_S = 0.05, 5.0
+# A node says again that it is here: RabbitMQ gives what it retains to no wildcard, and a will may come late.
+_HELLO_S = 30.0
 
 
 class Node(Protocol):
@@ -89,7 +91,7 @@ class Runner:
         worker = threading.Thread(target=self._train, name="training", daemon=True)
         if self._work is not None:
             worker.start()
-        written = 0.0
+        written, greeted = 0.0, time.monotonic()
         try:
             while not stop.is_set() and not self._node.done:
                 now = time.monotonic()
@@ -102,6 +104,9 @@ class Runner:
                 if now - written > _METRICS_S:
                     self._journal.write()
                     written = now
+                if now - greeted > _HELLO_S:
+                    self._channels["wan"].publish(self._node.hello(online=True))
+                    greeted = now
                 stop.wait(_TICK_S)
         finally:
             self._stop.set()

@@ -18,6 +18,7 @@ from emo.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Section)
 _SHOWN, _SAID = 80, 20  # characters of a wrong value; wrong values of a file
+_SECRET = "password"  # noqa: S105 - the key: its value is never shown, and is no YAML: 0123 is not 83
 
 
 def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> T:
@@ -44,8 +45,9 @@ def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[st
     """Validate `values` as `kind`; `where` is named in errors. Relative paths stay relative to the process."""
     for name, text in sorted(environ.items()):
         if name.startswith("EMO_") and name != "EMO_API_KEY":  # that is the endpoint's
-            value = bounded_yaml.parse(text, name)
-            values = _set(values, name, name.removeprefix("EMO_").lower().split("__"), value)
+            keys = name.removeprefix("EMO_").lower().split("__")
+            value = text if keys[-1] == _SECRET else bounded_yaml.parse(text, name)
+            values = _set(values, name, keys, value)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -70,7 +72,8 @@ def _say(kind: type[BaseModel], error: dict[str, Any]) -> str:
     keys = [str(part) for part in error["loc"]]
     place = ".".join(keys) or "(top)"
     if error["type"] != "extra_forbidden":
-        shown = "" if error["type"] == "missing" else f" (found {_short(error['input'])})"
+        hidden = error["type"] == "missing" or _SECRET in str(error["input"]) or keys[-1:] == [_SECRET]
+        shown = "" if hidden else f" (found {_short(error['input'])})"
         return f"{place}: {error['msg'].removeprefix('Value error, ')}{shown}"
     known = _fields(kind, keys[:-1])
     return f"{place}: unknown key; {nearest(keys[-1], known)}"

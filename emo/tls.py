@@ -24,11 +24,13 @@ RENEW = "renew it: `emo pki request` here, `emo pki renew` at the CA"
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Trusts `tls.ca` alone, checks the broker's name, shows `tls.cert`; where a crl.pem lies beside the CA, it holds for
-    brokers. Raises CertificateError: a file that is missing, is no PEM, or does not fit the others."""
+    """Trusts `tls.ca` alone, or what this system does; checks the broker's name, shows `tls.cert`, if there is one; where a
+    crl.pem lies beside the CA, it holds for brokers. Raises CertificateError: a file that is missing, is no PEM, or does
+    not fit the others."""
     for name, path in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
         try:
-            path.open("rb").close()
+            if path is not None:
+                path.open("rb").close()
         except OSError as error:
             raise CertificateError(
                 f"tls.{name} {path}: cannot be read: {error.strerror}; `emo pki request` makes a node's key and "
@@ -36,14 +38,18 @@ def context(tls: Tls) -> ssl.SSLContext:
             ) from error
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
-    crl = tls.ca.with_name("crl.pem")
     try:
-        made.load_verify_locations(tls.ca)
-        if crl.exists():
-            made.load_verify_locations(crl)
-            made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+        if tls.ca is None:
+            made.load_default_certs()
+        else:
+            made.load_verify_locations(tls.ca)
+            if (crl := tls.ca.with_name("crl.pem")).exists():
+                made.load_verify_locations(crl)
+                made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ValueError) as error:
         raise CertificateError(f"tls.ca {tls.ca}: holds no certificate in PEM form ({error})") from error
+    if tls.cert is None or tls.key is None:
+        return made
     try:
         made.load_cert_chain(tls.cert, tls.key, password=lambda: b"")  # or it would ask at a terminal
     except ssl.SSLError as error:
@@ -78,8 +84,10 @@ class Renewing(ssl.SSLContext):
         return made.wrap_socket(*args, **options)
 
 
-def days_left(path: Path) -> int | None:
-    """Until the first certificate in `path` expires, below 0 after that. None where it cannot be read."""
+def days_left(path: Path | None) -> int | None:
+    """Until the first certificate in `path` expires, below 0 after that. None where there is none to read."""
+    if path is None:
+        return None
     from emo.pki import pem  # noqa: PLC0415 - who uses no TLS needs no cryptography
     from emo.pki.authority import days_left  # noqa: PLC0415
 
@@ -105,6 +113,8 @@ def validity(path: Path) -> str | None:
 def watch(tls: Tls, link: str, journal: Journal) -> None:
     """Let `journal` have a gauge, tls.days_left.LINK. Raises CertificateError when the files cannot be used."""
     context(tls)
+    if tls.cert is None:
+        return
     with needs("pki"):
         from emo.pki import pem  # noqa: F401, PLC0415 - here, and not when a gauge is read
 
@@ -134,7 +144,7 @@ def trouble(broker: Broker, timeout_s: float = 3.0) -> str | None:
     files = broker.tls
     try:
         made = context(files)
-        if (mine := validity(files.cert)) is not None:
+        if files.cert is not None and (mine := validity(files.cert)) is not None:
             return f"cannot be used: tls.cert {files.cert} {mine}"
         plain = socket.create_connection((broker.host, broker.port), timeout_s)
     except CertificateError as error:
@@ -147,7 +157,7 @@ def trouble(broker: Broker, timeout_s: float = 3.0) -> str | None:
             shaken = True
             secure.settimeout(timeout_s / 3)
             if not secure.recv(1):
-                return f"hangs up after the TLS handshake; does it take tls.cert {files.cert}?"
+                return f"hangs up after the TLS handshake; does it take {_shown(files)}?"
     except ssl.SSLCertVerificationError as error:
         return f"has a certificate that {_distrust(error, broker.host, files)} ({error.verify_message})"
     except ssl.SSLError as error:
@@ -175,8 +185,10 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str, files: Tls) -> str
                 f"is not for {host!r}; correct host, or renew it: `emo pki renew --broker --host {host} ...`"
             )
         case 3 | 11 | 12:
-            crl = files.ca.with_name("crl.pem")
+            crl = files.ca and files.ca.with_name("crl.pem")
             return f"{crl} says nothing of; copy ca.crt and crl.pem from the CA's folder, both"
+    if files.ca is None:
+        return "is of no CA that this system trusts; name the broker's CA as tls.ca"
     return (
         f"is not of the CA in tls.ca {files.ca}; if it is the right broker, copy ca.crt from the CA's folder"
     )
@@ -191,12 +203,16 @@ def _alert(reason: str, files: Tls) -> str:
         "CERTIFICATE_REVOKED": f"says that tls.cert {files.cert} was revoked; `emo pki issue`, if this node is to come back",
         "UNKNOWN_CA": f"does not know the CA of tls.cert {files.cert}, or has no CRL of it; "
         "it needs that CA's ca.crt and crl.pem, or this node a certificate of its CA",
-        "CERTIFICATE_REQUIRED": f"was shown no certificate; look at tls.cert {files.cert}",
+        "CERTIFICATE_REQUIRED": f"was shown no certificate; it wants {_shown(files)}",
         "UNSUPPORTED_CERTIFICATE": f"says that tls.cert {files.cert} is no node's; issue it without --broker",
         "BAD_CERTIFICATE": f"refuses tls.cert {files.cert}: damaged, or not valid yet by its clock",
     }
     found = (text for name, text in told.items() if name in reason)
     return next(found, f"ends the TLS handshake: {reason}")
+
+
+def _shown(files: Tls) -> str:
+    return "a node's certificate (tls.cert, tls.key)" if files.cert is None else f"tls.cert {files.cert}"
 
 
 def _clock() -> str:

@@ -16,13 +16,21 @@ Finding = tuple[Literal["ok", "warn", "FAIL"], str, str]  # level, what there is
 
 def findings(files: Tls, name: str) -> Iterator[Finding]:
     """Of the node `name`. Raises EmoError where cryptography is not installed."""
+    if files.cert is None or files.key is None:
+        try:
+            tls.context(files)
+        except CertificateError as error:
+            yield "FAIL", str(error), "docs/security.md: brokers of others"
+        else:
+            yield "ok", f"encrypted; trusts {files.ca or 'what this system trusts'}, shows no certificate", ""
+        return
     with needs("pki"):
         from emo.pki import pem  # noqa: PLC0415 - not every node has certificates
         from emo.pki.authority import days_left  # noqa: PLC0415
         from emo.pki.node import common_name  # noqa: PLC0415
     try:
         tls.context(files)
-        mine, roots = pem.certificate(files.cert), pem.certificates(files.ca)
+        mine, roots = pem.certificate(files.cert), pem.certificates(files.ca) if files.ca else []
     except CertificateError as error:
         yield "FAIL", str(error), "docs/security.md: certificates"
         return

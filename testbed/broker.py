@@ -104,7 +104,7 @@ class LocalBroker:
         until = time.monotonic() + _START_S
         while time.monotonic() < until and server.alive():
             try:
-                probe(self.config, timeout_s=1.0)
+                probe(self.config, timeout_s=1.0, messages=False)
             except BrokerError:
                 time.sleep(0.02)
             else:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from emo.config import Broker
@@ -50,9 +51,25 @@ class Mosquitto:
             self._process = None
 
 
+def whole_packets(buffer: bytearray) -> Iterator[bytes]:
+    """Those of MQTT that `buffer` begins with; they are taken out of it."""
+    while True:
+        size = at = 0
+        for at, byte in enumerate(buffer[1:5], 1):
+            size |= (byte & 0x7F) << 7 * (at - 1)
+            if byte < 0x80:
+                break
+        else:
+            return
+        if len(buffer) <= at + size:
+            return
+        yield bytes(buffer[: at + 1 + size])
+        del buffer[: at + 1 + size]
+
+
 class Proxy:
     """TCP between client and broker. `hangs_up` decides by the protocol level of CONNECT; `deaf` keeps the
-    broker's answers from the client; `delay_s` before anything goes through."""
+    broker's answers from the client, `drops` single packets of it; `delay_s` before anything goes through."""
 
     def __init__(self, target):
         self.broker, self.hangs_up, self.polite = (
@@ -61,6 +78,7 @@ class Proxy:
             False,
         )
         self.deaf, self.delay_s, self.refused = False, 0.0, 0
+        self.drops = lambda _packet: False
         self._target, self._open = target, []
         self._listen = socket.create_server(("127.0.0.1", self.broker.port))
         threading.Thread(target=self._accept, daemon=True).start()
@@ -84,6 +102,7 @@ class Proxy:
             with socket.create_connection((self._target.host, self._target.port)) as server:
                 server.sendall(first)
                 self._open.append(client)
+                buffer = bytearray()
                 while True:
                     for ready in select.select([client, server], [], [], 10)[0]:
                         data = ready.recv(65536)
@@ -92,7 +111,10 @@ class Proxy:
                         if ready is client:
                             server.sendall(data)
                         elif not self.deaf or data[0] >> 4 == 2:
-                            client.sendall(data)
+                            buffer += data
+                            for packet in whole_packets(buffer):
+                                if not self.drops(packet):
+                                    client.sendall(packet)
 
     def cut(self):
         for client in self._open:

@@ -150,7 +150,7 @@ def test_a_node_that_vanishes_is_reported_by_its_will(broker, end):
 
 
 def test_probe_says_what_the_broker_speaks(broker):
-    found = probe(broker.config)
+    found = probe(broker.config, timeout_s=2)
     assert found.version == ("5" if broker.kind.startswith("mosquitto") else "3.1.1")
     assert found.retain
     assert 0 < found.seconds < 5

@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import paho.mqtt.client as paho
 import pytest
 from brokers import Mosquitto, Proxy
 from links import mqtt, update
 
 from emo import topics
 from emo.messages import Update
+from emo.mqtt_probe import probe
 from emo.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -79,3 +81,62 @@ def test_a_broker_that_takes_next_to_nothing_is_named_and_nothing_hangs(mosquitt
             assert "max_packet_size" in caplog.text
     finally:
         server.stop()
+
+
+# -- emo doctor finds such brokers by trying
+
+
+@pytest.mark.parametrize("level", [5, 4], ids=["5", "3.1.1"])
+def test_probe_measures_the_window_and_what_a_wildcard_brings(mosquitto_program, tmp_path, level):
+    server = Mosquitto(mosquitto_program, tmp_path, "max_inflight_messages 3")
+    server.start()
+    proxy = Proxy(server.broker)
+    proxy.hangs_up, proxy.polite = (lambda asked: asked > level), True
+    retained = []
+
+    def drops(packet):  # as RabbitMQ: what is retained comes to an exact filter, which is asked first
+        if packet[0] & 0xF1 == 0x31:
+            retained.append(packet)
+            return len(retained) > 1
+        return False
+
+    try:
+        found = probe(proxy.broker)
+        # Mosquitto heeds its max_inflight_messages for 3.1.1 only.
+        assert (found.window, found.retain, found.retained_by_wildcard) == ({5: 20, 4: 3}[level], True, True)
+        proxy.drops = drops
+        found = probe(proxy.broker)
+        assert (found.retain, found.retained_by_wildcard) == (True, False)
+        proxy.drops = lambda packet: packet[0] & 0xF1 == 0x31
+        assert not probe(proxy.broker).retain
+        newcomer = retained_under(server.broker, "#")
+        assert newcomer == []  # it leaves nothing behind
+    finally:
+        proxy.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("level", [5, 4], ids=["5", "3.1.1"])
+def test_probe_judges_no_broker_whose_rules_let_nothing_through(mosquitto_program, tmp_path, level):
+    (tmp_path / "acl").write_text("topic readwrite elsewhere/#\n", encoding="utf-8")
+    server = Mosquitto(mosquitto_program, tmp_path, f"acl_file {tmp_path / 'acl'}")
+    server.start()
+    proxy = Proxy(server.broker)
+    proxy.hangs_up, proxy.polite = (lambda asked: asked > level), True
+    try:
+        found = probe(proxy.broker)
+        assert (found.window, found.retain, found.retained_by_wildcard) == (None, True, True)
+    finally:
+        proxy.close()
+        server.stop()
+
+
+def retained_under(broker, pattern):
+    got, client = [], paho.Client(paho.CallbackAPIVersion.VERSION2)
+    client.on_message = lambda _client, _data, message: got.append(message.topic)
+    client.on_connect = lambda *_: client.subscribe(pattern, qos=1)
+    client.connect(broker.host, broker.port)
+    for _ in range(10):
+        client.loop(0.02)
+    client.disconnect()
+    return got

@@ -3,6 +3,7 @@
 import threading
 import time
 
+from emo import runner as module
 from emo.config import Training
 from emo.journal import Journal
 from emo.messages import GlobalModel, Status
@@ -47,6 +48,22 @@ def retained(broker, name):
     here.wait(8)
     channel.stop(drain_s=0)
     return got[0] if got else None
+
+
+def test_a_node_says_again_that_it_is_here(mosquitto, monkeypatch):
+    # RabbitMQ gives what it retains to no wildcard: who came first would never be seen.
+    monkeypatch.setattr(module, "_HELLO_S", 0.1)
+    mosquitto.start()
+    journal, stop = Journal(), threading.Event()
+    runner = Runner(Speaker(), {"wan": MqttChannel(mosquitto.broker, "speaker", [], journal)}, journal)
+    thread = threading.Thread(target=runner.run, args=(stop,))
+    thread.start()
+    until = time.monotonic() + 20
+    while journal.snapshot().get("sent.Status", 0) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    stop.set()
+    thread.join()
+    assert journal.counts["sent.Status"] > 3  # the last is the goodbye
 
 
 def test_a_broker_that_has_forgotten_everything_is_told_again(mosquitto):

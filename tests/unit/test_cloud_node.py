@@ -136,6 +136,13 @@ def test_no_quorum_names_the_missing():
         list(node.tick(101))
 
 
+def test_nobody_here_is_said_with_what_may_be_wrong():
+    node = cloud(min_devices=3, give_up_s=30)
+    list(node.tick(0))
+    with pytest.raises(QuorumError, match=r"0 of 3 devices.*wan\.root\?.*wildcard.*emo doctor"):
+        list(node.tick(31))
+
+
 def test_too_few_devices_names_those_that_are_here():
     node = cloud(min_devices=3)
     opened(node, ("a", "b"))

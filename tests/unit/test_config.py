@@ -288,3 +288,41 @@ _values = st.recursive(
 def test_anything_is_a_configuration_or_a_config_error(values):
     with contextlib.suppress(ConfigError):
         assert parse(DeviceConfig, values, "some.yaml", {}).id
+
+
+# -- secrets
+
+SECRET = "0x-secret: 'true'"
+
+
+def test_a_password_comes_as_it_is_written():
+    config = device({"wan": {"username": "me"}}, {"EMO_WAN__PASSWORD": "0123"})
+    assert config.wan.password.get_secret_value() == "0123"
+    config = device({"wan": {"username": "me"}}, {"EMO_WAN__PASSWORD": SECRET})
+    assert config.wan.password.get_secret_value() == SECRET
+    assert "secret" not in f"{config!r} {config.wan.model_dump()} {config.model_dump_json()}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"password": SECRET},
+        {"username": "me", "password": SECRET, "password_file": "x"},
+        {"username": "me", "password": [SECRET]},
+        {"username": "me", "password": SECRET, "port": 0},
+        {"username": "me", "password": SECRET, "tls": {"cert": "a"}},
+        {"username": {"password": SECRET}},
+        {"username": "me", "pasword": SECRET},
+        {"password": {"deep": {"password": SECRET}}},
+    ],
+)
+def test_no_error_shows_a_password(values):
+    with pytest.raises(ConfigError) as caught:
+        device({"wan": values})
+    assert "secret" not in str(caught.value)
+
+
+def test_a_file_with_a_password_that_is_no_yaml_does_not_show_it(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load(DeviceConfig, written(tmp_path, "id: d\nwan:\n  username: me\n  password: se: cret\n"), {})
+    assert "cret" not in str(caught.value)

@@ -210,6 +210,10 @@ def test_which_brokers_are_asked(files, monkeypatch):
         (Probe("5", 0.001, retain=False), ["ok", "FAIL"]),
         (Probe("5", 0.001, max_qos=0), ["ok", "FAIL"]),
         (Probe("3.1.1", 0.001), ["warn"]),
+        (Probe("5", 0.001, retained_by_wildcard=False), ["ok", "warn"]),
+        (Probe("5", 0.001, retain=False, retained_by_wildcard=False), ["ok", "FAIL"]),
+        (Probe("5", 0.001, window=1), ["ok", "warn"]),
+        (Probe("5", 0.001, window=20), ["ok", "ok"]),
     ],
 )
 def test_what_a_broker_takes(found, levels, monkeypatch):

@@ -3,6 +3,8 @@
 import logging
 
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
 
 from emo import health
 from emo.config import Broker
@@ -79,5 +81,22 @@ def test_a_connect_without_an_answer(link, clock):
     assert not link.unanswered()
     clock.now += 10
     assert link.unanswered()
-    link.refused("not you")
+    link.refused(ReasonCode(PacketTypes.CONNACK, "Banned"))
     assert not link.unanswered()
+
+
+@pytest.mark.parametrize(
+    ("reason", "values", "remedy"),
+    [
+        ("Not authorized", {}, "username and password_file"),
+        ("Bad user name or password", {"username": "me"}, "correct username"),
+        ("Not authorized", {"tls": {"cert": "c", "key": "k"}}, "fleet.yaml"),
+        ("Server unavailable", {}, ""),
+    ],
+)
+def test_who_is_not_let_in_is_told_what_to_do(reason, values, remedy, caplog):
+    with caplog.at_level(logging.WARNING, "emo"):
+        Health(Broker.model_validate(values), "d").refused(ReasonCode(PacketTypes.CONNACK, reason))
+    assert f"refuses this client: {reason}" in caplog.text
+    assert remedy in caplog.text
+    assert bool(remedy) == ("; " in caplog.text)
