@@ -91,6 +91,11 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
         if not node.done:
             return None
         heart.doing = "exporting"
+        log.info(
+            "run %s: making the ensemble of the FL model and %d overlays, and its ONNX file",
+            node.run,
+            len(node.overlays),
+        )
         journal.event("exporting", run=node.run)
         result = finish(config, node.weights, node.overlays, test, node.run, resumed=state is not None)
         result["sfl_bytes"] = _sfl_bytes(config, node)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from emo.journal import Journal
+from emo.journal import Journal, log
 from emo.messages import OverlayWeights
 
 
@@ -42,6 +42,7 @@ class Gathering:
         if overlay.steps:
             self.overlays[edge] = overlay
             self._journal.event("overlay", edge=edge, steps=overlay.steps)
+            log.info("the overlay of %s has come, %d steps", edge, overlay.steps)
         else:
             self._journal.problem(
                 "overlays.untrained", f"{edge} has received no batch: its overlay is left out"

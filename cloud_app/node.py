@@ -9,6 +9,7 @@ A message that depends on a step goes out after that step is on the disk. So who
 the round that devices know, with the weights that they know: for each that is not counted there, once more.
 """
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ from cloud_app.telling import Evaluate, Telling
 from emo import models
 from emo.config import CloudConfig
 from emo.errors import UpdateRefused, WireError
-from emo.journal import Journal
+from emo.journal import Journal, log
 from emo.limits import Limits, of_weights
 from emo.logs import printable
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
@@ -234,6 +235,8 @@ class CloudNode:
                 self._save()
             return
         self._enter("overlays", now)
+        if missing := self._gathering.missing():
+            log.info("the rounds are over; waiting for the overlays of %s", ", ".join(missing))
         yield from self._retained()
 
     def work(self, now: float) -> Iterator[Message | None]:
@@ -248,7 +251,11 @@ class CloudNode:
 
     def _gather(self, now: float) -> Iterator[Message | None]:
         missing, seconds = self._gathering.missing(), self._patience.spent(now)
-        if self._telling.closed is not None or (missing and seconds < self._config.overlays.wait_s):
+        if self._telling.closed is not None:
+            return
+        if missing and seconds < (most := self._config.overlays.wait_s):
+            text = f"waiting for the overlays of {', '.join(missing)}, {seconds:.0f} of {most:.0f} s"
+            self._patience.say(now, lambda: text, logging.INFO)
             return
         if missing:
             self._journal.problem(

@@ -3,6 +3,7 @@
 Knows seconds. Knows neither what is waited for nor a clock.
 """
 
+import logging
 from collections.abc import Callable
 
 from emo.errors import QuorumError
@@ -34,6 +35,10 @@ class Patience:
         """Log `text` every ten seconds. Raises QuorumError with it when this has lasted too long."""
         if self.spent(now) > self._give_up_s:
             raise QuorumError(f"{text()}. Started again, the cloud goes on with this round.")
+        self.say(now, lambda: f"{text()}; waiting")
+
+    def say(self, now: float, text: Callable[[], str], level: int = logging.WARNING) -> None:
+        """Log `text`, every ten seconds."""
         if now - self._said > _LINE_S:
             self._said = now
-            log.warning("%s; waiting", text())
+            log.log(level, "%s", text())

@@ -18,7 +18,7 @@ from emo.config import DeviceConfig
 from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
 from emo.data.partition import share
-from emo.journal import Journal
+from emo.journal import Journal, log
 from emo.limits import Limits, of_weights
 from emo.messages import (
     ActivationBatch,
@@ -63,6 +63,7 @@ class DeviceNode:
         self._net = models.network(config.model, seed=0) if net is None else net
         self._run = ""
         self._over: deque[str] = deque(maxlen=_RUNS)
+        self._ended = ""
         self._update: Update | None = None
         self._base = ""  # digest of the global model that it was trained from
         self._offered: list[ActivationBatch] = []
@@ -129,8 +130,12 @@ class DeviceNode:
             self._over.append(self._run)
             self._run, self._update = model.run, None
             self._journal.event("joined", device=self._config.id, run=model.run)
+            log.info("%s: run %s", self._config.id, model.run)
             if self._offers is not None:
                 self._offers.begin(model.run)
+        if not model.devices and self._ended != model.run:
+            self._ended = model.run
+            log.info("%s: run %s has no more rounds for devices", self._config.id, model.run)
         if self._config.id not in model.devices:
             return
         base = digest(model.weights)
@@ -154,6 +159,7 @@ class DeviceNode:
             yield self._offers.report(model.round)
         trained, self._base = models.weights(self._net), base
         said = {"base": base, "digest": digest(trained), "loss": loss}
+        log.info("%s: round %d trained, loss %.3f", self._config.id, model.round, loss)
         self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, **said)
         self._update = Update(
             run=model.run,

@@ -24,7 +24,7 @@ from edge_app.training import Training
 from emo import codec, models
 from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, WireError
-from emo.journal import Journal
+from emo.journal import Journal, log
 from emo.limits import Limits, of_batches
 from emo.messages import (
     ActivationBatch,
@@ -68,6 +68,7 @@ class EdgeNode:
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
+        self._told = "", 0
 
     def hello(self, online: bool) -> Status:
         return Status(self._config.id, "edge", online)
@@ -129,11 +130,23 @@ class EdgeNode:
             self._rounds = state.rounds
             progress = state.round / state.rounds if state.rounds else 0.0
             self._training.progress = max(self._training.progress, progress)
+            self._tell(state)
         if state.run != self._run or state.phase != "finishing":
             return None
         if self._finishing is None:
             self._finishing = self._last = now
         return self._delivered
+
+    def _tell(self, state: RunState) -> None:
+        """One line a round."""
+        told, self._told = self._told, (state.phase, state.round)
+        if self._told == told:
+            return
+        what = {"finishing": "the rounds are over, the overlay trains to its end", "done": "the run is done"}
+        text = what.get(state.phase, f"round {state.round}/{state.rounds}")
+        log.info(
+            "%s: %s; %d batches so far, %d steps", self._config.id, text, self._received, self._training.steps
+        )
 
     def _receive(self, batch: ActivationBatch, now: float) -> Interval | None:
         labels = self._labels(batch)
@@ -236,6 +249,7 @@ class EdgeNode:
         if self._finished(now) and self._delivered is None:
             steps, sent = self._training.steps, self._guard.sent
             self._journal.event("overlay", steps=steps, attempted=attempted, sent=sent)
+            log.info("%s: the overlay goes to the cloud, after %d steps", self._config.id, steps)
             self._delivered = OverlayWeights(
                 self._run, self._config.id, steps, attempted, sent, self._training.weights()
             )

@@ -37,7 +37,10 @@ class Health:
         self._broker, self._id = broker, client_id
         self.failures, self._flaps = 0, 0
         self._limit = self._learned = math.inf  # bytes of a frame: as the broker says; as it turned out
-        self._next_line, self._said = 0.0, False
+        self._next_line, self._said = (
+            0.0,
+            True,
+        )  # the first connection, and what follows on a complaint, are news
         self._opened, self._since = math.inf, -math.inf  # TCP made and waiting for its CONNACK; CONNACK came
 
     def chunk(self) -> int:
@@ -67,9 +70,9 @@ class Health:
         """CONNACK came. `max_packet`: the broker's Maximum Packet Size in bytes, if it names one."""
         self._opened, self.failures, self._since = math.inf, 0, time.monotonic()
         self._limit = max_packet - _AROUND if max_packet else math.inf
-        if self._said:
-            log.info("%s: connected to %s:%d", self._id, self._broker.host, self._broker.port)
-            self._said = False
+        level = logging.INFO if self._said else logging.DEBUG
+        log.log(level, "%s: connected to %s:%d", self._id, self._broker.host, self._broker.port)
+        self._said = False
 
     def disconnected(self, was: bool, reason: object, unsent: bool) -> bool:
         """`was`: CONNACK had come; `unsent`: packets were on their way. True when these must not go again as they are.
