@@ -134,7 +134,7 @@ def test_a_users_own_dataset_may_lack_the_part_that_a_node_does_not_need():
     for call in (lambda: data.testing(spec, model), lambda: data.load(spec)):
         with pytest.raises(DataError, match="half: gives no test set"):
             call()
-    with pytest.raises(DataError, match="set model.input"):
+    with pytest.raises(DataError, match=r"set model\.input"):
         data.training(spec, Model(), own=True)
 
 
