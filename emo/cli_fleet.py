@@ -1,4 +1,4 @@
-"""The composition root's part for a fleet's brokers: `emo broker ...`; `emo pki ...` is in cli_pki.py."""
+"""The composition root's part for a whole fleet: `emo broker`, `emo check`; `emo pki ...` is in cli_pki.py."""
 
 import argparse
 import json
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from emo.errors import ConfigError
+from emo.logs import printable
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 
@@ -44,6 +45,27 @@ def commands(add: Add) -> None:
         "--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)"
     )
     broker.add_argument("--json", action="store_true", help="print {changed, files}")
+
+    check = add("check", _check, "do the configurations of a fleet work, and fit each other? 0: yes, 1: no")
+    text = "every node's configuration; - for standard input: one after each line of ---"
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE", help=text)
+    text = "the cloud and each edge have a broker of their own, as `emo broker` makes them"
+    check.add_argument("--own-brokers", action="store_true", help=text)
+    check.add_argument("--json", action="store_true", help="print {ok, nodes, wrong}")
+
+
+def _check(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from emo import check
+
+    nodes, wrong = check.read(args.files)
+    wrong = wrong or list(
+        check.wrong(nodes, args.own_brokers)
+    )  # of a node that is not read others seem wrong
+    if args.json:
+        print(json.dumps({"ok": not wrong, "nodes": len(nodes), "wrong": wrong}))
+    else:
+        print("\n".join(map(printable, wrong)) or f"ok: {check.count(nodes)}, and they fit each other")
+    return int(bool(wrong))
 
 
 def _write(args: argparse.Namespace, _stop: threading.Event) -> int:

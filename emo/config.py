@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -19,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from emo import places
+from emo import own, places
 from emo.codec import Codec
 from emo.weights import Form, Whole
 
@@ -298,12 +299,28 @@ class Overlay(Section):
     finish_s: Seconds = 540.0
 
 
+NETWORKS = ("cnn", "mobilenet6", "mobilenet12", "vgg6", "vgg11")
+DATASETS = ("cifar10", "cifar100", "digits", "folder")
+
+
+def _known(*names: str) -> AfterValidator:
+    """In a configuration, not where it is used: whoever reads one needs no torch to say that there is no such name."""
+
+    def check(section: Any) -> Any:
+        if wrong := own.unknown(section.name, names):
+            msg = f"name: {wrong}"
+            raise ValueError(msg)
+        return section
+
+    return AfterValidator(check)
+
+
 class Tier(Section):
     """What every tier has. `state_dir` holds metrics.json and events.jsonl; `threads` is torch's."""
 
     id: Id
     wan: Broker = Broker()
-    model: Model = Model()
+    model: Annotated[Model, _known(*NETWORKS)] = Model()
     state_dir: Path = Path("state")
     threads: Positive = 1
 
@@ -311,7 +328,7 @@ class Tier(Section):
 class DeviceConfig(Tier):
     lan: Broker = Broker()
     edge: Id | None = None
-    data: Data = Data()
+    data: Annotated[Data, _known(*DATASETS)] = Data()
     partition: Partition | None = None
     batch_size: Annotated[int, Field(ge=1, le=4096)] = 16
     tap: Tap = Tap()
@@ -327,7 +344,7 @@ class EdgeConfig(Tier):
 
 class CloudConfig(Tier):
     id: Id = "cloud"
-    data: Data = Data()
+    data: Annotated[Data, _known(*DATASETS)] = Data()
     rounds: Rounds = Rounds()
     training: Training = Training()
     overlays: Overlays = Overlays()

@@ -24,7 +24,6 @@ from typing import Literal
 
 from emo import broker_checks, heartbeat, tls_checks
 from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
-from emo.data import BUILT_IN
 from emo.errors import BrokerError, ConfigError, EmoError
 from emo.mqtt_probe import probe
 from emo.settings import any_tier
@@ -186,8 +185,6 @@ def _data(data: Data) -> Check:
         top = data.name.partition(":")[0].partition(".")[0]
         if not top or importlib.util.find_spec(top) is None:
             return Check("FAIL", "data", f"{data.name}: no module {top!r}", "install it, or set PYTHONPATH")
-    elif data.name not in BUILT_IN:
-        return Check("FAIL", "data", f"no dataset {data.name!r}", f"known: {', '.join(BUILT_IN)}")
     if data.dir is None:
         if data.name == "digits" or ":" in data.name:
             return Check("ok", "data", data.name)

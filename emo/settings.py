@@ -17,6 +17,7 @@ from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Section
 from emo.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Section)
+Node = DeviceConfig | EdgeConfig | CloudConfig
 _SHOWN, _SAID = 80, 20  # characters of a wrong value; wrong values of a file
 _SECRET = "password"  # noqa: S105 - the key: its value is never shown, and is no YAML: 0123 is not 83
 
@@ -26,11 +27,17 @@ def load(kind: type[T], path: Path, environ: Mapping[str, str] = os.environ) -> 
     return parse(kind, _values(path), str(path), environ)
 
 
-def any_tier(path: Path) -> DeviceConfig | EdgeConfig | CloudConfig:
+def any_tier(path: Path, environ: Mapping[str, str] = os.environ) -> Node:
     """As the tier whose keys the file has most of. Raises ConfigError as `load`."""
-    values = _values(path)
-    kinds: tuple[type[DeviceConfig | EdgeConfig | CloudConfig], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
-    return parse(max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields))), values, str(path))
+    return tier_of(_values(path), str(path), environ)
+
+
+def tier_of(values: dict[str, Any], where: str, environ: Mapping[str, str]) -> Node:
+    """`parse` as the tier whose keys `values` has most of."""
+    kinds: tuple[type[Node], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
+    return parse(
+        max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields))), values, where, environ
+    )
 
 
 def _values(path: Path) -> dict[str, Any]:

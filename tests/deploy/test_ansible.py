@@ -45,6 +45,16 @@ def preflight(folder, values, children, *args):
     return told(played)
 
 
+def small(**values):
+    """A fleet of one edge and two devices; `values` of the edge."""
+    return {
+        "cloud": hosts("cloud-1"),
+        "edges": hosts("edge-1", emo_edge_devices="hall_a", **values),
+        "devices": hosts("pi-01", "pi-02"),
+        "hall_a": hosts("pi-01", "pi-02"),
+    }
+
+
 def told(played):
     found = re.findall(r"^fatal: \[(.+?)\]: FAILED! => \n((?: .*\n)+)", played.text, re.MULTILINE)
     return {host: " ".join(yaml.safe_load(text)["msg"].split()) for host, text in found}
@@ -106,7 +116,7 @@ def test_the_example_lacks_nothing_but_the_images(tmp_path):
     played = playbooks.play("preflight", EXAMPLE, tmp_path)
     wrong = re.findall(r"^ +(?:msg: ')?((?:cloud|edge|pi|jetson)-\d+: .*)$", played.text, re.MULTILINE)
     assert played.code != 0
-    assert len(played.hosts) == 33
+    assert len(played.hosts) == 34  # and the controller
     assert len(wrong) == 3 + 2 * 2 + 30
     assert all(": emo_image_" in line for line in wrong), wrong
 
@@ -156,6 +166,67 @@ def test_missing_variables_and_images_that_may_change_are_named_with_the_remedy(
     assert "pi-01: emo_image_device is registry.test/device:latest. Name it by the digest" in said["pi-01"]
     assert "emo_image_device" not in said["pi-02"]  # carried
     assert "pi-03: emo_image_device is device:0.2.1" in said["pi-03"]
+
+
+def test_an_inventory_without_hosts_is_no_success(tmp_path):
+    folder = tmp_path / "fleet"
+    (folder / "pki").mkdir(parents=True)
+    (folder / "pki" / "ca.crt").write_text(
+        "-----BEGIN CERTIFICATE-----\n"
+    )  # beside hosts.yml after a first run
+    inventory = folder / "hosts.yml"
+    inventory.write_text("all:\n  children:\n    cloud:\n\thosts: {cloud-1: }\n")
+    for source in (inventory, folder):
+        played = playbooks.play("preflight", source, tmp_path)
+        assert played.code != 0
+        assert f"Completely failed to parse inventory source {inventory}" in played.text
+        assert "Tabs are usually invalid in YAML" in played.text
+    inventory.write_text("all:\n  children: {cloud: , edges: }\n")
+    played = playbooks.play("preflight", folder, tmp_path)
+    assert played.code != 0
+    assert f"{folder}: there is no host in it" in told(played)["localhost"]
+
+
+def test_what_emo_would_refuse_is_refused_before_any_host_is_touched(tmp_path):
+    """Once for the whole fleet, by the controller's own `emo`."""
+    values = GOOD | {"emo_config_common": {"model": {"name": "vgg7"}, "wan": {"ruut": "x"}}}
+    children = small(emo_config_tier={"overlay": {"lr": "fast"}, "cach": {}})
+    said = preflight(tmp_path, values, children)
+    (host,) = said
+    assert "cloud-1 and 3 more: wan.ruut: unknown key; did you mean 'root'?" in said[host]
+    assert "cloud-1 and 3 more: model: name: unknown name 'vgg7'; did you mean 'vgg6'?" in said[host]
+    assert "edge-1: overlay.lr: Input should be a valid number" in said[host]
+    assert "edge-1: cach: unknown key; did you mean 'cache'?" in said[host]
+    assert "Change it in emo_config_common" in said[host]
+
+
+def test_configurations_that_do_not_fit_each_other_are_refused(tmp_path):
+    children = small(emo_address="lan.test") | {
+        "cloud": hosts("cloud-1", emo_config_tier={"rounds": {"min_devices": 4}}),
+        "hall_b": hosts("pi-03"),
+    }
+    children["edges"]["hosts"]["edge-2"] = {"emo_edge_devices": "hall_b", "emo_address": "lan.test"}
+    children["devices"]["hosts"]["pi-03"] = {"emo_config_host": {"model": {"width": 0.5}}}
+    # Those of hosts that --limit leaves out are looked at too: they have to fit.
+    (text,) = preflight(tmp_path, GOOD, children, "--limit", "pi-01").values()
+    assert "cloud-1: rounds.min_devices is 4, there are 3 devices" in text
+    assert "edge-2: its broker is at lan.test:8883, and so is that of edge-1" in text
+    assert "pi-03: model.width is 0.5, cloud-1 has 1.0" in text
+
+
+def test_a_good_inventory_passes(tmp_path):
+    assert preflight(tmp_path, GOOD, small()) == {}
+
+
+def test_every_play_has_a_tag_and_the_preflight_is_never_left_out(tmp_path):
+    for name in ("site", "upgrade", "status"):
+        plays = yaml.safe_load((ANSIBLE / "playbooks" / f"{name}.yml").read_text())
+        tags = [play["tags"] for play in plays if "hosts" in play]
+        assert all(len(each) == 1 for each in tags)
+        assert len({tag for (tag,) in tags}) == len(tags)
+    asked = ("ansible-playbook", "-i", EXAMPLE, "playbooks/site.yml", "--list-tasks", "--tags", "devices")
+    tasks = re.findall(r"^      (\S.*?)\tTAGS", run(tmp_path, *asked).stdout, re.MULTILINE)
+    assert tasks == ["It has hosts", "The inventory", "Device"]
 
 
 def test_a_32_bit_pi_is_told_to_be_flashed_anew(tmp_path):

@@ -158,7 +158,10 @@ def test_data_that_is_not_there(files, tmp_path):
     (tmp_path / "nowhere").mkdir()
     assert one("data", files["device-01"]).level == "ok"
     change(files["device-01"], "name: cifar10", "name: cifar1")
-    assert "no dataset 'cifar1'" in one("data", files["device-01"]).detail
+    assert (
+        "data: name: unknown name 'cifar1'; did you mean 'cifar10'?"
+        in one("config", files["device-01"]).detail
+    )
     change(files["device-01"], "name: cifar1", "name: nobody_has.this:load")
     assert "no module 'nobody_has'" in one("data", files["device-01"]).detail
 
