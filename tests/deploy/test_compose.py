@@ -1,5 +1,6 @@
 """The compose files follow the specification's schema and this project's rules, and name what EMO takes."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,6 +37,16 @@ def kind(name):
     return re.sub(r"-\d+$", "", name)
 
 
+def mounts(service):
+    """(source, target, may it write there) of each volume."""
+    for volume in service["volumes"]:
+        if isinstance(volume, dict):
+            yield volume["source"], volume["target"], not volume.get("read_only")
+        else:
+            source, target, *options = volume.split(":")
+            yield source, target, options != ["ro"]
+
+
 def seconds(text):
     return int(re.fullmatch(r"(\d+)s", text)[1])
 
@@ -61,10 +72,55 @@ def test_a_service_may_do_nothing_that_it_does_not_need(name, service):
     assert service["user"] == ("1883:1883" if name == "broker" else "10001:10001")
     assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & set(service)
     assert name == "broker" or any(mount.startswith("/tmp:") for mount in service["tmpfs"])
-    for volume in service["volumes"]:
-        _, target, *options = re.sub(r"\$\{.*?\}", "x", volume).split(":")
-        written = options != ["ro"]
-        assert not written or target.startswith("/var/lib/emo"), volume
+    for _, target, written in mounts(service):
+        assert not written or target.startswith("/var/lib/emo"), target
+
+
+def test_one_service_builds_a_tag_and_the_others_do_not_ask_a_registry_for_it():
+    """Two that build one tag are built side by side by a current Docker: "already exists"."""
+    for files in (["compose.yaml"], ["compose.yaml", "compose.gpu.yaml"]):
+        services = {}
+        for file in files:
+            for name, service in read(file)["services"].items():
+                services[name] = services.get(name, {}) | service
+        ours = {name: each for name, each in services.items() if each["image"].startswith("emo-")}
+        assert len(ours) == 8
+        built = [each["image"] for each in ours.values() if "build" in each]
+        assert len(built) == len(set(built))
+        for name, each in ours.items():
+            assert each["image"] in built, name
+            assert ("build" in each) == (each.get("pull_policy") != "never"), name
+
+
+def test_no_folder_of_a_fleets_host_is_left_for_the_engine_to_make():
+    """It would be root's: of the cloud's models that came to light when the run was over, and could not be exported."""
+    text = (ROOT / "docs/images.md").read_text(encoding="utf-8")
+    prepared = " ".join(re.findall(r"^    sudo install -d (.*)$", text, re.MULTILINE)).split()
+    seen = 0
+    for name in ("compose.cloud.yaml", "compose.edge.yaml", "compose.device.yaml"):
+        for service in read(name)["services"].values():
+            for volume in service["volumes"]:
+                assert volume["type"] == "bind"
+                assert volume["bind"] == {"create_host_path": False}, volume["source"]
+                assert re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume["source"]) in prepared, (
+                    "by hand, says docs/images.md"
+                )
+                seen += 1
+    assert seen == 11
+
+
+def test_the_folders_prepared_by_hand_are_those_that_a_container_needs(tmp_path):
+    """The lines of docs/images.md, run below another root: what is written is its user's."""
+    text = (ROOT / "docs/images.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^    sudo (install -d .*)$", text, re.MULTILINE)
+    for line in lines:
+        words = [word if not word.startswith("/") else f"{tmp_path}{word}" for word in line.split()]
+        if os.geteuid():
+            words = [word for word in words if word not in ("-o", "-g") and not word.isdigit()]
+        subprocess.run(words, check=True)
+    owner = 10001 if os.geteuid() == 0 else os.geteuid()
+    for folder in ("etc/emo", "var/lib/emo", "var/lib/emo/models"):
+        assert (tmp_path / folder).stat().st_uid == owner, folder
 
 
 @pytest.mark.parametrize(("name", "service"), SERVICES)
