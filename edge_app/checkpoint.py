@@ -62,6 +62,14 @@ class State:
         odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
         return ", ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in odd[:3])
 
+    def finite(self, like: "State") -> bool:
+        """Whether nothing is NaN or infinite but where `like` is: a mask of -inf is a buffer, and stays as it is."""
+        known = {name: array.isfinite() for name, array in like.arrays.items()}
+        return finite(
+            array.where(known[name].to(array.device), 0) if name in known else array
+            for name, array in self.arrays.items()
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
@@ -111,7 +119,7 @@ class CheckpointFile(AbstractContextManager["CheckpointFile"]):
             except OSError:
                 files.remove(self._path)
             return None
-        wrong = saved.state.misfit(like) or ("" if finite(saved.state.arrays.values()) else "NaN or infinity")
+        wrong = saved.state.misfit(like) or ("" if saved.state.finite(like) else "NaN or infinity")
         if of == run and wrong:
             self._problem("misfit", f"does not fit this overlay ({wrong}), which starts anew")
         return saved if of == run and not wrong else None

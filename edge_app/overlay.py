@@ -63,8 +63,8 @@ class Trainer:
         What is descended is the mean over all samples, each sample's loss times its batch's weight; what is returned
         has no weights in it. `progress`: the share of the run that is over, 0 to 1, for `settings.schedule`.
 
-        Not applied when a loss, a gradient or a buffer is not finite, or a label has no class here: weights, buffers
-        and momentum stay, it is counted, and the losses returned are NaN. After ten of these in a row, or once the
+        Not applied when a loss or a gradient is not finite, a buffer no longer is, or a label has no class here: weights,
+        buffers and momentum stay, it is counted, and the losses returned are NaN. After ten of these in a row, or once the
         weights themselves are not finite, weights and mean go back to `kept` and momentum starts from zero.
         Raises ModelError where `flip` or `compile` cannot be had.
         """
@@ -76,7 +76,11 @@ class Trainer:
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
         nn.utils.clip_grads_with_norm_(self._parameters.values(), self._settings.clip, norm)
         good = torch.stack(
-            [x.isfinite().all() for x in (each, norm, *(buffer for buffer, _ in buffers))]
+            [
+                each.isfinite().all(),
+                norm.isfinite(),
+                *((now.isfinite() | ~before.isfinite()).all() for now, before in buffers),
+            ]
         ).all()
         mixed = each[0] if len(each) == 1 else torch.lerp(each[1], each[0], rows.share)
         means = [part.mean() for part in torch.split(mixed, [len(labels) for _, labels in batches])]
@@ -175,7 +179,7 @@ class Trainer:
                 mean.lerp_(parameter, weight)
         if self.steps % self._settings.checkpoint_steps == 0:
             state = self.state()
-            if finite(state.arrays.values()):
+            if state.finite(self.kept):
                 self.kept = state
             else:
                 self._roll_back()

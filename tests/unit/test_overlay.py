@@ -9,9 +9,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from edge_app.checkpoint import CheckpointFile
 from edge_app.overlay import Trainer
 from emo.config import Overlay
 from emo.errors import ModelError
+from emo.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,6 +167,31 @@ def test_a_buffer_that_is_not_finite_is_refused():
     x = torch.tensor([[0.0, 3e38], [0.0, -3e38]])  # the variance overflows, and what is divided by it is 0
     assert math.isnan(trainer.step([(x, torch.tensor([0, 1]))])[0])
     assert trainer.weights()["0.running_var"].tolist() == [1, 1]
+
+
+class Masked(nn.Module):
+    """A mask of -inf is a buffer, and no step's fault."""
+
+    def __init__(self):
+        super().__init__()
+        self.classify = nn.Linear(108, 4)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, 0.0, -math.inf]))
+
+    def forward(self, x):
+        attention = (x.reshape(len(x), 27, 4) + self.mask).softmax(2)
+        return self.classify(attention.flatten(1))
+
+
+def test_a_constant_buffer_may_hold_what_is_not_finite(tmp_path):
+    trainer = Trainer(Masked(), Overlay(checkpoint_steps=3))
+    for seed in range(4):
+        assert math.isfinite(trainer.step([batch(seed)])[0])
+    assert (trainer.steps, trainer.refused_steps, trainer.rollbacks, trainer.kept.steps) == (4, 0, 0, 3)
+    with CheckpointFile(tmp_path, Journal()) as file:
+        file.save("run", trainer.state(), {})
+    found = CheckpointFile(tmp_path, Journal()).load("run", Trainer(Masked(), Overlay()).state())
+    assert found.state.steps == 4
+    assert math.isnan(trainer.step([poisoned("nan")])[0])  # what is learnt is judged as ever
 
 
 def test_ten_refused_steps_in_a_row_go_back_to_the_checkpoint():
