@@ -13,6 +13,7 @@ One thread at a time: the one that receives.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -87,6 +88,7 @@ class Controller:
         self.nan_scores = 0  # scores that said nothing
         self.guarded = 0  # intervals that the relative change made shorter
         self._rows: dict[tuple[str, int], Row] = {}
+        self.batches: Counter[str] = Counter()  # device -> different ones that have come
 
     def attempt(self, device: str, batch: int) -> bool:
         """Algorithm 1's answer to one transfer request: True to send, False to skip.
@@ -111,6 +113,7 @@ class Controller:
         limit of its own. A score that is not finite is counted in `nan_scores` and makes it 0.
         """
         interval = self._interval(score, change)
+        self.batches[device] += (device, batch) not in self._rows
         self._rows[device, batch] = Row(device, batch, version, score, interval)
         return interval
 
@@ -126,6 +129,7 @@ class Controller:
     def reset(self, rows: Iterable[Row] = ()) -> None:
         """A new run, or a restart in the middle of one: the log is `rows`, every other batch unseen."""
         self._rows = {(row.device, row.batch): replace(row) for row in rows}
+        self.batches = Counter(device for device, _ in self._rows)
 
     def _interval(self, score: float, change: float) -> float:
         if self._constant is not None:

@@ -15,17 +15,20 @@ from emo.messages import ActivationBatch, TapReport
 _TIMES = 4  # what the median of the others has had
 _RUNS = 16  # runs that are remembered as over
 _ANY = 2**63
+_MOST = 2**53 - 1  # of a count in a message
 
 
 class Guard:
     """`free`: batches that a device may have and, of a run, those that it may send whatever others do
     (`cache.device_batches`). More only up to four times the median of the other devices that send; alone, without a
-    limit. One thread at a time, but for `attempted` and `sent`."""
+    limit. A batch with more samples than is usual counts as several. One thread at a time, but for `attempted` and
+    `sent`."""
 
     def __init__(self, free: int, journal: Journal) -> None:
         self._free, self._journal = free, journal
         self._over: deque[str] = deque(maxlen=_RUNS)
-        self.served: Counter[str] = Counter()  # device -> batches that were worked on
+        self.served: Counter[str] = Counter()  # device -> batches of the usual size that were worked on
+        self.sizes: dict[str, int] = {}  # device -> samples of its largest
         self.reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
 
     def left(self, run: str) -> bool:
@@ -36,10 +39,12 @@ class Guard:
         """Another run, after `before` ("": none)."""
         if before:
             self._over.append(before)
-        self.resume({}, {})
+        self.resume({}, {}, {})
 
-    def resume(self, served: Mapping[str, int], reports: Mapping[str, tuple[int, int]]) -> None:
-        self.served, self.reports = Counter(served), dict(reports)
+    def resume(
+        self, served: Mapping[str, int], sizes: Mapping[str, int], reports: Mapping[str, tuple[int, int]]
+    ) -> None:
+        self.served, self.sizes, self.reports = Counter(served), dict(sizes), dict(reports)
 
     def admits(self, batch: ActivationBatch) -> bool:
         """Whether there is work left for its device; else it is counted (`activations.over_share`). Raises WireError on a batch
@@ -50,9 +55,7 @@ class Guard:
                 "from 0 (cache.device_batches)"
             )
         had = self.served[batch.device]
-        if had < self._free or had < self._most(
-            self.served, batch.device
-        ):  # seldom comes to the median of all
+        if had < self._free or had < self._most(batch.device):  # seldom comes to the median of all
             return True
         self._journal.problem(
             "activations.over_share",
@@ -61,14 +64,20 @@ class Guard:
         )
         return False
 
-    def report(self, report: TapReport) -> None:
-        """What has been reported before, or less, changes nothing; what nobody can have offered is cut to its share."""
-        offered = {device: count for device, (count, _) in self.reports.items()}
-        most = self._most(offered, report.device)
+    def serve(self, batch: ActivationBatch) -> None:
+        """It is worked on: what it costs is its device's."""
+        samples = len(batch.labels)
+        self.sizes[batch.device] = max(samples, self.sizes.get(batch.device, 0))
+        usual = statistics.median_low(self.sizes.values())
+        self.served[batch.device] += -(-samples // usual)
+
+    def report(self, report: TapReport, most: int) -> None:
+        """`most`: batches that its device can have offered. What has been reported before, or less, changes nothing."""
         if report.attempted > most:
             self._journal.problem(
                 "reports.over_share",
-                f"{report.device} reports {report.attempted} batches; {most} are counted, {_TIMES} times what others offer",
+                f"{report.device} reports {report.attempted} batches; {most} are counted: no more can be, of those that "
+                "it has sent and in so many rounds",
             )
         known = self.reports.get(report.device, (0, 0))
         attempted = min(report.attempted, most)
@@ -76,12 +85,12 @@ class Guard:
 
     @property
     def attempted(self) -> int:
-        return sum(offered for offered, _ in list(self.reports.values()))
+        return min(_MOST, sum(offered for offered, _ in list(self.reports.values())))
 
     @property
     def sent(self) -> int:
-        return sum(sent for _, sent in list(self.reports.values()))
+        return min(_MOST, sum(sent for _, sent in list(self.reports.values())))
 
-    def _most(self, counts: Mapping[str, int], device: str) -> int:
-        others = [count for name, count in counts.items() if name != device and count]
+    def _most(self, device: str) -> int:
+        others = [count for name, count in self.served.items() if name != device and count]
         return max(self._free, _TIMES * statistics.median_low(others)) if others else _ANY

@@ -37,7 +37,6 @@ from emo.messages import (
     Weights,
 )
 
-_MAX_SAMPLES = 4096
 TrainerOf = Callable[[nn.Module, Overlay, str], Trainer]
 
 
@@ -64,7 +63,7 @@ class EdgeNode:
 
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
         self.done, self._run, self._last = False, "", 0.0
-        self._newest = self._rounds = self._received = self._missed = 0
+        self._newest = self._round = self._rounds = self._received = self._missed = 0
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
@@ -75,7 +74,7 @@ class EdgeNode:
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
-        return {ActivationBatch: of_batches(ActivationBatch, _MAX_SAMPLES, self._shape)}
+        return {ActivationBatch: of_batches(ActivationBatch, self._config.cache.batch_samples, self._shape)}
 
     def tick(self, now: float) -> Iterator[Message | None]:
         """An edge acts on messages, and in `work`."""
@@ -108,7 +107,8 @@ class EdgeNode:
     def _report(self, report: TapReport, now: float) -> None:
         if report.run == self._run and report.device in self._config.devices:
             self._last = now
-            self._guard.report(report)
+            batches = self._controller.batches[report.device]
+            self._guard.report(report, batches * (self._round + 1) * MAX_EPOCHS)
 
     def _state(self, state: RunState, now: float) -> OverlayWeights | None:
         """What the cloud asks for once more, by saying again that the run ends."""
@@ -127,7 +127,7 @@ class EdgeNode:
             self._finishing, self._delivered, self._run = None, None, state.run
             self._journal.event("run", run=state.run)
         if state.run == self._run:
-            self._rounds = state.rounds
+            self._round, self._rounds = state.round, state.rounds
             progress = state.round / state.rounds if state.rounds else 0.0
             self._training.progress = max(self._training.progress, progress)
             self._tell(state)
@@ -159,7 +159,7 @@ class EdgeNode:
         if old or (known is not None and known.version >= batch.version):
             self._journal.count("activations.duplicate")
         else:
-            self._guard.served[batch.device] += 1
+            self._guard.serve(batch)
             cached = None if known is None else known.activations
             try:
                 activations, encoded = self._activations(batch, cached)
@@ -204,14 +204,11 @@ class EdgeNode:
         if batch.version >= (self._rounds + 1) * MAX_EPOCHS:
             raise WireError(f"{where}: version {batch.version} cannot be, in {self._rounds} rounds")
         labels = batch.labels.astype(np.int64)
-        if (
-            not 1 <= len(labels) <= _MAX_SAMPLES
-            or labels.min() < 0
-            or labels.max() >= self._config.model.classes
-        ):
-            raise WireError(
-                f"{where}: labels must be 1 to {_MAX_SAMPLES}, from 0 to {self._config.model.classes - 1}"
-            )
+        most = self._config.cache.batch_samples
+        if not 1 <= len(labels) <= most:
+            raise WireError(f"{where}: {len(labels)} samples; 1 to {most} are taken (cache.batch_samples)")
+        if labels.min() < 0 or labels.max() >= self._config.model.classes:
+            raise WireError(f"{where}: labels must be from 0 to {self._config.model.classes - 1}")
         return labels
 
     def _activations(self, batch: ActivationBatch, cached: np.ndarray | None) -> tuple[np.ndarray, bytes]:
@@ -268,6 +265,7 @@ class EdgeNode:
         training, now, kept = self._training.state()
         node = NodeState(
             run=self._run,
+            round=self._round,
             rounds=self._rounds,
             newest=self._newest,
             received=self._received,
@@ -276,6 +274,7 @@ class EdgeNode:
             finishing=self._finishing,
             reports=self._guard.reports,
             served=dict(self._guard.served),
+            sizes=self._guard.sizes,
             log=log_of(self._controller.table()),
             nan_scores=self._controller.nan_scores,
             guarded=self._controller.guarded,
@@ -292,9 +291,9 @@ class EdgeNode:
         self._training.resume(node.run, node.training, snapshot.now, snapshot.kept)
         self._controller.reset(node.rows())
         self._controller.nan_scores, self._controller.guarded = node.nan_scores, node.guarded
-        self._run, self._rounds, self._newest = node.run, node.rounds, node.newest
+        self._run, self._round, self._rounds, self._newest = node.run, node.round, node.rounds, node.newest
         self._received, self._missed, self._last = node.received, node.missed, node.last
-        self._guard.resume(node.served, node.reports)
+        self._guard.resume(node.served, node.sizes, node.reports)
         self._finishing = node.finishing
 
     def like(self) -> State:

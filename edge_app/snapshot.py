@@ -46,9 +46,11 @@ class TrainingState(Section):
 
 class NodeState(Section):
     """`log`: the controller's rows, in their order (device, batch, version, score, interval, counter); a score of NaN
-    is null. `reports`: device -> batches offered, let through; `served`: device -> batches worked on."""
+    is null. `reports`: device -> batches offered, let through; `served`, `sizes`: what Guard
+    has of the same name."""
 
     run: Id
+    round: Count
     rounds: Count
     newest: Count
     received: Count
@@ -57,6 +59,7 @@ class NodeState(Section):
     finishing: Seconds | None
     reports: dict[Id, tuple[Count, Count]]
     served: dict[Id, Count]
+    sizes: dict[Id, Count]
     log: list[tuple[Id, Count, Count, float | None, Seconds, Count]]
     nan_scores: Count
     guarded: Count

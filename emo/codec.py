@@ -232,6 +232,12 @@ class Packed:
         """The float32 array as a receiver sees it, through the codec. Raises CodecError as `decode`."""
         return decode(self.data(), limit, base)
 
+    def decoded(self) -> int:
+        """Bytes of the array. Raises CodecError on bytes that are no encoded array."""
+        if not isinstance(self._source, bytes):
+            return self._source.nbytes
+        return 4 * math.prod(head(self._source, 1 << 40).shape)
+
     def nbytes(self) -> int:
         """Bytes it holds now: for bounding queues."""
         held = len(self._source) if isinstance(self._source, bytes) else self._source.nbytes

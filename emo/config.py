@@ -235,7 +235,7 @@ class Cache(Section):
     """`memory_mib`: level 1, in the overlay's device memory; with `memory_share` no more than that share of all batches.
     Level 2 is the folder, `budget_mib` of it at most: then `eviction` says what goes, in equal shares a device.
     `device_batches`: as many different ones it takes of a device, and more than that in all only up to four times what
-    the other devices have sent.
+    the other devices have sent. `batch_samples`: of one batch at most.
     `durability`: what is on the disk when the broker is told that a batch has arrived: each batch by itself, those
     that came together, or nothing for certain."""
 
@@ -247,6 +247,7 @@ class Cache(Section):
     sampling: Literal["mixed", "uniform", "importance", "fresh"] = "mixed"
     durability: Literal["batch", "group", "none"] = "group"
     device_batches: Positive = 4096
+    batch_samples: Annotated[int, Field(ge=1, le=4096)] = 256
 
 
 POLICY = re.compile(r"always|once|svcca|cka|fixed\((?P<n>[1-9][0-9]{0,8})\)")

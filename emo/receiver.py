@@ -8,6 +8,7 @@ from collections import deque
 from typing import Generic, TypeVar
 
 from emo import frame, topics
+from emo.codec import Packed
 from emo.errors import TopicError, WireError
 from emo.journal import Journal
 from emo.limits import Limit, Limits
@@ -45,9 +46,9 @@ class Receiver(Generic[Token]):
     ) -> tuple[Message | None, list[Token]]:
         """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
 
-        With a message: once it is handled (`last_size` is its size in bytes). With None: now. What is no message
-        of ours is dropped and counted as `frames.refused`; raises nothing on bad bytes. `now`: seconds of a monotonic
-        clock, for `stalled`.
+        With a message: once it is handled (`last_size`: its bytes, and those of its activations once they are decoded).
+        With None: now. What is no message of ours is dropped and counted as `frames.refused`; raises nothing on bad
+        bytes. `now`: seconds of a monotonic clock, for `stalled`.
 
         A part of a message that is over already is dropped and acknowledged at once: what came first has tokens of
         its own. Only after a reconnect does it count again, since nobody may have handled it yet.
@@ -76,8 +77,9 @@ class Receiver(Generic[Token]):
                     return None, self._release(key)
                 early = max(0, len(self._waiting) - self._hold)
                 return None, [self._acknowledge_oldest() for _ in range(early)]
-            self.last_size = len(payload)
             message = frame.unpack(chunk.kind, payload, limit)
+            packed = [value.decoded() for value in vars(message).values() if isinstance(value, Packed)]
+            self.last_size = len(payload) + sum(packed)
             topics.check(self._root, name, message, chunk.index)
         except WireError as error:
             self._refuse(name, error)

@@ -74,11 +74,12 @@ def device(plan: Plan, number: int) -> DeviceConfig:
 def edge(plan: Plan, number: int, folder: Path) -> EdgeConfig:
     """Of edge `number`, its cache in `folder`. Nothing is synced: nobody would know what to do with it after a power
     cut."""
+    samples = max(plan.cache.batch_samples, plan.batch_size)
     return EdgeConfig(
         id=edge_id(number),
         devices=tuple(device_id(plan, device) for device in plan.groups()[number]),
         model=plan.model,
-        cache=plan.cache.model_copy(update={"dir": folder, "durability": "none"}),
+        cache=plan.cache.model_copy(update={"dir": folder, "durability": "none", "batch_samples": samples}),
         controller=plan.controller,
         overlay=plan.overlay.model_copy(update={"seed": plan.seed + number + 1}),
     )

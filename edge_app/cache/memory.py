@@ -63,7 +63,7 @@ class Memory:
         if self._device.type == "cuda":  # on the trainer's stream a copy would wait for all that is under way
             self._uploads = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]  # torch's own
         self._most: int | None = None
-        self.pool, self._misfits = 0, 0
+        self.pool, self._misfits, self._small = 0, 0, 0
         self.clear()
 
     def clear(self) -> None:
@@ -71,7 +71,7 @@ class Memory:
         self._held: OrderedDict[Key, Slot] = OrderedDict()  # used longest ago first
         self._free: deque[Slot] = deque()
         self._shapes: Shapes | None = None
-        self._made, self._slots, self._slot_bytes = 0, 0, 0
+        self._made, self._slots, self._slot_bytes, self._small = 0, 0, 0, 0
         self.pool += 1
 
     def __len__(self) -> int:
@@ -194,11 +194,15 @@ class Memory:
         return next((other for other in later if other in self._held and not self._held[other].users), None)
 
     def _fits(self, shapes: Shapes) -> bool:
-        """The first batch decides the shape. More misfits in a row than batches held: it was the odd one."""
+        """The first batch decides the shape. More misfits in a row than batches held: it was the odd one. So it was where
+        slots have run out and most of what comes needs no half of one."""
         if not self.takes(shapes):
             self._misfits += 1
             if self._misfits <= len(self._held) or _nbytes(shapes) > self._limit:
                 return False
+            self.clear()
+        self._small = max(0, self._small + (1 if 2 * _nbytes(shapes) <= self._slot_bytes else -1))
+        if self._small > len(self._held):
             self.clear()
         self._misfits = 0
         if self._shapes is None:

@@ -106,6 +106,19 @@ def test_another_shape_is_not_kept_unless_it_is_the_usual_one():
     assert len(memory) == 3
 
 
+def test_one_large_batch_first_does_not_leave_the_others_a_few_large_slots():
+    memory = Memory(64 * ONE)
+    place(memory, 0, n=16 * N)
+    for batch in range(1, 40):
+        place(memory, batch)
+    assert len(memory) >= 32
+    assert memory.nbytes <= 64 * ONE
+    before = memory.pool
+    for batch in range(40, 80):  # a device's last batch is a small one
+        place(memory, batch, n=1 if batch % 8 == 0 else N)
+    assert memory.pool == before
+
+
 @pytest.mark.parametrize("limit", [0, ONE - 1])
 def test_a_level_too_small_for_one_batch_keeps_none(limit):
     memory = Memory(limit)

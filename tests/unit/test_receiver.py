@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from samples import any_message, examples, same
 
 from emo import frame, topics
+from emo.codec import Packed
 from emo.journal import Journal
-from emo.messages import GlobalModel, Refused, Update
+from emo.messages import ActivationBatch, GlobalModel, Refused, Update
 from emo.receiver import Receiver, matches
 
 NAME = "emo/wan/update/dev-1"
@@ -48,6 +49,16 @@ def test_packets_of_unfinished_messages_are_acknowledged_early_beyond_hold():
     taker, _ = receiver(hold=3)
     released = [taker.take(*packet, token)[1] for token, packet in enumerate(packets(update(400))[:6])]
     assert released == [[], [], [], [0], [1], [2]]
+
+
+def test_what_waits_is_charged_what_it_is_once_decoded():
+    zeros = Packed(np.zeros((256, 64), np.float32), "int2")
+    batch = ActivationBatch("run1", "edge-1", "dev-1", 0, 1, zeros, np.zeros(256, "<i4"))
+    taker, _ = receiver()
+    (packet,) = packets(batch, chunk=10_000)
+    taker.take(*packet, 1)
+    assert len(packet[1]) < 1000
+    assert 65_536 < taker.last_size < 66_536
 
 
 def through(taker, sent, window, delay=0.01, patience=30.0):
