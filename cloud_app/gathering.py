@@ -41,7 +41,7 @@ class Gathering:
         self._answered.add(edge)
         if overlay.steps:
             self.overlays[edge] = overlay
-            self._journal.event("overlay", edge=edge, steps=overlay.steps)
+            self._journal.event("overlay", edge, edge=edge, steps=overlay.steps)
             log.info("the overlay of %s has come, %d steps", edge, overlay.steps)
         else:
             self._journal.problem(

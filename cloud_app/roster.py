@@ -37,7 +37,7 @@ class Roster:
 
     def _gone(self, device: str, number: int) -> None:
         if self.devices.pop(device, None) is not None:
-            self._journal.event("device_gone", device=device, round=number)
+            self._journal.event("device_gone", device, device=device, round=number)
 
     def resume(self, devices: Mapping[str, int], edges: list[str]) -> None:
         """As another process had it."""

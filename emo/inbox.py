@@ -91,6 +91,10 @@ class Inbox(Generic[Token]):
             self._change.notify_all()
             return message, tokens
 
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
     def close(self) -> None:
         with self._change:
             self._closed = True

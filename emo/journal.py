@@ -24,11 +24,13 @@ from typing import Any
 
 from emo.errors import ConfigError
 from emo.logs import printable
+from emo.throttle import Budget
 
 log = logging.getLogger("emo")
 _EVERY_S = 60.0
 _WAIT = 10_000  # events
 _KEEP = 64 << 20  # bytes
+_OFTEN = 50  # events of one name that one node may cause at once
 _LINE, _TEXT = 1 << 20, 500  # characters of an event, and of a text in it
 
 
@@ -40,6 +42,7 @@ class Journal:
         self._lock = threading.Lock()
         self._waiting = deque[bytes]()  # lines of events
         self._folder = folder
+        self._often, self._left_out = Budget(_OFTEN, 1 / _EVERY_S), Counter[tuple[str, str]]()
         self._gauges: list[Callable[[], Mapping[str, int]]] = []
         if folder is not None:
             try:
@@ -64,10 +67,21 @@ class Journal:
         if not quiet:
             log.warning("%s%s", printable(text), f" [{name}: {total} so far]" if total > 1 else "")
 
-    def event(self, name: str, **fields: Any) -> None:
-        """Texts in it are made printable; of one that would be longer than 1 MiB only single values are kept."""
+    def event(self, name: str, by: str = "", /, **fields: Any) -> None:
+        """Texts in it are made printable; of one that would be longer than 1 MiB only single values are kept.
+
+        `by`: the node that may cause as many as it likes. Of these 50 are written, then one a minute; it says how many it
+        stands for, as `left_out` (`events.left_out` counts them)."""
         if self._folder is None:
             return
+        if by:
+            with self._lock:
+                if not self._often.takes((name, by), time.monotonic()):
+                    self._left_out[name, by] += 1
+                    self.counts["events.left_out"] += 1
+                    return
+                if before := self._left_out.pop((name, by), 0):
+                    fields["left_out"] = before
         said = _sound({"time": round(time.time(), 3), "event": name, **fields})
         line = json.dumps(said)
         if len(line) > _LINE:

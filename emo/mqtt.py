@@ -1,17 +1,12 @@
 """The channel over paho-mqtt: MQTT 5, or 3.1.1 where the broker knows no better.
 
-Knows packets, acknowledgements, reconnects. Knows no node. Three threads a channel: paho's network loop
-(receives packets), a worker (calls the handler, then acknowledges) and a sender; with `settle` a fourth, which
-acknowledges in the worker's place (settler.py). Both ends are bounded; what is dropped on the way is counted:
+Three threads a channel: paho's network loop (receives packets), a worker (incoming.py) and a sender. Both ends are bounded;
+what is dropped on the way is counted, on its way in by incoming.py, on its way out:
 
     outbox.superseded.KIND  outbox.dropped.KIND  outbox.refused.KIND  outbox.full    outbox.py
     messages.refused        over its limit, or nothing fits into the broker's packets; what is behind it goes on
     mqtt.publish_refused    the broker refused a packet                              flight.py
     unheard.KIND            nobody was subscribed: what must not be lost goes again  flight.py
-    frames.refused          bytes that are no message of ours                        receiver.py
-    messages.abandoned  chunks.late                                                  reassembly.py
-    inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
-    inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
 """
 
 import itertools
@@ -30,20 +25,14 @@ from emo.config import Broker
 from emo.errors import BrokerError, TooLarge, WireError
 from emo.flight import Flight
 from emo.health import Health
-from emo.inbox import Inbox
+from emo.incoming import Incoming
 from emo.journal import Journal
 from emo.limits import Limits
 from emo.messages import Message, Status
 from emo.mqtt_client import V5, V311, WINDOW
 from emo.outbox import Outbox
-from emo.receiver import Receiver
-from emo.settler import Settler
 
 log = logging.getLogger("emo")
-
-# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
-# to us: more would block that window for good. Where it keeps fewer, `_unblock` finds out.
-_HOLD, _LOOK_S = 8, 0.25
 
 
 class MqttChannel:
@@ -68,9 +57,7 @@ class MqttChannel:
         self._journal, self._will = journal, will
         self._protocol = V5
         self._outbox = Outbox(broker.queue_messages, journal, broker.queue_mib << 20)
-        self._inbox = Inbox[int](memory_mib << 20, journal)
-        self._receiver = Receiver[int](broker.root, journal, memory_mib, _HOLD, limits)
-        self._receiving = threading.Lock()
+        self._incoming = Incoming(client_id, broker.root, journal, memory_mib, limits)
         self._connected, self._stopping = threading.Event(), threading.Event()
         self._switch, self._renew = (
             threading.Event(),
@@ -78,10 +65,8 @@ class MqttChannel:
         )  # to the other protocol; the same again
         self._numbers = itertools.count(random.SystemRandom().getrandbits(48))
         self._health = Health(broker, client_id)
-        self._handler: Handler = lambda _message: None
         self._hello: Callable[[], Message | None] = lambda: None
         self._lost: Callable[[], None] = lambda: None
-        self._settler: Settler[int] | None = None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
         self._flight = Flight(WINDOW, journal)
@@ -97,12 +82,11 @@ class MqttChannel:
         settle: Callable[[], None] | None = None,
     ) -> None:
         """Returns at once; connecting goes on in the background for as long as it takes."""
-        self._handler, self._hello, self._lost = handler, hello, lost
-        if settle is not None:
-            self._settler = Settler(settle, self._acknowledge, self._journal, f"{self._id}_settle")
+        self._hello, self._lost = hello, lost
+        self._incoming.begin(handler, self._acknowledge, settle)
         self._client = self._make_client()
-        for run in (self._work, self._send):
-            self._threads.append(threading.Thread(target=run, name=f"{self._id}{run.__name__}", daemon=True))
+        for name, run in (("work", self._incoming.work), ("send", self._send)):
+            self._threads.append(threading.Thread(target=run, name=f"{self._id}_{name}", daemon=True))
             self._threads[-1].start()
 
     def publish(self, message: Message) -> bool:
@@ -116,11 +100,10 @@ class MqttChannel:
                 break
             time.sleep(0.02)
         self._stopping.set()
-        self._inbox.close()
+        self._incoming.close()
         for thread in self._threads:
             thread.join(timeout=10)
-        if self._settler is not None:
-            self._settler.close()
+        self._incoming.settled()
         if self._client is not None:
             self._client.disconnect()
             self._client.loop_stop()
@@ -158,8 +141,7 @@ class MqttChannel:
         self._flight.window = min(WINDOW, getattr(properties, "ReceiveMaximum", WINDOW))
         if self._protocol == V5:
             self._switch.clear()
-        with self._receiving:
-            self._receiver.forget_tokens()
+        self._incoming.reconnected()
         # Also to a session that was kept: a process that starts anew needs the retained messages again.
         if not self._subscribed or not flags.session_present:
             for name in self._filters:
@@ -215,57 +197,22 @@ class MqttChannel:
     # -- receiving
 
     def _on_message(self, client: paho.Client, _data: Any, packet: paho.MQTTMessage) -> None:
-        try:
-            token = packet.mid if packet.qos else 0
-            with self._receiving:
-                message, mids = self._receiver.take(
-                    packet.topic, bytes(packet.payload), token, time.monotonic()
-                )
-        except Exception:
-            self._journal.count("bugs")  # paho's thread must outlive it
-            log.exception("%s: could not read a packet from %s", self._id, packet.topic)
-            return
-        if message is None:
-            self._ack(client, mids)
-            return
-        # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
-        # it gets acknowledgements. Longer than half the keepalive, and it would take us for dead.
-        if not self._inbox.put(message, mids, self._receiver.last_size, self.broker.keepalive_s / 2):
-            self._journal.problem(
-                "inbox.full", f"{packet.topic}: more arrives than can be handled; reconnecting"
-            )
-            mqtt_client.cut(client)  # what was not acknowledged comes again
+        # Longer than half the keepalive, and the broker would take us for dead.
+        token, wait_s = packet.mid if packet.qos else 0, self.broker.keepalive_s / 2
+        tokens = self._incoming.packet(packet.topic, bytes(packet.payload), token, wait_s)
+        if tokens is None:
+            mqtt_client.cut(client)
+        else:
+            self._ack(client, tokens)
 
-    def _ack(self, client: paho.Client, mids: list[int]) -> None:
-        for mid in mids:
-            if mid:
-                client.ack(mid, 1)
+    def _ack(self, client: paho.Client, tokens: list[int]) -> None:
+        for token in tokens:
+            if token:
+                client.ack(token, 1)
 
-    def _acknowledge(self, mids: list[int]) -> None:
+    def _acknowledge(self, tokens: list[int]) -> None:
         if self._client is not None:
-            self._ack(self._client, mids)
-
-    def _unblock(self) -> None:
-        with self._receiving:
-            mids = self._receiver.stalled(time.monotonic())
-        self._acknowledge(mids)
-
-    def _work(self) -> None:
-        while not self._stopping.is_set():
-            item = self._inbox.get(_LOOK_S)
-            if item is None:
-                self._unblock()
-                continue
-            message, mids = item
-            try:
-                self._handler(message)
-            except Exception:
-                self._journal.count("bugs")
-                log.exception("%s: could not handle a %s", self._id, type(message).__name__)
-            if self._settler is not None:
-                self._settler.handled(mids)
-            else:
-                self._acknowledge(mids)
+            self._ack(self._client, tokens)
 
     # -- sending
 

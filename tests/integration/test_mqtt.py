@@ -6,13 +6,13 @@ import time
 
 import pytest
 from brokers import Mosquitto, Proxy, free_port
-from links import mqtt, update
+from links import frames_of, mqtt, update
 from paho.mqtt.enums import MQTTProtocolVersion
 
 from emo import receiver
 from emo.config import Broker
 from emo.errors import BrokerError
-from emo.messages import GlobalModel, Interval, Update
+from emo.messages import GlobalModel, Interval, Status, Update
 from emo.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -211,6 +211,23 @@ def test_a_broker_that_was_only_away_is_spoken_to_in_mqtt_5_again(proxy):
         while not (here.channel._connected.is_set() and here.channel._protocol == MQTTProtocolVersion.MQTTv5):
             assert time.monotonic() < until + 10
             time.sleep(0.01)
+
+
+def test_one_who_toggles_its_status_costs_little_and_its_last_word_holds(broker):
+    with mqtt(broker) as link:
+        there = link.end("there", [subscription(link.root, kind) for kind in (Status, Update)]).start()
+        evil, honest = link.end("evil", []).start(), link.end("honest", []).start()
+        for number in range(300):
+            for data in frames_of(Status("evil", "device", number % 2 == 1)):
+                evil.channel._client.publish(f"{link.root}/wan/status/evil/0", data, qos=0)
+        there.counted("status.held", 250)
+        honest.channel.publish(Status("honest", "device", online=True))
+        honest.channel.publish(update())
+        got = there.wait(23)
+        words = [message.online for message in got if getattr(message, "node", "") == "evil"]
+        assert len(words) == 21  # twenty at once; then, when it has its turn, the newest
+        assert words[-1]
+        assert sum(getattr(message, "node", "") == "honest" for message in got) == 1
 
 
 # -- ends
