@@ -73,11 +73,10 @@ def write(folder: Path, record: Record, parts: Mapping[str, Weights]) -> None:
     }
     try:
         (folder / "run.json").unlink(missing_ok=True)
-        with (folder / "weights.part").open("wb") as file:
+        with files.create(folder / "weights.part") as file:
             np.savez(file, allow_pickle=False, **arrays)
         (folder / "weights.part").replace(folder / "weights.npz")
-        (folder / "run.part").write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        (folder / "run.part").replace(folder / "run.json")
+        files.write(folder / "run.json", record.model_dump_json(indent=1).encode() + b"\n", synced=False)
     except OSError as error:
         raise ExportError(f"{folder}: the run cannot be written: {error.strerror}") from error
 

@@ -41,7 +41,7 @@ def write(folder: Path, members: Members, edge: str | None, settings: Settings) 
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_bytes() != data:
-                files.write(path, data)
+                files.write(path, data, public=True)
                 changed.append(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written: {error.strerror}") from error

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emo import heartbeat
+from emo import files, heartbeat
 from emo.config import CloudConfig
 from emo.errors import ConfigError
 from emo.heartbeat import PAUSE, Beat
@@ -69,8 +69,8 @@ def _rounds(args: argparse.Namespace, stop: threading.Event) -> int:
     mark = folder / PAUSE
     try:
         if args.do == "pause":
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.touch()
+            files.make_folder(folder)
+            mark.touch(mode=0o600)
         elif args.do == "resume":
             mark.unlink(missing_ok=True)
     except OSError as error:

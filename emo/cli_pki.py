@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 Told = tuple[str, Any]  # for people; as JSON
-_DAYS, _CA_DAYS = 365, 3650
+_DAYS, _CA_DAYS, _CENTURY = 365, 3650, 36500
+_PASSPHRASE = 1000  # bytes; cryptography takes 1,023
 
 
 def commands(add: Add) -> None:
@@ -41,7 +42,9 @@ def commands(add: Add) -> None:
     init = part("init", _init, "make a CA in an empty folder")
     issue = part("issue", _issue, "the first certificate of a node, or of its broker")
     renew = part("renew", _renew, "another certificate for who has one; the present one stays good")
-    revoke = part("revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker")
+    revoke = part(
+        "revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker and node"
+    )
     rotate = part("rotate", _rotate, "a new CA beside the old one; with --finish, give the old one up")
     for made in (init, issue, renew, revoke, rotate, part("list", _list, "every certificate, and the CA")):
         made.add_argument(
@@ -70,6 +73,8 @@ def commands(add: Add) -> None:
         made.add_argument("--days", type=_positive, default=days, help="how many it is good for")
     text = "refuse an id that is not in this fleet.yaml, and a broker for a device (default: any id)"
     issue.add_argument("--fleet", type=Path, metavar="FILE", help=text)
+    text = "it was revoked, and is in the right hands again: give it another, for a new key"
+    issue.add_argument("--readmit", action="store_true", help=text)
     text = "not before fewer are left, unless CA, key or hosts are others; then write the present one (default: always)"
     renew.add_argument("--within", type=_positive, metavar="DAYS", help=text)
     rotate.add_argument(
@@ -80,7 +85,10 @@ def commands(add: Add) -> None:
 def _with(run: Callable[[argparse.Namespace], Told]) -> Callable[[argparse.Namespace, threading.Event], int]:
     def command(args: argparse.Namespace, _stop: threading.Event) -> int:
         with needs("pki"):
-            text, result = run(args)
+            try:
+                text, result = run(args)
+            except OSError as error:  # a folder that may not be listed, say
+                raise CertificateError(f"{error.filename or args.part}: {error.strerror}") from error
         print(json.dumps(result) if args.json else text)
         return 0
 
@@ -116,8 +124,10 @@ def _issue(args: argparse.Namespace) -> Told:
             raise CertificateError(
                 f"--broker: {args.id} is a device; brokers stand beside edges and the cloud"
             )
+    _out(args)
     with pem.lock(args.ca):
-        made = _authority(args).issue(pem.request(args.csr), args.id, _kind(args), args.host, args.days)
+        request = pem.request(args.csr)
+        made = _authority(args).issue(request, args.id, _kind(args), args.host, args.days, args.readmit)
         pem.write(args.out, pem.encoded(made))
     until = f"{made.not_valid_after_utc:%Y-%m-%d}"
     return f"{args.out}: {args.id} until {until}", {"changed": True, "not_after": until}
@@ -126,6 +136,7 @@ def _issue(args: argparse.Namespace) -> Told:
 def _renew(args: argparse.Namespace) -> Told:
     from emo.pki import pem
 
+    _out(args)
     with pem.lock(args.ca):
         request = pem.request(args.csr)
         made, new = _authority(args).renew(request, args.id, _kind(args), args.host, args.days, args.within)
@@ -144,7 +155,7 @@ def _revoke(args: argparse.Namespace) -> Told:
 
     with pem.lock(args.ca):
         count = _authority(args).revoke(args.id, _kind(args))
-    text = f"{args.id}: {count} revoked; copy {args.ca / 'crl.pem'} to every broker, and reload it"
+    text = f"{args.id}: {count} revoked; copy {args.ca / 'crl.pem'} to every broker, and reload it; to every node too"
     return text if count else f"{args.id}: nothing left to revoke", {"changed": count > 0, "revoked": count}
 
 
@@ -211,18 +222,33 @@ def _kind(args: argparse.Namespace) -> "Kind":
     return "broker" if args.broker else "node"
 
 
+def _out(args: argparse.Namespace) -> None:
+    """Raises CertificateError when --out holds something else than a certificate, which would be lost: a key, say."""
+    from emo.pki import pem
+
+    if args.out.exists():
+        try:
+            pem.certificate(args.out)
+        except CertificateError as error:
+            raise CertificateError(
+                f"--out {args.out}: holds no certificate, and is not overwritten; name another file"
+            ) from error
+
+
 def _passphrase(args: argparse.Namespace) -> bytes | None:
     from emo.pki import pem
 
     if args.passphrase_file is None:
         return None
     line = pem.read(args.passphrase_file).partition(b"\n")[0].strip()
-    if not line:
-        raise CertificateError(f"--passphrase-file {args.passphrase_file}: its first line is empty")
+    if not 1 <= len(line) <= _PASSPHRASE:
+        wrong = f"is longer than {_PASSPHRASE} bytes" if line else "is empty"
+        raise CertificateError(f"--passphrase-file {args.passphrase_file}: its first line {wrong}")
     return line
 
 
 def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
+    if not 1 <= (number := int(text)) <= _CENTURY:
+        msg = f"{number}: 1 to {_CENTURY:,} days"
+        raise argparse.ArgumentTypeError(msg)
     return number

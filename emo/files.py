@@ -1,39 +1,38 @@
 """Files that are whole or not there: write beside, sync, rename, sync the folder; and records read back, bounded and
-checked. Folders that one process has to itself.
+checked. What is made here is its owner's alone, but for what is said to be public; and folders one process's alone.
 
 Knows paths and bytes. Knows no batch, no version, no format. Raises OSError as the system gives it.
 """
 
 import fcntl
-import itertools
 import os
+import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from emo.errors import ConfigError, EmoError
 
-_serial = itertools.count()
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC  # no file, and no link, of others
 _SYNCS = 8  # at a time: what a file system is asked for together it writes together
 
 Buffer = bytes | bytearray | memoryview
 R = TypeVar("R", bound=BaseModel)
 
 
-def write(path: Path, *pieces: Buffer, synced: bool = True, mode: int = 0o644) -> None:
+def write(path: Path, *pieces: Buffer, synced: bool = True, public: bool = False) -> None:
     """`path` holds the `pieces`, and if `synced` is on the disk; or an OSError was raised, and what was there is there,
-    unless it was in the very last step: then there is no such file. `mode`: who may read it.
+    unless it was in the very last step: then there is no such file. `public`: others may read it.
     """
-    written = path.with_name(f".{os.getpid()}-{next(_serial)}.tmp")  # others may write into this folder too
+    written = path.with_name(f".{secrets.token_hex(8)}.tmp")  # others may write into this folder too
     try:
-        handle = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+        handle = os.open(written, _NEW, 0o644 if public else 0o600)
         try:
-            if mode != 0o644:
-                os.fchmod(handle, mode)  # also of one that was left over
             for piece in pieces:
                 rest = memoryview(piece)
                 while rest:
@@ -69,7 +68,10 @@ def read(path: Path, limit: int) -> bytearray:
 def whole(path: Path, limit: int, error: type[EmoError]) -> bytearray:
     """All of `path`. Raises `error` where it cannot be read or has more than `limit` bytes."""
     try:
-        data = read(path, min(limit, path.stat().st_size))  # which allocates so much
+        about = path.stat()  # of a pipe it knows no size
+        data = read(
+            path, min(limit, about.st_size) if stat.S_ISREG(about.st_mode) else limit
+        )  # which allocates so much
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror}") from cause
     if len(data) > limit:
@@ -87,17 +89,24 @@ def record(kind: type[R], text: str | bytes | bytearray, where: str, error: type
         raise error(f"{where}: {place}: {first['msg']}; the file is damaged or of another version") from cause
 
 
-def make_folder(folder: Path) -> None:
-    """It is there, and those above it; what was missing is on the disk."""
+def create(path: Path) -> BinaryIO:
+    """A new file in the place of what was there."""
+    path.unlink(missing_ok=True)
+    return os.fdopen(os.open(path, _NEW, 0o600), "wb")
+
+
+def make_folder(folder: Path, mode: int = 0o700) -> None:
+    """It is there, and those above it, which are not its owner's alone; what was missing is on the disk. One that was
+    there keeps its mode."""
     if not folder.is_dir():
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
+        make_folder(folder.parent, 0o777)
+        folder.mkdir(mode, exist_ok=True)
         sync(folder.parent)
 
 
 def lock(path: Path) -> int:
     """A handle that no other has, until it is closed or its process ends in any way. Raises BlockingIOError."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BaseException:
@@ -110,7 +119,7 @@ def lock(path: Path) -> int:
 def alone(folder: Path) -> Iterator[None]:
     """A node has this state_dir to itself. Raises ConfigError when another has it, or it cannot be written."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = lock(folder / ".lock")
     except BlockingIOError as error:
         raise ConfigError(

@@ -126,8 +126,11 @@ def read(folder: Path) -> Beat | None:
     """The last one of the node whose state is in `folder`; None where there is none. Raises ConfigError when the file is
     not one."""
     path = folder / NAME
-    if not path.exists():
-        return None
+    try:
+        if not path.exists():
+            return None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; run this as the node's user") from error
     return files.record(Beat, files.whole(path, _LIMIT, ConfigError), str(path), ConfigError)
 
 

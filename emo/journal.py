@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emo import files
 from emo.errors import ConfigError
 from emo.logs import printable
 from emo.throttle import Budget
@@ -46,8 +47,8 @@ class Journal:
         self._gauges: list[Callable[[], Mapping[str, int]]] = []
         if folder is not None:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "events.jsonl").touch()
+                files.make_folder(folder)
+                (folder / "events.jsonl").touch(mode=0o600)
             except OSError as error:
                 raise ConfigError(f"state_dir {folder}: cannot be written: {error.strerror}") from error
 
@@ -124,10 +125,9 @@ class Journal:
         if self._folder is None:
             return
         self.catch_up()
-        partial = self._folder / "metrics.json.part"
+        text = json.dumps(self.snapshot(), indent=1) + "\n"
         try:
-            partial.write_text(json.dumps(self.snapshot(), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, self._folder / "metrics.json")  # noqa: PTH105 - Path.replace says the same, twice
+            files.write(self._folder / "metrics.json", text.encode(), synced=False)
         except OSError as error:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
 
@@ -148,7 +148,7 @@ def _sound(value: Any) -> Any:
 
 def _append(path: Path, data: bytes) -> int:
     """All of `data`, or none of it and an OSError. The file's size in bytes."""
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size, rest = os.fstat(handle).st_size, memoryview(data)
         try:

@@ -200,7 +200,7 @@ def _alert(reason: str, files: Tls) -> str:
         return "speaks no TLS there; correct port (8883, say), or leave tls out"
     told = {
         "CERTIFICATE_EXPIRED": f"takes tls.cert {files.cert}, or its own CRL, for expired; compare the clocks, or {RENEW}",
-        "CERTIFICATE_REVOKED": f"says that tls.cert {files.cert} was revoked; `emo pki issue`, if this node is to come back",
+        "CERTIFICATE_REVOKED": f"says that tls.cert {files.cert} was revoked; `emo pki issue --readmit`, if this node is to come back",
         "UNKNOWN_CA": f"does not know the CA of tls.cert {files.cert}, or has no CRL of it; "
         "it needs that CA's ca.crt and crl.pem, or this node a certificate of its CA",
         "CERTIFICATE_REQUIRED": f"was shown no certificate; it wants {_shown(files)}",

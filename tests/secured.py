@@ -62,9 +62,8 @@ class Site:
 
     def copy(self, place: Path) -> None:
         """The CA's public part, as an operator would carry it."""
-        pem.write(place / "ca.crt", (self.ca / "ca.crt").read_bytes())
-        if "brokers" in place.parts:
-            pem.write(place / "crl.pem", (self.ca / "crl.pem").read_bytes())
+        for name in ("ca.crt", "crl.pem"):
+            pem.write(place / name, (self.ca / name).read_bytes())
 
     def renew_brokers(self) -> None:
         for daemon in self._brokers:

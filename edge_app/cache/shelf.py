@@ -70,8 +70,8 @@ class Shelf:
         for path in root.iterdir():
             if files.is_left_over(path.name):
                 files.remove(path)
-        self.batches.mkdir(exist_ok=True)
-        self._damaged.mkdir(exist_ok=True)
+        self.batches.mkdir(0o700, exist_ok=True)
+        self._damaged.mkdir(0o700, exist_ok=True)
         files.sync(root)
         self._known: set[Path] = set()  # folders whose own names are on the disk
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Shelf:
         """The file is there, and if `synced` on the disk; or an OSError was raised and it is not."""
         folder = self._folder(key)
         if folder not in self._known:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(0o700, parents=True, exist_ok=True)
             if synced:
                 files.sync(folder.parent)
                 files.sync(self.batches)
@@ -169,7 +169,7 @@ class Shelf:
         with suppress(FileNotFoundError):  # the last time it came no further
             self.batches.rename(self._old)  # at once; to remove them takes a while
         shutil.rmtree(self._old, ignore_errors=True)  # before the first write, which may need the room
-        self.batches.mkdir()
+        self.batches.mkdir(0o700)
         files.write(self._run, run.encode())
 
     def scan(self) -> Iterator[Found]:

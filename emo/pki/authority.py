@@ -3,11 +3,13 @@
     ca.crt    the CA's certificate; two while they change, the new one first: nodes and brokers trust what is in it
     ca.key    their keys, in any order, 0600
     crl.pem   of each CA in ca.crt, what it has revoked: Mosquitto refuses whoever's CA has none
+    revoked.txt   whom any of them has revoked: no later CA takes those keys, nor those ids without being told to
     issued/ID/node-0001.crt, broker-0001.crt   every certificate there was
 
 Knows this folder. Knows no fleet, and of X.509 only what form.py says.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,13 +17,18 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from emo.config import ID
 from emo.errors import CertificateError
 from emo.pki import form, pem
 from emo.pki.form import Kind
+from emo.pki.node import common_name
+from emo.pki.revoked import Revoked
 
+_READMIT = "was revoked; if it is in the right hands again, `emo pki issue --readmit`, for a new key"
+_NUMBER = re.compile(r"-(\d{4,9})\.crt$")
 State = Literal["valid", "expired", "revoked", "superseded", "dropped"]  # with its CA
 
 
@@ -45,8 +52,9 @@ def init(folder: Path, name: str, days: int, passphrase: bytes | None) -> None:
     with pem.lock(folder):
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = form.root(name, key, days)
-        pem.write(folder / "ca.key", pem.key_pem(key, passphrase), mode=0o600)
+        pem.write(folder / "ca.key", pem.key_pem(key, passphrase), public=False)
         pem.write(folder / "crl.pem", pem.encoded(form.crl(certificate, key, None, ())))
+        Revoked(folder).write()
         pem.write(folder / "ca.crt", pem.encoded(certificate))
 
 
@@ -61,12 +69,28 @@ class Authority:
         self._keys = {pem.public(key): key for key in pem.keys(folder / "ca.key", passphrase)} if keys else {}
         if keys and any(pem.public(root) not in self._keys for root in self.roots):
             raise CertificateError(f"{folder}: ca.key is not the key of ca.crt; restore both from one backup")
+        self._check()
+        self._revoked = Revoked(folder)
+        if self._revoked.new:
+            self._remember()
 
     def issue(
-        self, request: x509.CertificateSigningRequest, name: str, kind: Kind, hosts: Sequence[str], days: int
+        self,
+        request: x509.CertificateSigningRequest,
+        name: str,
+        kind: Kind,
+        hosts: Sequence[str],
+        days: int,
+        readmit: bool = False,
     ) -> x509.Certificate:
-        """The first certificate of `name`. Raises CertificateError: it has a valid one, or bad input."""
-        for issued in self._of(name, kind):
+        """The first certificate of `name`, or the first after it was revoked: only with `readmit`, and for a key that never
+        was. Raises CertificateError: it has a valid one, or bad input."""
+        before = list(self._of(name, kind))
+        was_revoked = before[-1].state == "revoked" if before else self._revoked.knows((kind, name))
+        if was_revoked and not readmit:
+            raise CertificateError(f"{name}: {_READMIT}")
+        self._check_key(request, name)
+        for issued in before:
             if issued.state == "valid":
                 until = issued.certificate.not_valid_after_utc
                 raise CertificateError(
@@ -88,11 +112,13 @@ class Authority:
 
         Raises CertificateError when it has none, or it was revoked: whose it is has then to be made sure again.
         """
-        before = [issued for issued in self._of(name, kind) if issued.state != "superseded"]
-        if not before or before[-1].state == "revoked":
-            was = "was revoked" if before else "has no certificate"
-            raise CertificateError(f"{name}: {was}; `emo pki issue`, when you know who asks")
+        before = list(self._of(name, kind))
+        if not before:
+            raise CertificateError(f"{name}: has no certificate; `emo pki issue`, when you know who asks")
         last = before[-1]
+        if last.state == "revoked":
+            raise CertificateError(f"{name}: {_READMIT}")
+        self._check_key(request, name)
         hosts = hosts or last.hosts
         if within is not None and not (
             days_left(last.certificate) < within
@@ -104,18 +130,24 @@ class Authority:
         return self._sign(request, name, kind, hosts, days), True
 
     def revoke(self, name: str, kind: Kind) -> int:
-        """All that `name` has; how many. Raises CertificateError when it never had one."""
+        """All that `name` ever had, with its keys; how many were not revoked yet. Raises CertificateError when it never had
+        one."""
         found = list(self._of(name, kind))
         if not found:
             raise CertificateError(f"{name}: never had a {kind} certificate; `emo pki list` says who has")
-        open_ = [i.certificate for i in found if i.state in {"valid", "superseded"}]
+        # First: should this be killed before it has written the CRL, it can be repeated, and nobody is renewed between.
+        self._revoked.add((pem.digest(issued.certificate) for issued in found), (kind, name))
+        self._revoked.write()
+        changed = {issued.certificate for issued in found if issued.state != "revoked"}
         for root in self.roots:
-            mine = [certificate for certificate in open_ if certificate.issuer == root.subject]
+            key, crl = self._keys[pem.public(root)], self._crls[root.subject]
+            mine = [issued.certificate for issued in found if issued.certificate.issuer == root.subject]
+            mine = [each for each in mine if days_left(each) >= 0 and not _in(crl, each)]
             if mine:
-                key, crl = self._keys[pem.public(root)], self._crls.get(root.subject)
                 self._crls[root.subject] = form.crl(root, key, crl, [each.serial_number for each in mine])
+                changed.update(mine)
         self._write_crls()
-        return len(open_)
+        return len(changed)
 
     def certificates(self) -> Iterator[Issued]:
         """Every certificate there was, by id and age."""
@@ -147,27 +179,81 @@ class Authority:
             raise CertificateError(
                 f"{self._folder}: the old CA cannot go: renew (or revoke) {', '.join(late)} first"
             )
+        self._revoked.write()  # the old CA's CRL goes with it
         del self.roots[1:]
         pem.write(self._folder / "ca.crt", pem.encoded(*self.roots))
         self._write_crls()
         self._write_keys()
 
     def _of(self, name: str, kind: Kind) -> Iterator[Issued]:
-        paths = sorted((self._folder / "issued" / name).glob(f"{kind}-*.crt"))
-        for path in paths:
+        paths = self._paths(name, kind)
+        for number, path in paths.items():
             certificate = pem.certificate(path)
+            if common_name(certificate.subject) != name or not self._signed(certificate):
+                raise CertificateError(
+                    f"{path}: is no certificate of {name}'s, or damaged; restore it from a backup"
+                )
             crl = self._crls.get(certificate.issuer)
             state: State = "valid"
-            if crl is None:
-                state = "dropped"
-            elif crl.get_revoked_certificate_by_serial_number(certificate.serial_number):
+            if self._revoked.owner(pem.digest(certificate)) or (crl is not None and _in(crl, certificate)):
                 state = "revoked"
+            elif crl is None:
+                state = "dropped"
             elif days_left(certificate) < 0:
                 state = "expired"
-            elif path != paths[-1]:
+            elif number != max(paths):
                 state = "superseded"
             old = certificate.issuer != self.roots[0].subject
             yield Issued(name, kind, certificate, form.hosts(certificate), state, old)
+
+    def _paths(self, name: str, kind: Kind) -> dict[int, Path]:
+        """By their number, the oldest first."""
+        found = {}
+        for path in (self._folder / "issued" / name).glob(f"{kind}-*.crt"):
+            if number := _NUMBER.search(path.name):
+                found[int(number[1])] = path
+        return dict(sorted(found.items()))
+
+    def _signed(self, certificate: x509.Certificate) -> bool:
+        """By its CA; nothing is known of one that was given up."""
+        try:
+            for root in self.roots:
+                if root.subject == certificate.issuer:
+                    certificate.verify_directly_issued_by(root)
+        except (InvalidSignature, ValueError, TypeError):
+            return False
+        return True
+
+    def _check(self) -> None:
+        """Raises CertificateError: ca.crt and crl.pem do not belong together."""
+        for root in self.roots:
+            crl, key = self._crls.get(root.subject), root.public_key()
+            if (
+                crl is None
+                or not isinstance(key, ec.EllipticCurvePublicKey)
+                or not crl.is_signature_valid(key)
+                or not self._signed(root)
+            ):
+                raise CertificateError(
+                    f"{self._folder}: ca.crt or crl.pem is damaged; restore both from one backup"
+                )
+
+    def _remember(self) -> None:
+        """Of a CA that was made before there was revoked.txt: its CRLs. A key that was issued again by the operator's own
+        word is not in it."""
+        known = [issued for issued in self.certificates() if issued.state in {"valid", "revoked"}]
+        good = {pem.digest(issued.certificate) for issued in known if issued.state == "valid"}
+        for issued in known:
+            if (digest := pem.digest(issued.certificate)) not in good:
+                self._revoked.add([digest], (issued.kind, issued.id))
+
+    def _check_key(self, request: x509.CertificateSigningRequest, name: str) -> None:
+        """Raises CertificateError: it was revoked, whoever brings it now."""
+        if owner := self._revoked.owner(pem.digest(request)):
+            raise CertificateError(
+                f"{name}: the key in this request was revoked as {owner[1]}'s; on the node, move node.key and node.csr away: "
+                "`emo pki request` makes others"
+            )
 
     def _sign(
         self, request: x509.CertificateSigningRequest, name: str, kind: Kind, hosts: Sequence[str], days: int
@@ -184,7 +270,7 @@ class Authority:
         made = form.leaf(request, name, kind, hosts, root, self._keys[pem.public(root)], end)
         folder = self._folder / "issued" / name
         pem.folder(folder)
-        number = len(list(folder.glob(f"{kind}-*.crt"))) + 1
+        number = max(self._paths(name, kind), default=0) + 1
         pem.write(folder / f"{kind}-{number:04d}.crt", pem.encoded(made))
         return made
 
@@ -194,7 +280,11 @@ class Authority:
     def _write_keys(self) -> None:
         keys = (self._keys[pem.public(root)] for root in self.roots)
         data = b"".join(pem.key_pem(key, self._passphrase) for key in keys)
-        pem.write(self._folder / "ca.key", data, mode=0o600)
+        pem.write(self._folder / "ca.key", data, public=False)
+
+
+def _in(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> bool:
+    return crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
 
 
 def days_left(certificate: x509.Certificate) -> int:

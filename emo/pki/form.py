@@ -4,6 +4,7 @@ A node's certificate is for clients only and has no host name, a broker's is for
 other's part. Of a request only the key is taken; name, kind and hosts are the operator's word. Knows no file.
 """
 
+import contextlib
 import ipaddress
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from emo import places
 from emo.errors import CertificateError
 from emo.pki.node import common_name
 
@@ -27,7 +29,10 @@ _RSA_BITS, _CURVE_BITS = 2048, 256
 def root(name: str, key: Key, days: int) -> x509.Certificate:
     """A CA that signs itself, and nothing but certificates of nodes and brokers."""
     # Two CAs that overlap must not have one name: a verifier looks its issuer up by that.
-    subject = _name(f"{name} CA {x509.random_serial_number() >> 136:06x}")
+    try:
+        subject = _name(f"{name} CA {x509.random_serial_number() >> 136:06x}")
+    except ValueError as error:
+        raise CertificateError(f"--name {name[:80]!r}: {error}; a short name is enough") from error
     now = datetime.now(UTC)
     builder = _builder(subject, subject, key.public_key(), now - _EARLIER, now + timedelta(days=days))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -107,10 +112,9 @@ def hosts(certificate: x509.Certificate) -> tuple[str, ...]:
 
 
 def _host(text: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(text))
-    except ValueError:
-        labels = text.split(".")
+    with contextlib.suppress(ValueError):
+        return x509.IPAddress(ipaddress.ip_address(places.host(text)))
+    labels = text.split(".")
     if not text.isascii() or len(text) > 253 or not all(label.replace("-", "").isalnum() for label in labels):
         raise CertificateError(f"--host {text!r}: is neither an IP address nor a host name")
     return x509.DNSName(text)

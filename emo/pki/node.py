@@ -33,7 +33,7 @@ def request(folder: Path, name: str) -> bool:
                 return False
     else:
         key = ec.generate_private_key(ec.SECP256R1())
-        pem.write(path, pem.key_pem(key), mode=0o600)
+        pem.write(path, pem.key_pem(key), public=False)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     return pem.write(wanted, pem.encoded(made))

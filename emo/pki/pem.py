@@ -5,13 +5,13 @@ Knows files and what cryptography says of their content. Knows no CA.
 
 import contextlib
 import fcntl
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -21,16 +21,16 @@ from emo.errors import CertificateError
 T = TypeVar("T")
 
 _LIMIT = 1 << 20
-_BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----.*?-----END [A-Z0-9 ]+-----\n?", re.DOTALL)
+_BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----(?:(?!-----).)*-----END [A-Z0-9 ]+-----\n?", re.DOTALL)
 
 
-def write(path: Path, data: bytes, mode: int = 0o644) -> bool:
-    """False when it was there already, like that. Raises CertificateError."""
+def write(path: Path, data: bytes, public: bool = True) -> bool:
+    """False when it was there already, like that. `public`: others may read it. Raises CertificateError."""
     with contextlib.suppress(OSError):
         if files.read(path, _LIMIT) == data:
             return False
     try:
-        files.write(path, data, mode=mode)
+        files.write(path, data, public=public)
     except OSError as error:
         raise CertificateError(f"{path}: cannot be written: {error.strerror}") from error
     return True
@@ -51,7 +51,15 @@ def read(path: Path) -> bytes:
 
 def certificates(path: Path) -> list[x509.Certificate]:
     """One or more. Raises CertificateError."""
-    return _parsed(path, "certificate", x509.load_pem_x509_certificates)
+
+    def load(data: bytes) -> list[x509.Certificate]:
+        found = x509.load_pem_x509_certificates(data)
+        for each in found:  # what is read first when it is asked for
+            _ = (each.subject, each.issuer, each.extensions, public(each))
+            _ = (each.not_valid_before_utc, each.not_valid_after_utc)
+        return found
+
+    return _parsed(path, "certificate", load)
 
 
 def certificate(path: Path) -> x509.Certificate:
@@ -61,14 +69,28 @@ def certificate(path: Path) -> x509.Certificate:
 
 def request(path: Path) -> x509.CertificateSigningRequest:
     """Raises CertificateError, also when it was not made by the owner of the key in it."""
-    found = _parsed(path, "certificate request", x509.load_pem_x509_csr)
-    if not found.is_signature_valid:
+
+    def load(data: bytes) -> tuple[x509.CertificateSigningRequest, bool]:
+        found = x509.load_pem_x509_csr(data)
+        _ = (found.subject, public(found))
+        return found, found.is_signature_valid
+
+    found, signed = _parsed(path, "certificate request", load)
+    if not signed:
         raise CertificateError(f"{path}: the request's signature is wrong: damaged, or not its key's owner's")
     return found
 
 
 def crls(path: Path) -> list[x509.CertificateRevocationList]:
-    return [_parsed(path, "CRL", x509.load_pem_x509_crl, block) for block in _BLOCK.findall(read(path))]
+    """Each with a number. Raises CertificateError."""
+
+    def load(data: bytes) -> x509.CertificateRevocationList:
+        found = x509.load_pem_x509_crl(data)
+        _ = (found.issuer, found.last_update_utc, found.next_update_utc, list(found))
+        found.extensions.get_extension_for_class(x509.CRLNumber)
+        return found
+
+    return [_parsed(path, "CRL", load, block) for block in _BLOCK.findall(read(path))]
 
 
 def keys(path: Path, passphrase: bytes | None = None) -> list[ec.EllipticCurvePrivateKey]:
@@ -106,6 +128,11 @@ def public(item: x509.Certificate | x509.CertificateSigningRequest | ec.Elliptic
     )
 
 
+def digest(item: x509.Certificate | x509.CertificateSigningRequest) -> str:
+    """SHA-256 of its public key, in hexadecimal: what a key is remembered by."""
+    return hashlib.sha256(public(item)).hexdigest()
+
+
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
     """One process at a time. Raises CertificateError."""
@@ -124,7 +151,9 @@ def _parsed(path: Path, what: str, load: Callable[[bytes], T], data: bytes | Non
     data = read(path) if data is None else data
     try:
         return load(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (
+        Exception
+    ) as error:  # of damaged bytes ValueError, UnsupportedAlgorithm, InvalidVersion, ExtensionNotFound, ...
         encrypted = b"ENCRYPTED" in data
         hint = "; it is encrypted: --passphrase-file, with the right one" if encrypted else ""
         raise CertificateError(f"{path}: holds no {what} that can be used ({error}){hint}") from error

@@ -294,3 +294,11 @@ def test_a_device_that_is_taken_out_is_refused_by_every_broker(fleet):
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=20, check=False,
         )  # fmt: skip
         assert "certificate revoked" in found.stderr, (broker, found.stderr)
+
+
+def test_who_was_taken_out_comes_back_by_the_operators_word_and_with_another_key(fleet):
+    refused = fleet.play("site", "--limit", "pi-02", ok=False)
+    assert "add -e emo_readmit=pi-02" in refused.text
+    fleet.play("site", "--limit", "pi-02", "-e", "emo_readmit=pi-02")
+    keys = [fleet.folder / "tls" / "node.key", fleet.at("pi-02", "etc/emo/tls/node.key")]
+    assert keys[0].read_bytes() != keys[1].read_bytes()

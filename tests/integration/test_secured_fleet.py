@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import sys
 import time
 from functools import partial
@@ -86,7 +87,9 @@ class Fleet:
 def fleet(mosquitto_program, tmp_path):
     site = Site(tmp_path, mosquitto_program)
     made = Fleet(tmp_path, site)
+    before = os.umask(0)  # nobody helps
     yield made
+    os.umask(before)
     for child in made.children.values():
         child.ask()
     for child in made.children.values():
@@ -136,3 +139,12 @@ def test_another_ca_without_a_dropped_round(fleet):
         assert found.get("mqtt.publish_refused", 0) == 0, name
         assert all(found[f"tls.days_left.{link}"] == 364 for link in links), name
     assert fleet.metrics("device-01")["sent.ActivationBatch"] > 0
+    must_be_private(*(fleet.folder / name for name in ("cloud", "edge-1", *DEVICES, "cache")))
+
+
+def must_be_private(*folders):
+    """Weights, activations, counters and what else a node keeps."""
+    assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
+    found = {path: path.stat().st_mode for each in folders for path in each.rglob("*") if path.is_file()}
+    assert {".json", ".jsonl", ".h5", ".safetensors"} <= {path.suffix for path in found}
+    assert {path: oct(mode) for path, mode in found.items() if mode & 0o077} == {}

@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 def test_metrics_that_cannot_be_written_stop_nobody(tmp_path, caplog):
     journal = Journal(tmp_path)
-    (tmp_path / "metrics.json.part").mkdir()
+    (tmp_path / "metrics.json").mkdir()
     journal.write()
     assert journal.counts["metrics.unwritten"] == 1
     assert "metrics cannot be written" in caplog.text

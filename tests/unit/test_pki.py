@@ -190,7 +190,7 @@ def test_who_has_a_certificate_gets_no_second_first_one(ca):
 def test_a_full_disk_leaves_what_was_there(ca, monkeypatch):
     before = {path: path.read_bytes() for path in ca.rglob("*") if path.is_file()}
 
-    def full(path, *pieces, synced=True, mode=0):
+    def full(path, *pieces, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write", full)
@@ -226,11 +226,20 @@ def test_commands(ca, tmp_path, capsys):
     assert run("rotate", "--ca", ca, "--finish") == 0
     assert run("revoke", "--ca", ca, "--id", "device-01") == 0
     assert f"copy {ca / 'crl.pem'}" in capsys.readouterr().out
+    assert run("issue", *ask) == 2
+    assert "device-01: was revoked; " in capsys.readouterr().err
+    assert run("issue", *ask, "--readmit") == 2
+    assert "the key in this request was revoked" in capsys.readouterr().err
+    (place / "node.key").unlink()
+    assert run("request", "--dir", place, "--id", "device-01") == 0
+    assert run("issue", *ask, "--fleet", fleet, "--readmit") == 0
     root, *rows = listed(ca, capsys)
     assert (root["kind"], root["state"], root["days_left"]) == ("ca", "valid", 3649)
-    assert [(row["id"], row["state"]) for row in rows] == [("device-01", "dropped"), ("device-01", "revoked")]
+    assert [(row["id"], row["state"]) for row in rows] == [("device-01", "revoked")] * 2 + [
+        ("device-01", "valid")
+    ]
     assert run("list", "--ca", ca) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,36 @@
 """Certificates that are renewed and revoked, and a CA that gives way to another."""
 
+import shutil
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from authorities import issue, request
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from emo.cli import _parser
 from emo.errors import CertificateError
 from emo.pki import authority, form, pem
 from emo.pki.authority import Authority
+
+
+def rekeyed(folder, name):
+    """A request of the same node for another key."""
+    (folder / name / "node.key").unlink()
+    return pem.request(request(folder, name))
+
+
+def expired(ca, csr):
+    now, key = datetime.now(UTC), pem.keys(ca / "ca.key")[0]
+    dates = now - timedelta(days=1), now - timedelta(days=9)
+    old = form.leaf(csr, "device-01", "node", (), pem.certificate(ca / "ca.crt"), key, *dates)
+    (ca / "issued" / "device-01").mkdir(parents=True)
+    pem.write(ca / "issued" / "device-01" / "node-0001.crt", pem.encoded(old))
+    return old
 
 
 def states(ca):
@@ -37,8 +57,7 @@ def test_renewal(ca, tmp_path):
 
 def test_a_new_key_is_always_renewed(ca, tmp_path):
     issue(ca, "device-01")
-    (tmp_path / "device-01" / "node.key").unlink()
-    csr = pem.request(request(tmp_path, "device-01"))
+    csr = rekeyed(tmp_path, "device-01")
     made, new = Authority(ca).renew(csr, "device-01", "node", (), 365, within=30)
     assert new
     assert pem.public(made) == pem.public(csr)
@@ -50,20 +69,18 @@ def test_who_has_none_or_lost_it_is_not_renewed(ca, tmp_path):
         Authority(ca).renew(csr, "device-01", "node", (), 365)
     issue(ca, "device-01")
     Authority(ca).revoke("device-01", "node")
-    with pytest.raises(CertificateError, match="was revoked"):
-        Authority(ca).renew(csr, "device-01", "node", (), 365)
-    issue(ca, "device-01")
+    again = rekeyed(tmp_path, "device-01")
+    for request_ in (csr, again):
+        with pytest.raises(CertificateError, match="was revoked"):
+            Authority(ca).renew(request_, "device-01", "node", (), 365)
+    Authority(ca).issue(again, "device-01", "node", (), 365, readmit=True)
     assert [state for _, _, state, _ in states(ca)] == ["revoked", "valid"]
-    assert Authority(ca).renew(csr, "device-01", "node", (), 365)[1]
+    assert Authority(ca).renew(again, "device-01", "node", (), 365)[1]
 
 
 def test_an_expired_one_may_be_renewed(ca, tmp_path):
-    now, key = datetime.now(UTC), pem.keys(ca / "ca.key")[0]
     csr = pem.request(request(tmp_path, "device-01"))
-    dates = now - timedelta(days=1), now - timedelta(days=9)
-    old = form.leaf(csr, "device-01", "node", (), pem.certificate(ca / "ca.crt"), key, *dates)
-    (ca / "issued" / "device-01").mkdir(parents=True)
-    pem.write(ca / "issued" / "device-01" / "node-0001.crt", pem.encoded(old))
+    old = expired(ca, csr)
     assert states(ca)[0][2] == "expired"
     assert authority.days_left(old) == -2
     assert Authority(ca).renew(csr, "device-01", "node", (), 365, within=30)[1]
@@ -96,6 +113,129 @@ def test_all_that_a_node_has_is_revoked(ca, tmp_path):
     assert [state for _, _, state, _ in states(ca)] == ["revoked", "revoked"]
 
 
+def test_what_has_expired_is_revoked_too(ca, tmp_path):
+    csr = pem.request(request(tmp_path, "device-01"))
+    expired(ca, csr)
+    assert Authority(ca).revoke("device-01", "node") == 1
+    assert [state for _, _, state, _ in states(ca)] == ["revoked"]
+    with pytest.raises(CertificateError, match="was revoked"):
+        Authority(ca).renew(csr, "device-01", "node", (), 365)
+
+
+def test_who_was_revoked_stays_out_whatever_becomes_of_the_ca(ca, tmp_path):
+    """The CRL ends with its CA; the files of certificates may get lost."""
+    issue(ca, "device-01")
+    stolen = pem.request(tmp_path / "device-01" / "node.csr")
+    Authority(ca).revoke("device-01", "node")
+    fresh = rekeyed(tmp_path, "device-01")
+    for change in (
+        lambda: None,
+        lambda: Authority(ca).rotate("EMO", 3650),
+        lambda: Authority(ca).finish(),
+        lambda: shutil.rmtree(ca / "issued" / "device-01"),
+    ):
+        change()
+        for csr in (stolen, fresh):
+            with pytest.raises(CertificateError, match=r"revoked|has no certificate"):
+                Authority(ca).renew(csr, "device-01", "node", (), 365)
+            with pytest.raises(CertificateError, match="revoked"):
+                Authority(ca).issue(csr, "device-01", "node", (), 365)
+        with pytest.raises(CertificateError, match=r"was revoked as device-01's.*move node\.key"):
+            Authority(ca).issue(stolen, "device-01", "node", (), 365, readmit=True)
+    assert states(ca) == []
+    Authority(ca).issue(fresh, "device-01", "node", (), 365, readmit=True)
+    with pytest.raises(CertificateError, match="was revoked as device-01's"):
+        Authority(ca).renew(stolen, "device-01", "node", (), 365)
+    assert Authority(ca).renew(fresh, "device-01", "node", (), 365)[1]
+
+
+@pytest.mark.parametrize("form", ["uncompressed", "compressed"])
+def test_a_revoked_key_is_nobodys(ca, tmp_path, form):
+    """Under another name, as a broker's, and in the other form in which a point is written."""
+    issue(ca, "device-01")
+    Authority(ca).revoke("device-01", "node")
+    key = pem.keys(tmp_path / "device-01" / "node.key")[0]
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "edge-1")])
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
+    data = made.public_bytes(serialization.Encoding.DER)
+    if form == "compressed":
+        data = compressed(data, key)
+    (tmp_path / "csr").write_bytes(x509.load_der_x509_csr(data).public_bytes(serialization.Encoding.PEM))
+    for kind, hosts in (("node", ()), ("broker", ("a.local",))):
+        with pytest.raises(CertificateError, match="was revoked as device-01's"):
+            Authority(ca).issue(pem.request(tmp_path / "csr"), "edge-1", kind, hosts, 365, readmit=True)
+
+
+def compressed(data, key):
+    """That request, with its point in compressed form (SEC 1, 2.3.3), signed anew."""
+    point = key.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
+    )
+    short = key.public_key().public_bytes(
+        serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
+    )
+    info = bytearray(data[: data.index(point) + len(point)] + b"\xa0\x00")[3:]  # up to the empty attributes
+    info[: len(info)] = bytes(info).replace(b"\x03\x42\x00" + point, b"\x03\x22\x00" + short)
+    info[info.index(b"\x30\x59") + 1] = 0x39  # the key's own length
+    info[1] = len(info) - 2
+    signature = key.sign(bytes(info), ec.ECDSA(hashes.SHA256()))
+    rest = (
+        bytes.fromhex("300a06082a8648ce3d040302")
+        + b"\x03"
+        + bytes([len(signature) + 1])
+        + b"\x00"
+        + signature
+    )
+    body = bytes(info) + rest
+    return b"\x30\x81" + bytes([len(body)]) + body
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_revocation_that_is_killed_is_repeated(ca, tmp_path, monkeypatch, writes):
+    issue(ca, "device-01")
+    csr = pem.request(tmp_path / "device-01" / "node.csr")
+    write, done = pem.write, []
+
+    def killed(*args, **options):
+        if len(done) == writes:
+            raise KeyboardInterrupt
+        done.append(write(*args, **options))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pem, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Authority(ca).revoke("device-01", "node")
+    assert Authority(ca).revoke("device-01", "node") == 1
+    assert len(pem.crls(ca / "crl.pem")[0]) == 1
+    assert Authority(ca).revoke("device-01", "node") == 0
+    with pytest.raises(CertificateError, match="was revoked"):
+        Authority(ca).renew(csr, "device-01", "node", (), 365)
+
+
+def test_a_ca_from_before_there_was_a_list_of_the_revoked(ca, tmp_path):
+    """Its CRL says whom it had revoked; who got another certificate for the same key then keeps it."""
+    for name in ("device-01", "device-02"):
+        made = issue(ca, name)
+        root, key = pem.certificates(ca / "ca.crt")[0], pem.keys(ca / "ca.key")[0]
+        crl = form.crl(root, key, pem.crls(ca / "crl.pem")[0], [made.serial_number])
+        pem.write(ca / "crl.pem", pem.encoded(crl))
+    (ca / "revoked.txt").unlink()
+    csr = pem.request(tmp_path / "device-02" / "node.csr")
+    again = form.leaf(csr, "device-02", "node", (), root, key, datetime.now(UTC) + timedelta(days=9))
+    pem.write(ca / "issued" / "device-02" / "node-0002.crt", pem.encoded(again))
+    Authority(ca).rotate("EMO", 3650)
+    assert Authority(ca).renew(csr, "device-02", "node", (), 365)[1]
+    Authority(ca).finish()
+    assert [(name, state) for name, _, state, _ in states(ca)] == [
+        ("device-01", "revoked"),
+        ("device-02", "dropped"),
+        ("device-02", "dropped"),
+        ("device-02", "valid"),
+    ]
+    with pytest.raises(CertificateError, match="was revoked"):
+        Authority(ca).renew(pem.request(tmp_path / "device-01" / "node.csr"), "device-01", "node", (), 365)
+
+
 # -- another CA
 
 
@@ -123,7 +263,8 @@ def test_rotation(ca, tmp_path):
     assert pem.certificates(ca / "ca.crt") == [new]
     assert len(pem.keys(ca / "ca.key")) == len(pem.crls(ca / "crl.pem")) == 1
     assert stat.S_IMODE((ca / "ca.key").stat().st_mode) == 0o600
-    assert [state for name, _, state, _ in states(ca) if name == "device-02"] == ["dropped"]
+    assert [state for name, _, state, _ in states(ca) if name == "device-02"] == ["revoked"]
+    assert [state for name, _, state, _ in states(ca) if name == "device-01"] == ["dropped", "valid"]
     with pytest.raises(CertificateError, match="no change is under way"):
         Authority(ca).finish()
 

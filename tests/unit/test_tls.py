@@ -31,7 +31,8 @@ def make(tmp_path):
         dates = now + timedelta(days=days), now + timedelta(days=start)
         made = form.leaf(pem.request(place / "node.csr"), name, "node", (), root, key, *dates)
         pem.write(place / "node.crt", pem.encoded(made))
-        pem.write(place / "ca.crt", (ca / "ca.crt").read_bytes())
+        for public in ("ca.crt", "crl.pem"):
+            pem.write(place / public, (ca / public).read_bytes())
         return Tls(ca=place / "ca.crt", cert=place / "node.crt", key=place / "node.key")
 
     return files
@@ -173,6 +174,10 @@ def test_doctor_finds_what_is_wrong(make, checks, tmp_path):
     (readable, _) = checks(files)
     assert readable[0] == "warn"
     assert readable[2] == f"chmod 600 {files.key}"
+    files.ca.with_name("crl.pem").unlink()
+    (_, without, _) = checks(files)
+    assert without[0] == "warn"
+    assert "no crl.pem beside it, so a broker that was revoked is still trusted" in without[1]
     files.key.unlink()
     assert checks(files)[0][0] == "FAIL"
 
@@ -210,7 +215,7 @@ def test_doctor_does_not_end_the_connection_of_a_node_that_runs(make, checks, tm
 def test_the_key_of_a_written_file_has_the_mode_that_was_asked_for(tmp_path):
     old = os.umask(0)
     try:
-        pem.write(tmp_path / "key", b"x", mode=0o600)
+        pem.write(tmp_path / "key", b"x", public=False)
     finally:
         os.umask(old)
     assert stat.S_IMODE((tmp_path / "key").stat().st_mode) == 0o600
