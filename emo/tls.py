@@ -38,16 +38,18 @@ def context(tls: Tls) -> ssl.SSLContext:
             ) from error
     made = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     made.minimum_version = ssl.TLSVersion.TLSv1_2
+    what, path = "certificate", tls.ca
     try:
-        if tls.ca is None:
+        if path is None:
             made.load_default_certs()
         else:
-            made.load_verify_locations(tls.ca)
-            if (crl := tls.ca.with_name("crl.pem")).exists():
+            made.load_verify_locations(path)
+            if (crl := path.with_name("crl.pem")).exists():
+                what, path = "CRL", crl
                 made.load_verify_locations(crl)
                 made.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
     except (OSError, ValueError) as error:
-        raise CertificateError(f"tls.ca {tls.ca}: holds no certificate in PEM form ({error})") from error
+        raise CertificateError(f"tls.ca {path}: holds no {what} in PEM form ({error})") from error
     if tls.cert is None or tls.key is None:
         return made
     try:

@@ -39,7 +39,7 @@ def findings(files: Tls, name: str) -> Iterator[Finding]:
         yield "FAIL", f"{files.cert} is of {whose!r}, and this node is {name!r}", advice
     if files.key.stat().st_mode & 0o077:
         yield "warn", f"{files.key} can be read by others", f"chmod 600 {files.key}"
-    if not files.ca.with_name("crl.pem").exists():
+    if files.ca is not None and not files.ca.with_name("crl.pem").exists():
         detail = f"{files.ca}: no crl.pem beside it, so a broker that was revoked is still trusted"
         yield "warn", detail, "copy crl.pem from the CA's folder too"
     if (wrong := tls.validity(files.cert)) is not None:
