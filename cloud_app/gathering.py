@@ -42,7 +42,8 @@ class Gathering:
         if overlay.steps:
             self.overlays[edge] = overlay
             self._journal.event("overlay", edge, edge=edge, steps=overlay.steps)
-            log.info("the overlay of %s has come, %d steps", edge, overlay.steps)
+            if known is None:
+                log.info("the overlay of %s has come, %d steps", edge, overlay.steps)
         else:
             self._journal.problem(
                 "overlays.untrained", f"{edge} has received no batch: its overlay is left out"

@@ -128,8 +128,12 @@ class CloudNode:
                 self._roster.take(message, self.round)
             elif isinstance(message, Update):
                 yield from self._update(message)
-            elif isinstance(message, OverlayWeights) and self._gathering.add(message):
-                self._save()
+            elif isinstance(message, OverlayWeights):
+                first = message.edge in self._gathering.missing()
+                if self._gathering.add(message):
+                    self._behind = True
+                    if first:  # one that repeats itself waits until a checkpoint is due
+                        self._save()
             yield from self._move(now)
 
     def tick(self, now: float) -> Iterator[Message | None]:
