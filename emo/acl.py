@@ -47,8 +47,8 @@ def _rules(root: str, routes: list[Route], name: str, role: str, edge: str) -> I
         ids["device"] = name
     for route in routes:
         if role in route.writers:
-            # One place to keep a message in, or a node could fill the broker with retained ones: what nodes
-            # retain fits into one chunk.
+            # One topic of each kind, or a node could fill the broker with retained messages: what nodes retain fits
+            # into one chunk. That an update or overlay is not retained, rules cannot say: nobody reads it then.
             index = "+" if role == "cloud" else "0"
             yield "write", rule(root, route, index, **ids, node=name)
         if role in route.readers:

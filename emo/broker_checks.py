@@ -15,15 +15,20 @@ _FEW = 4
 _OTHERS = "for a fleet take Mosquitto 2, EMQX or VerneMQ"
 
 
-def findings(broker: Broker, found: Probe) -> Iterator[Finding]:
+def findings(broker: Broker, found: Probe, wan: bool = True) -> Iterator[Finding]:
+    """`wan`: it is the cloud's too. A broker that is an edge's only has nothing to retain."""
     place = f"{broker.host}:{broker.port}"
     detail = f"{place}: MQTT {found.version}, answers in {1000 * found.seconds:.0f} ms"
     yield ("ok", detail, "") if found.version == "5" else ("warn", detail, f"good enough to try; {_OTHERS}")
-    lacks = {"QoS 1": found.max_qos >= 1, "retained messages": found.retain, "wildcards": found.wildcards}
+    lacks = {
+        "QoS 1": found.max_qos >= 1,
+        "retained messages": found.retain or not wan,
+        "wildcards": found.wildcards,
+    }
     for feature, there in lacks.items():
         if not there:
             yield "FAIL", f"{place} does not support {feature}", "allow it in its configuration"
-    if found.retain and not found.retained_by_wildcard:
+    if wan and found.retain and not found.retained_by_wildcard:
         late = "a node that starts late is seen, and told of a round, later than others"
         yield "warn", f"{place} gives retained messages to no wildcard, as RabbitMQ does: {late}", _OTHERS
     if found.window is not None:

@@ -53,6 +53,9 @@ def text(members: Members, edge: str | None, settings: Settings) -> str:
     nodes = 1 + (len(members.edges) + len(members.devices) if edge is None else len(members.edges[edge]))
     whose = "the WAN broker, beside the cloud" if edge is None else f"the LAN broker of {edge}"
     user = f"user {settings.user}\n" if settings.user else ""
+    # What is retained is the cloud's to say, and who is there; access rules know no difference between a message that is
+    # retained and one that is not.
+    retain = "true" if edge is None else "false"
     return f"""\
 # Written by `emo broker` for {whose}; to change it, write it anew.
 # kill -HUP makes Mosquitto read acl, ca.crt, node.crt, node.key and crl.pem again. For anything else, restart it.
@@ -77,6 +80,7 @@ persistent_client_expiration 1h
 # strangers, who count until their handshake has failed.
 max_connections {4 * nodes + 64}
 max_packet_size {_PACKET}
+retain_available {retain}
 max_qos 1
 max_topic_alias 0
 max_inflight_messages 20

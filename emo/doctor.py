@@ -270,7 +270,7 @@ def _broker(names: str, broker: Broker, connected: bool = False) -> Iterator[Che
         yield Check("ok", what, detail)
         return
     try:
-        found = broker_checks.findings(broker, probe(broker))
+        found = broker_checks.findings(broker, probe(broker), "wan" in names)
     except (BrokerError, ConfigError) as error:
         yield Check("FAIL", what, str(error), broker_checks.remedy(error, broker))
         return

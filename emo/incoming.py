@@ -58,8 +58,10 @@ class Incoming:
         if settle is not None:
             self._settler = Settler(settle, acknowledge, self._journal, f"{self._name}_settle")
 
-    def packet(self, topic: str, data: bytes, token: int, wait_s: float) -> list[int] | None:
-        """Tokens to acknowledge now. None when there was no room within `wait_s` seconds: then the connection has to be
+    def packet(
+        self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False
+    ) -> list[int] | None:
+        """Tokens to acknowledge now. `retained`: the broker had kept it. None when there was no room within `wait_s` seconds: then the connection has to be
         made anew, and what was not acknowledged comes again."""
         if topic.startswith(self._statuses):
             with self._lock:
@@ -68,7 +70,7 @@ class Incoming:
                 text = f"{topic}: says more than once a second whether it is here; its newest word waits"
                 self._journal.problem("status.held", text)
                 return [token]
-        message, tokens = self._take(topic, data, token)
+        message, tokens = self._take(topic, data, token, retained)
         if message is None:
             return tokens
         # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
@@ -103,10 +105,12 @@ class Incoming:
         if self._settler is not None:
             self._settler.close()
 
-    def _take(self, topic: str, data: bytes, token: int) -> tuple[Message | None, list[int]]:
+    def _take(
+        self, topic: str, data: bytes, token: int, retained: bool = False
+    ) -> tuple[Message | None, list[int]]:
         try:
             with self._lock:
-                return self._receiver.take(topic, data, token, time.monotonic())
+                return self._receiver.take(topic, data, token, time.monotonic(), retained)
         except Exception:
             self._journal.count("bugs")  # the transport's thread must outlive it
             log.exception("%s: could not read a packet from %s", self._name, topic)

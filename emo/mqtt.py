@@ -199,7 +199,8 @@ class MqttChannel:
     def _on_message(self, client: paho.Client, _data: Any, packet: paho.MQTTMessage) -> None:
         # Longer than half the keepalive, and the broker would take us for dead.
         token, wait_s = packet.mid if packet.qos else 0, self.broker.keepalive_s / 2
-        tokens = self._incoming.packet(packet.topic, bytes(packet.payload), token, wait_s)
+        data, kept = bytes(packet.payload), packet.retain
+        tokens = self._incoming.packet(packet.topic, data, token, wait_s, retained=kept)
         if tokens is None:
             mqtt_client.cut(client)
         else:

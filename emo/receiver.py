@@ -42,13 +42,14 @@ class Receiver(Generic[Token]):
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
 
     def take(
-        self, name: str, data: bytes, token: Token, now: float = 0.0
+        self, name: str, data: bytes, token: Token, now: float = 0.0, retained: bool = False
     ) -> tuple[Message | None, list[Token]]:
         """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
 
         With a message: once it is handled (`last_size`: its bytes, and those of its activations once they are decoded).
         With None: now. What is no message of ours is dropped and counted as `frames.refused`; raises nothing on bad
-        bytes. `now`: seconds of a monotonic clock, for `stalled`.
+        bytes. `now`: seconds of a monotonic clock, for `stalled`. `retained`: the broker had kept it; that is heeded of
+        messages that are retained only.
 
         A part of a message that is over already is dropped and acknowledged at once: what came first has tokens of
         its own. Only after a reconnect does it count again, since nobody may have handled it yet.
@@ -64,6 +65,8 @@ class Receiver(Generic[Token]):
             source, _, last = name.rpartition("/") if route.retain else (name, "", str(chunk.index))
             if not matches(self._filters[kind], name) or last != str(chunk.index):
                 raise TopicError(f"part {chunk.index} of a {kind.__name__} has no business here")
+            if retained and not route.retain:
+                raise TopicError(f"a {kind.__name__} that somebody has left at the broker")
         except WireError as error:
             self._refuse(name, error)
             return None, [token]

@@ -187,6 +187,18 @@ def test_a_will_on_anothers_topic_is_not_published(site, client):
     assert b"will" not in payloads(newcomer)
 
 
+def test_where_a_node_can_leave_a_message(client):
+    """On the WAN broker one in each of its topics, on a LAN broker nowhere."""
+    for name, topics in WRITES["wan"].items():
+        mine = client("wan", name)
+        kept = [topic for topic in TOPICS if mine.publish(topic, b"left", retain=True) in {0, 0x10}]
+        assert len(kept) == (2 if name != "cloud" else len(topics)), name
+    for name in ("edge-1", "device-01"):
+        mine = client("lan", name)
+        assert mine.publish(f"emo/{WRITES['lan'][name][0]}", b"left", retain=True) == -1
+        assert not mine.connected
+
+
 def test_a_packet_over_the_limit_ends_the_connection(site, client):
     mine = client("wan", "device-01")
     assert mine.publish("emo/wan/update/device-01", bytes(257 << 10)) in {0, 0x10}

@@ -222,3 +222,9 @@ def test_which_brokers_are_asked(files, monkeypatch):
 def test_what_a_broker_takes(found, levels, monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda _broker: found)
     assert [check.level for check in doctor._broker("wan", Broker())] == levels
+
+
+def test_an_edges_own_broker_need_not_retain(monkeypatch):
+    monkeypatch.setattr(doctor, "probe", lambda _broker: Probe("5", 0.001, retain=False))
+    for names, levels in {"lan": ["ok"], "wan, lan": ["ok", "FAIL"]}.items():
+        assert [check.level for check in doctor._broker(names, Broker())] == levels

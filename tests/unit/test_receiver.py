@@ -208,6 +208,17 @@ def test_what_a_broker_retains_comes_as_often_as_it_is_asked_for():
     assert sum(message is not None for message in got) == 3
 
 
+def test_what_somebody_left_at_the_broker_is_read_where_messages_are_retained_only():
+    taker, journal = receiver()
+    for packet in packets(update()):
+        assert taker.take(*packet, 7, retained=True) == (None, [7])
+    assert journal.counts["frames.refused"] == len(packets(update()))
+    assert taker._parts.held == 0
+    model = GlobalModel("r", 1, (), examples()[1].training, {"w": np.ones(10, np.float32)})
+    got = [taker.take(*packet, 7, retained=True)[0] for packet in packets(model)]
+    assert got[-1] is not None
+
+
 def test_after_a_reconnect_no_old_token_comes_back():
     taker, _ = receiver()
     sent = packets(update())
