@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cloud_app import ensemble, heldout, saved
+from cloud_app import ensemble, saved
 from cloud_app.checkpoint import Checkpoints
 from cloud_app.node import CloudNode
-from cloud_app.publish import Choice, added, dtype, publish
-from cloud_app.repository import Repository
-from emo import __version__, data, files, models
+from cloud_app.publish import Choice, added, publish
+from cloud_app.ready import ready
+from emo import __version__, files, models
 from emo.config import CloudConfig
 from emo.data import Dataset
 from emo.errors import ExportError
@@ -46,15 +46,9 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
 
 def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
-    test = data.testing(config.data, config.model)
-    if config.overlays.fit != "none":
-        heldout.kept(config.data, config.model)
-    if config.export.int8:
-        data.training(config.data, config.model, own=False)
-    Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
+    test, net = ready(config)
     journal = Journal(config.state_dir)
     journal.event("start", tier="cloud", id=config.id, pid=os.getpid())
-    net = models.network(config.model, config.rounds.seed)
 
     def accuracy(weights: Weights) -> tuple[float, float]:
         models.load(net, weights)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from device_app.node import DeviceNode
-from emo import data, files
+from device_app.ready import ready
+from emo import files
 from emo.config import DeviceConfig
 from emo.heartbeat import Heart, beating
 from emo.journal import Journal
@@ -35,10 +35,9 @@ def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 
 
 
 def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, Heart]:
-    train = data.training(config.data, config.model, own=config.partition is None)
     journal = Journal(config.state_dir)
+    node = ready(config, journal)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
-    node = DeviceNode(config, train, journal)
     root = config.wan.root
     filters = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
     name = f"{root}-{config.id}"

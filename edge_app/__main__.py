@@ -17,6 +17,7 @@ from edge_app.cache.disk import DiskCache
 from edge_app.checkpoint import CheckpointFile
 from edge_app.node import EdgeNode
 from edge_app.overlay import Trainer
+from edge_app.ready import ready
 from edge_app.table import TableFile
 from emo import files, logs
 from emo import settings as configured
@@ -40,6 +41,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         parallel.worker(config, world)
         return
     torch.set_num_threads(config.threads)
+    ready(config)
     device = world.device() if world else "cuda" if torch.cuda.is_available() else "cpu"
     with contextlib.ExitStack() as stack:
         stack.enter_context(files.alone(config.state_dir))

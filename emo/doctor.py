@@ -53,6 +53,12 @@ print(torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the C
 """
 
 
+# What the tier itself does before it connects.
+_READY = "import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main__')"
+_CORRECT = "correct the configuration, the data or your own module: the tier would not start"
+_READY_S = 600  # a large dataset, a slow disk
+
+
 @dataclass(frozen=True)
 class Check:
     level: Level
@@ -87,15 +93,18 @@ def checks(config_path: Path | None) -> Iterator[Check]:
     yield _python()
     yield _clock(time.time())
     yield from _packages(config)
-    yield _torch(config)
+    torch = _torch(config)
+    yield torch
     if wrong is not None:
         for line in str(wrong).splitlines():
             yield Check("FAIL", "config", line, "correct it; `emo init DIR` writes examples")
     if config is None or config_path is None:
         return
     yield Check("ok", "config", f"{config_path}: {_tier(config)} {config.id}")
-    if not isinstance(config, EdgeConfig):
-        yield _data(config.data)
+    data = [] if isinstance(config, EdgeConfig) else [_data(config.data)]
+    yield from data
+    if all(check.level == "ok" for check in (torch, *data)):
+        yield _ready(config, config_path)
     for what, folder in _folders(config).items():
         yield _folder(what, folder)
     for names, broker in _brokers(config).items():
@@ -194,6 +203,33 @@ def _data(data: Data) -> Check:
     if not data.dir.is_dir():
         return Check("FAIL", "data", f"data.dir {data.dir} is not a folder", "create it, or correct the path")
     return Check("ok", "data", f"{data.name} in {data.dir}")
+
+
+def _ready(config: Config, path: Path) -> Check:
+    """Network and data are read, built and compared as at the tier's start."""
+    module = f"{_tier(config)}_app.ready"
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter, our own module
+            [sys.executable, "-P", "-c", _READY, module, path],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_READY_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Check("FAIL", "start", f"it does not end: {error}", "look at memory, swap and the data's disk")
+    try:
+        found = json.loads(done.stdout.strip().splitlines()[-1])
+        level: Level = "ok" if found["ok"] else "FAIL"
+        return Check(level, "start", str(found["detail"]), "" if found["ok"] else _CORRECT)
+    except (ValueError, LookupError, TypeError):
+        last = (done.stderr.strip().splitlines() or [f"it ends with status {done.returncode}"])[-1]
+    if done.returncode < 0:
+        last = f"it ends with {signal.Signals(-done.returncode).name}"
+    return Check(
+        "FAIL", "start", f"{config.model.name}: {last}", f"try it: {sys.executable} -m {module} {path}"
+    )
 
 
 def _folders(config: Config) -> dict[str, Path]:

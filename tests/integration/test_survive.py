@@ -161,7 +161,7 @@ def test_cloud_devices_and_broker_killed_again_and_again(tmp_path, broker, tiers
 
 
 def test_nodes_come_back_to_a_broker_at_moments_of_their_own():
-    clients = [mqtt_client.make(Broker(), f"node-{n}", mqtt_client.V5, None) for n in range(20)]
+    clients = [mqtt_client.make(Broker(), f"node-{n}", mqtt_client.V5, None, None) for n in range(20)]
     first = [client._reconnect_min_delay for client in clients]
     assert len(set(first)) == 20
     assert max(first) - min(first) > 0.5

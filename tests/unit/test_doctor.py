@@ -19,6 +19,7 @@ from emo.mqtt_probe import Probe
 def machine(monkeypatch):
     """A machine on which all is well: torch trains a step at once, every broker answers."""
     monkeypatch.setattr(doctor, "_STEP", "print('2.13.0 on the CPU')")
+    monkeypatch.setattr(doctor, "_READY", 'print(\'{"ok": true, "detail": "it would start"}\')')
     monkeypatch.setattr(doctor, "probe", lambda _broker: Probe("5", 0.001))
     for name in [name for name in os.environ if name.startswith("EMO_")]:
         monkeypatch.delenv(name)

@@ -1,0 +1,38 @@
+"""What the cloud reads and builds before it connects; `emo doctor` tries it."""
+
+import torch
+
+from cloud_app import heldout
+from cloud_app.publish import dtype
+from cloud_app.repository import Repository
+from emo import data, models, trial
+from emo.config import CloudConfig
+from emo.data import Dataset
+from emo.models import SplitNetwork
+
+
+def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork]:
+    """The test set, and the network of the first round. Raises EmoError on what does not fit: also on what only the end
+    of the run needs."""
+    test = data.testing(config.data, config.model)
+    if config.overlays.fit != "none":
+        heldout.kept(config.data, config.model)
+    if config.export.int8:
+        data.training(config.data, config.model, own=False)
+    Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
+    net = models.network(config.model, config.rounds.seed)
+    models.overlay(config.model, config.rounds.seed)
+    return test, net
+
+
+def said(config: CloudConfig) -> str:
+    """For people. Raises as `ready`."""
+    torch.set_num_threads(config.threads)
+    test, net = ready(config)
+    count = sum(parameter.numel() for parameter in net.parameters())
+    classes = len(test.classes)
+    return f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"
+
+
+if __name__ == "__main__":
+    trial.main(CloudConfig, said)

@@ -1,0 +1,27 @@
+"""What a device reads and builds before it connects; `emo doctor` tries it."""
+
+import torch
+
+from device_app.node import DeviceNode
+from emo import data, models, trial
+from emo.config import DeviceConfig
+from emo.journal import Journal
+
+
+def ready(config: DeviceConfig, journal: Journal) -> DeviceNode:
+    """Its node, with its data. Raises EmoError on what does not fit."""
+    train = data.training(config.data, config.model, own=config.partition is None)
+    return DeviceNode(config, train, journal)
+
+
+def said(config: DeviceConfig) -> str:
+    """For people. Raises as `ready`."""
+    torch.set_num_threads(config.threads)
+    samples = ready(config, Journal()).hello(online=False).samples
+    return (
+        f"{config.model.name} takes its {samples:,} samples; split {list(models.split_shape(config.model))}"
+    )
+
+
+if __name__ == "__main__":
+    trial.main(DeviceConfig, said)
