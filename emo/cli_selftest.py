@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from emo.logs import printable
+
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 _SECONDS = 600  # a board with a slow card, or one that is emulated
 _DEADLY = {"SIGILL", "SIGBUS", "SIGSEGV"}
@@ -44,7 +46,7 @@ def _selftest(args: argparse.Namespace, _stop: threading.Event) -> int:
             f"{found['frames']} frames and came back ({found['codec']}, {found['seconds']} s)"
         )
     else:
-        print(f"FAIL: {found['error']}", file=sys.stderr)
+        print(f"FAIL: {printable(found['error'])}", file=sys.stderr)
     return int(not found["ok"])
 
 

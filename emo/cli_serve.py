@@ -154,7 +154,7 @@ def _list(args: argparse.Namespace, _stop: threading.Event) -> int:
     for name in names:
         how = "the newest" if repository.promoted(name) is None else "promoted"
         versions = ", ".join(map(str, repository.versions(name)))
-        print(f"{name}: version {repository.current(name)} ({how}) of {versions}")
+        print(f"{printable(name)}: version {repository.current(name)} ({how}) of {versions}")
     if not names:
         print(f"{args.models}: no model here")
     return 0

@@ -25,6 +25,7 @@ from typing import Literal
 from emo import broker_checks, heartbeat, tls_checks
 from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
 from emo.errors import BrokerError, ConfigError, EmoError
+from emo.logs import printable
 from emo.mqtt_probe import probe
 from emo.settings import any_tier
 
@@ -74,7 +75,7 @@ def run(config_path: Path | None, as_json: bool) -> int:
         found.append(check)
         if not as_json:
             advice = f"  -> {check.advice}" if check.advice else ""
-            print(f"{check.level:5} {check.what:15} {check.detail}{advice}", flush=True)
+            print(printable(f"{check.level:5} {check.what:15} {check.detail}{advice}"), flush=True)
     failed = any(check.level == "FAIL" for check in found)
     if as_json:
         print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}, indent=1))

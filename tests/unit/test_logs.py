@@ -11,7 +11,7 @@ from clouds import cloud, opened, update
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emo import logs
+from emo import doctor, logs
 from emo.cli import main
 from emo.errors import UpdateRefused
 from emo.journal import Journal
@@ -105,6 +105,14 @@ def test_the_name_of_a_tensor_reaches_neither_the_log_nor_the_devices(caplog):
     assert refused.reason.isprintable()
     assert "w??12:00:00" in refused.reason
     assert all(record.message.isprintable() and len(record.message) <= logs.LINE for record in caplog.records)
+
+
+def test_doctor_shows_no_name_as_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "_STEP", "print('fine')")
+    doctor.run(tmp_path / EVIL.replace("\0", "").replace("\ud800", ""), as_json=False)
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert any("all is well?[2J" in line for line in lines)
 
 
 def test_a_command_that_fails_says_so_in_printable_lines(tmp_path, capsys):
