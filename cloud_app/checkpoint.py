@@ -10,6 +10,7 @@ goes on from the other. Nothing is lost by that but time: devices are asked agai
 the same bits.
 """
 
+import contextlib
 import logging
 import struct
 import time
@@ -173,10 +174,9 @@ class Checkpoints:
         NAME.damaged and told to the journal (`checkpoint.damaged`).
 
         Raises ConfigError when the run was begun with settings that are not those of `config`."""
-        limit = _HEAD + (6 + len(config.overlays.edges)) * _MESSAGE
         for path in reversed(self._all()):
             try:
-                return _unpack(files.whole(path, limit, CheckpointError), config, like, str(path))
+                return _read(path, config, like)
             except CheckpointError as error:
                 aside = path.with_suffix(".damaged")
                 self._journal.problem("checkpoint.damaged", f"{error}; moved to {aside.name}")
@@ -217,7 +217,24 @@ class Checkpoints:
             files.remove(path)
 
     def _all(self) -> list[Path]:
-        return sorted(path for path in self._folder.glob("*.safetensors") if path.stem.isdecimal())
+        return _kept(self._folder)
+
+
+def agree(folder: Path, config: CloudConfig, like: Weights) -> None:
+    """Raises ConfigError where `Checkpoints.load` does; changes nothing, since a cloud may be at work there."""
+    for path in reversed(_kept(folder)):
+        with contextlib.suppress(CheckpointError):
+            _read(path, config, like)
+            return
+
+
+def _kept(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
+
+
+def _read(path: Path, config: CloudConfig, like: Weights) -> State:
+    limit = _HEAD + (6 + len(config.overlays.edges)) * _MESSAGE
+    return _unpack(files.whole(path, limit, CheckpointError), config, like, str(path))
 
 
 def _pack(state: State) -> list[bytes]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from cloud_app import heldout
+from cloud_app import checkpoint, heldout
 from cloud_app.publish import dtype
 from cloud_app.repository import Repository
 from emo import data, models, trial
@@ -26,9 +26,10 @@ def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork]:
 
 
 def said(config: CloudConfig) -> str:
-    """For people. Raises as `ready`."""
+    """For people. Raises as `ready`, and ConfigError where a run that was interrupted had other settings."""
     torch.set_num_threads(config.threads)
     test, net = ready(config)
+    checkpoint.agree(config.state_dir / "run", config, models.weights(net))
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)
     return f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from cloud_app import __main__ as cloud
+from cloud_app import checkpoint
 from cloud_app import ready as cloud_ready
 from device_app import __main__ as device
 from device_app import ready as device_ready
@@ -15,6 +16,7 @@ from emo import doctor, models
 from emo.config import CloudConfig, DeviceConfig, EdgeConfig
 from emo.errors import EmoError
 from emo.init import init
+from emo.journal import Journal
 from emo.models import Parts
 from emo.mqtt_probe import Probe
 from emo.settings import load
@@ -75,6 +77,26 @@ def test_what_stops_the_tier_is_what_doctor_says(node, lines, says, files):
     with pytest.raises(EmoError) as stopped:
         run(config, threading.Event())
     assert str(stopped.value) == str(told.value)
+
+
+def test_a_run_that_was_begun_with_other_settings_stops_the_cloud_and_nothing_is_moved(files):
+    config = load(CloudConfig, files["cloud"])
+    net = models.network(config.model, 0)
+    standing = checkpoint.Standing(
+        settings=checkpoint.settings(config), run="r-1", phase="collecting", round=1, online={}, edges=[], sampled=[],
+        cap=None, heard={}, loss=0.0, before=(0, []), trained=0, updates=0, closed=None, answered=[], overlays={},
+    )  # fmt: skip
+    folder = config.state_dir / "run"
+    assert checkpoint.Checkpoints(folder, Journal()).save(
+        checkpoint.State(standing, models.weights(net), None, {})
+    )
+    (folder / "00000002.safetensors").write_bytes(b"damaged")
+    there = sorted(folder.iterdir())
+    assert "10 classes" in cloud_ready.said(config)
+    write(files["cloud"], lr="0.5")
+    with pytest.raises(EmoError, match=r"training\.lr is 0\.5, was 0\.05.*--new-run"):
+        cloud_ready.said(load(CloudConfig, files["cloud"]))
+    assert sorted(folder.iterdir()) == there
 
 
 def start_of(path):
