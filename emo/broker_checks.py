@@ -38,6 +38,9 @@ def findings(broker: Broker, found: Probe, wan: bool = True) -> Iterator[Finding
             if few
             else ("ok", detail, "")
         )
+    secret = broker.password_file
+    if secret is not None and secret.stat().st_mode & 0o077:
+        yield "warn", f"{secret} can be read by others", f"chmod 600 {secret}"
     if found.max_packet is None:
         return
     limit, chunk = f"takes packets of {found.max_packet} bytes", broker.chunk_kib << 10

@@ -67,6 +67,10 @@ def test_messages_pass_where_a_password_is_wanted(strict, way):
         assert there.wait(1)[0].weights["w"].size == 50_000
     found = probe(strict[way])
     assert (found.version, found.window, found.retained_by_wildcard) == ("5", 20, True)
+    strict[way].password_file.chmod(0o644)
+    assert "can be read by others" in str(list(broker_checks.findings(strict[way], found)))
+    strict[way].password_file.chmod(0o600)
+    assert {level for level, *_ in broker_checks.findings(strict[way], found)} == {"ok"}
 
 
 def test_a_password_from_the_environment(strict, monkeypatch, tmp_path, capsys, signals):
