@@ -46,7 +46,7 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
 
 def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
-    test, net = ready(config)
+    test, net, layout = ready(config)
     journal = Journal(config.state_dir)
     journal.event("start", tier="cloud", id=config.id, pid=os.getpid())
 
@@ -58,10 +58,10 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     keep = Checkpoints(config.state_dir / "run", journal)
     if new:
         keep.clear()
-    state = keep.load(config, weights)
+    state = keep.load(config, weights, layout)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
     pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
-    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder)
+    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder, layout)
     if state is None:
         journal.event("begun", run=name)
         log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)

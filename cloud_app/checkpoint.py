@@ -31,6 +31,7 @@ from emo.config import CloudConfig, Id, Positive, Section
 from emo.errors import CheckpointError, ConfigError, UpdateRefused
 from emo.journal import Journal
 from emo.messages import Count, OverlayWeights, Weights
+from emo.models.state import PLAIN, Layout
 
 log = logging.getLogger("emo")
 
@@ -169,14 +170,14 @@ class Checkpoints:
         self._next = max((int(path.stem) for path in self._all()), default=0) + 1
         self._ended, self._took = -float("inf"), 0.0
 
-    def load(self, config: CloudConfig, like: Weights) -> State | None:
-        """The newest that is whole, of a model like `like`; None where there is none. What is damaged is moved to
+    def load(self, config: CloudConfig, like: Weights, layout: Layout = PLAIN) -> State | None:
+        """The newest that is whole, of a model like `like`, whose `layout` that is; None where there is none. What is damaged is moved to
         NAME.damaged and told to the journal (`checkpoint.damaged`).
 
         Raises ConfigError when the run was begun with settings that are not those of `config`."""
         for path in reversed(self._all()):
             try:
-                return _read(path, config, like)
+                return _read(path, config, like, layout)
             except CheckpointError as error:
                 aside = path.with_suffix(".damaged")
                 self._journal.problem("checkpoint.damaged", f"{error}; moved to {aside.name}")
@@ -220,11 +221,11 @@ class Checkpoints:
         return _kept(self._folder)
 
 
-def agree(folder: Path, config: CloudConfig, like: Weights) -> None:
+def agree(folder: Path, config: CloudConfig, like: Weights, layout: Layout) -> None:
     """Raises ConfigError where `Checkpoints.load` does; changes nothing, since a cloud may be at work there."""
     for path in reversed(_kept(folder)):
         with contextlib.suppress(CheckpointError):
-            _read(path, config, like)
+            _read(path, config, like, layout)
             return
 
 
@@ -232,9 +233,9 @@ def _kept(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.safetensors") if path.stem.isdecimal())
 
 
-def _read(path: Path, config: CloudConfig, like: Weights) -> State:
+def _read(path: Path, config: CloudConfig, like: Weights, layout: Layout) -> State:
     limit = _HEAD + (6 + len(config.overlays.edges)) * _MESSAGE
-    return _unpack(files.whole(path, limit, CheckpointError), config, like, str(path))
+    return _unpack(files.whole(path, limit, CheckpointError), config, like, layout, str(path))
 
 
 def _pack(state: State) -> list[bytes]:
@@ -250,7 +251,7 @@ def _pack(state: State) -> list[bytes]:
     return [body, _CRC.pack(zlib.crc32(body))]
 
 
-def _unpack(data: bytearray, config: CloudConfig, like: Weights, where: str) -> State:
+def _unpack(data: bytearray, config: CloudConfig, like: Weights, layout: Layout, where: str) -> State:
     """Raises ConfigError as `load` does, CheckpointError where `data` is not, to its last byte, what `_pack` gives for a model like `like`."""
     body = memoryview(data)[: -_CRC.size]
     if len(data) <= 8 + _CRC.size or zlib.crc32(body) != _CRC.unpack_from(data, len(data) - _CRC.size)[0]:
@@ -269,14 +270,16 @@ def _unpack(data: bytearray, config: CloudConfig, like: Weights, where: str) -> 
         for name, array in arrays.items():
             part = next(part for part in parts if name.startswith(f"{part}/"))
             parts[part][name.removeprefix(f"{part}/")] = array
-        fedavg.check(like, parts["model"])
+        fedavg.fits(like, parts["model"])
+        model = {name: parts["model"][name] for name in like}
+        trained = layout.trained(model)
+        fedavg.check(trained, trained)
     except (SafetensorError, UpdateRefused, KeyError, TypeError, ValueError, StopIteration) as error:
         raise CheckpointError(f"{where}: is whole, but no checkpoint of this model: {error}") from error
     total = None
-    model = {name: parts["model"][name] for name in like}
     if parts["high"] or parts["low"]:
-        total = fedavg.Sum(model, parts["high"], parts["low"], sum(said.heard.values()), len(said.heard))
-        if not all(_limbs_of(model, limbs) for limbs in (total.high, total.low)):
+        total = fedavg.Sum(trained, parts["high"], parts["low"], sum(said.heard.values()), len(said.heard))
+        if not all(_limbs_of(trained, limbs) for limbs in (total.high, total.low)):
             raise CheckpointError(f"{where}: is whole, but the round's sum does not fit this model")
     overlays = {
         edge: OverlayWeights(said.run, edge, each.steps, each.attempted, each.sent, parts[f"overlay/{edge}"])

@@ -35,5 +35,5 @@ def clipped(like: Weights, weights: Weights, norm: float, limit: float) -> Weigh
             found[name] = weights[name]
             continue
         start = array.astype(np.float64)
-        found[name] = (start + (weights[name] - start) * share).astype(array.dtype)
+        found[name] = np.asarray(start + (weights[name] - start) * share).astype(array.dtype)
     return found

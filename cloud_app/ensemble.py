@@ -22,6 +22,7 @@ from torch import nn
 from emo import models
 from emo.config import Model
 from emo.errors import ExportError, ModelError
+from emo.models.state import unsound
 from emo.weights import Weights
 
 DType = Literal["uint8", "float32"]
@@ -166,12 +167,13 @@ def said(part: str) -> str:
 
 
 def _fill(module: nn.Module, arrays: Weights, whose: str) -> None:
+    start = models.weights(module)
     try:
         models.load(module, arrays)
     except ModelError as error:
         raise ExportError(
             f"{whose}: {error}. Was it trained with this cloud's `model:` (name, width, norm, input, classes)?"
         ) from error
-    broken = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+    broken = unsound(start, arrays)
     if broken:
-        raise ExportError(f"{whose}: {broken[0]} holds NaN or infinity; its training has diverged")
+        raise ExportError(f"{whose}: {broken}; its training has diverged")

@@ -38,7 +38,7 @@ def init(like: Weights) -> Sum:
     """The empty sum for a round that starts from the weights `like`."""
     low = {name: np.zeros(array.shape) for name, array in like.items()}
     high = {
-        name: np.full(array.shape, -MAX_COUNTER if array.dtype.kind in "iu" else 0.0)
+        name: array.astype(np.float64) if array.dtype.kind in "iu" else np.zeros(array.shape)
         for name, array in like.items()
     }
     return Sum(like, high, low)
@@ -56,7 +56,7 @@ def add(total: Sum, weights: Weights, samples: int) -> Sum:
             f"{samples} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates"
         )
     for name, array in weights.items():
-        if array.dtype.kind in "iu":  # batch norm's counters: the largest
+        if array.dtype.kind in "iu":  # batch norm's counters: the largest, and none goes back
             np.maximum(total.high[name], array, out=total.high[name])
             continue
         scaled = array.astype(np.float64) * (samples * _HIGH)
@@ -75,12 +75,12 @@ def result(total: Sum) -> dict[str, np.ndarray]:
         value = total.high[name]
         if array.dtype.kind not in "iu":
             value = (value + total.low[name] / _LOW) / (_HIGH * total.samples)
-        mean[name] = value.astype(array.dtype)
+        mean[name] = np.asarray(value).astype(array.dtype)  # numpy makes a scalar of arithmetic on 0 dims
     return mean
 
 
-def check(like: Weights, weights: Weights) -> None:
-    """Raises UpdateRefused when `weights` cannot be averaged with `like`."""
+def fits(like: Weights, weights: Weights) -> None:
+    """Raises UpdateRefused when `weights` have other names, shapes or dtypes than `like`."""
     if weights.keys() != like.keys():
         odd = sorted(weights.keys() ^ like.keys())
         raise UpdateRefused(f"weights do not match the global model: {', '.join(odd[:3])}")
@@ -89,6 +89,12 @@ def check(like: Weights, weights: Weights) -> None:
             raise UpdateRefused(
                 f"{name} is {array.dtype}{list(array.shape)}, expected {like[name].dtype}{list(like[name].shape)}"
             )
+
+
+def check(like: Weights, weights: Weights) -> None:
+    """Raises UpdateRefused when `weights` cannot be averaged with `like`."""
+    fits(like, weights)
+    for name, array in weights.items():
         bound = MAX_COUNTER if array.dtype.kind in "iu" else MAX_WEIGHT
         # Finds NaN and infinity too: comparisons with NaN are false.
         wide = (

@@ -11,7 +11,7 @@ the round that devices know, with the weights that they know: for each that is n
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cloud_app import robust
@@ -29,6 +29,7 @@ from emo.journal import Journal, log
 from emo.limits import Limits, of_weights
 from emo.logs import printable
 from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
+from emo.models.state import PLAIN, Layout
 
 
 class CloudNode:
@@ -42,6 +43,7 @@ class CloudNode:
         keep: Checkpoints | None = None,
         pause: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
+        layout: Layout = PLAIN,
     ) -> None:
         """`weights`: of the untrained FL model. `evaluate`: weights -> (accuracy, loss) on the test set. `keep`: None in
         a simulation. `pause`: whether to open no round for now. `folder`: for a round's updates, where its rule has to see
@@ -49,7 +51,7 @@ class CloudNode:
         a round cannot be closed; the text names the devices."""
         robust.check(config.rounds, weights, folder)
         self._config, self._journal = config, journal
-        self._keep, self._pause, self._folder = keep, pause, folder
+        self._keep, self._pause, self._folder, self._layout = keep, pause, folder, layout
         self.run, self.weights = run, as_sent(config, dict(weights))
         self.phase: Phase = "waiting"
         self.round = 1
@@ -183,11 +185,15 @@ class CloudNode:
             self._patience.bear(now, lambda: f"the first round waits for {', '.join(edges)}")
             return
         chosen = self._roster.choose(rounds.per_round, [rounds.seed, self.round])
-        cap = robust.cap(rounds, self._roster.devices)
-        self._open = Round(self.round, self.weights, chosen, rounds, cap, self._folder)
+        cap = robust.cap(rounds, [self._roster.devices[device] for device in chosen])
+        self._open = self._round(chosen, cap)
         self._enter("collecting", now)
         self._journal.event("opened", run=self.run, round=self.round, devices=chosen)
         yield from self._retained()
+
+    def _round(self, sampled: Sequence[str], cap: int | None) -> Round:
+        rounds, epochs = self._config.rounds, self._config.training.epochs
+        return Round(self.round, self.weights, sampled, rounds, cap, self._folder, self._layout, epochs)
 
     def _update(self, update: Update) -> Iterator[Message | None]:
         try:
@@ -308,8 +314,7 @@ class CloudNode:
         said = state.said
         self.run, self.phase, self.round, self.weights = said.run, said.phase, said.round, state.model
         self._roster.resume(said.online, said.edges)
-        rounds = self._config.rounds
-        self._open = Round(said.round, self.weights, said.sampled, rounds, said.cap, self._folder)
+        self._open = self._round(said.sampled, said.cap)
         if state.total is not None:
             self._open.resume(said.heard, said.loss, state.total)
         self._before, self._telling.closed = said.before, said.closed

@@ -9,10 +9,11 @@ from emo import data, models, trial
 from emo.config import CloudConfig
 from emo.data import Dataset
 from emo.models import SplitNetwork
+from emo.models.state import Layout, layout
 
 
-def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork]:
-    """The test set, and the network of the first round. Raises EmoError on what does not fit: also on what only the end
+def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork, Layout]:
+    """The test set, the network of the first round, and what each tensor of it is. Raises EmoError on what does not fit: also on what only the end
     of the run needs."""
     test = data.testing(config.data, config.model)
     if config.overlays.fit != "none":
@@ -22,14 +23,14 @@ def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork]:
     Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
     net = models.network(config.model, config.rounds.seed)
     models.overlay(config.model, config.rounds.seed)
-    return test, net
+    return test, net, layout(net, config.model.input)
 
 
 def said(config: CloudConfig) -> str:
     """For people. Raises as `ready`, and ConfigError where a run that was interrupted had other settings."""
     torch.set_num_threads(config.threads)
-    test, net = ready(config)
-    checkpoint.agree(config.state_dir / "run", config, models.weights(net))
+    test, net, what = ready(config)
+    checkpoint.agree(config.state_dir / "run", config, models.weights(net), what)
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)
     return f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"

@@ -9,13 +9,14 @@ no message. The same updates give the same bits, whatever order they come in.
 An update that goes further than `max_norm` times the model is refused. One that goes further than `clip_norm` is shortened
 to it: a fixed norm (Sun et al. 2019, arXiv 1911.07963), or the median of the round's own (FLAME: Nguyen et al. 2022,
 arXiv 2101.02281, section 4.2), which needs no figure and which fewer than half of the devices cannot move at will.
-`samples` are only claimed: for the weighted mean they are cut at `max_weight` times the median of what the fleet has
-announced (truncation: Portnoy et al. 2020, arXiv 2004.04986); the other rules let every device count the same.
+`samples` are only claimed: for the weighted mean they are cut where a device would count for more than `max_weight` fair
+shares of what those who are asked have announced (truncation: Portnoy et al. 2020, arXiv 2004.04986); the other rules let
+every device count the same. Which tensors are averaged at all, and what each may become: emo/models/state.py.
 """
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,16 +24,20 @@ from cloud_app import clip, fedavg, rules, spool
 from cloud_app.spool import Spool, Weights
 from emo.config import Rounds
 from emo.errors import UpdateRefused
+from emo.models.state import PLAIN, Layout
 
 
 @dataclass(frozen=True)
 class Total:
-    """Updates added so far. `like`: the model that the round started from; `devices`: asked in it; `bound`: the largest
-    norm of an update; `cap`: the most samples that one device counts for. `sum`, or else `kept`, holds the updates;
-    `counted`: device -> samples, `norms`: device -> norm, as it came."""
+    """Updates added so far. `start`: the model that the round started from, `like`: what of it training changes; `epochs`:
+    of the round; `devices`: asked in it; `bound`: the largest norm of an update; `cap`: the most samples that one device
+    counts for. `sum`, or else `kept`, holds the updates; `counted`: device -> samples, `norms`: device -> norm, as it came."""
 
     rounds: Rounds
+    layout: Layout
+    start: Weights
     like: Weights
+    epochs: int
     devices: int
     bound: float
     cap: int | None
@@ -74,24 +79,35 @@ def check(rounds: Rounds, like: Weights, folder: Path | None) -> None:
         spool.must_fit(like, rounds.per_round or rounds.min_devices, folder)
 
 
-def cap(rounds: Rounds, announced: Mapping[str, int]) -> int | None:
-    """The most samples that one device counts for, by what all have announced; those who say nothing have no part in
-    the median. None: no limit."""
-    said = [samples for samples in announced.values() if samples > 0]
-    if rounds.max_weight is None or not said:
+def cap(rounds: Rounds, announced: Sequence[int]) -> int | None:
+    """The most samples that one of the devices that are asked counts for, by what they have announced: with all cut to it,
+    none has more than `max_weight` times an equal share of the sum. One that announces nothing adds nothing to that sum.
+    None: no limit."""
+    if rounds.max_weight is None:
         return None
-    return max(1, int(rounds.max_weight * statistics.median(said)))
+    left = sorted(announced, reverse=True)
+    for cut, largest in enumerate(left):  # so many are over it
+        most = rounds.max_weight * sum(left[cut:]) / (len(left) - rounds.max_weight * cut)
+        if most >= largest:
+            return max(1, int(most))
+    return 1
 
 
 def init(
-    rounds: Rounds, like: Weights, devices: int, cap: int | None = None, folder: Path | None = None
+    rounds: Rounds,
+    start: Weights,
+    devices: int,
+    cap: int | None = None,
+    folder: Path | None = None,
+    layout: Layout = PLAIN,
+    epochs: int = 1,
 ) -> Total:
-    """The empty total of a round in which `devices` are asked, from the weights `like`. `folder`: for updates that are
-    kept; it is emptied (None: a temporary one). Raises ConfigError when it cannot be used."""
+    """The empty total of a round in which `devices` are asked to train `epochs` epochs, from the weights `start`. `folder`:
+    for updates that are kept; it is emptied (None: a temporary one). Raises ConfigError when it cannot be used."""
+    like = layout.trained(start)
     bound = rounds.max_norm * max(1.0, clip.norm(like))
-    if keeps_all(rounds):
-        return Total(rounds, like, devices, bound, cap, None, Spool(like, folder))
-    return Total(rounds, like, devices, bound, cap, fedavg.init(like), None)
+    kept, sum_ = (Spool(like, folder), None) if keeps_all(rounds) else (None, fedavg.init(like))
+    return Total(rounds, layout, start, like, epochs, devices, bound, cap, sum_, kept)
 
 
 def resume(total: Total, counted: Mapping[str, int], found: fedavg.Sum) -> Total:
@@ -104,6 +120,9 @@ def add(total: Total, device: str, weights: Weights, samples: int) -> Total:
     """`total` and the weights of `device`, from which it has not come yet. Reuses what `total` holds.
 
     Raises UpdateRefused, with `total` unchanged, as fedavg.add does, and on an update that goes too far."""
+    fedavg.fits(total.start, weights)
+    total.layout.check(total.start, weights, samples * total.epochs)
+    weights = total.layout.trained(weights)
     fedavg.check(total.like, weights)
     norm = clip.norm(total.like, weights)
     if norm > total.bound:
@@ -139,7 +158,7 @@ def result(total: Total) -> Result:
     left_out: tuple[str, ...] = ()
     if total.sum is not None:
         over = _over(total, limit) if isinstance(limit, float) else ()
-        return Result(fedavg.result(total.sum), over, ())
+        return Result(total.layout.whole(fedavg.result(total.sum), total.start), over, ())
     kept, hostile = total.kept, rounds.hostile(total.devices)
     assert kept is not None
     if limit == "median" and total.norms:
@@ -159,6 +178,7 @@ def result(total: Total) -> Result:
             sum_ = fedavg.add(sum_, kept.weights(device), total.counted[device])
         weights = fedavg.result(sum_)
     kept.clear()
+    weights = total.layout.whole(weights, total.start)
     return Result(weights, () if limit is None else _over(total, float(limit)), left_out)
 
 

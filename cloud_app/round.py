@@ -11,6 +11,7 @@ from cloud_app.checkpoint import Closed, Reason
 from emo.config import Rounds
 from emo.errors import UpdateRefused
 from emo.messages import Update, Weights
+from emo.models.state import PLAIN, Layout
 from emo.weights import restore
 
 _MAX_LOSS = 1e12
@@ -18,7 +19,8 @@ _MAX_LOSS = 1e12
 
 class Round:
     """Round `number` of a run, from the weights `start`. `heard`: device -> samples that it counts for, of the updates in
-    the sum; `loss`: the sum of their losses, each times these. `settings`, `cap`, `folder`: as robust.init has them."""
+    the sum; `loss`: the sum of their losses, each times these. `settings`, `cap`, `folder`, `layout`, `epochs`: as
+    robust.init has them."""
 
     def __init__(
         self,
@@ -28,13 +30,15 @@ class Round:
         settings: Rounds | None = None,
         cap: int | None = None,
         folder: Path | None = None,
+        layout: Layout = PLAIN,
+        epochs: int = 1,
     ) -> None:
         self.number, self._start, self.cap = number, start, cap
         self.sampled = tuple(sampled)
         self.heard: dict[str, int] = {}
         self.missing = dict.fromkeys(self.sampled)  # a set, in order
         self.loss = 0.0
-        self.sum = robust.init(settings or Rounds(), start, len(self.sampled), cap, folder)
+        self.sum = robust.init(settings or Rounds(), start, len(self.sampled), cap, folder, layout, epochs)
         self._found: robust.Result | None = None
         self._refused: set[str] = set()
 

@@ -18,6 +18,7 @@ from edge_app.checkpoint import State, finite
 from emo.config import Overlay
 from emo.errors import ModelError
 from emo.models import inference
+from emo.models.state import tied
 from emo.seeds import Draws
 
 _PATIENCE = 10  # steps in a row that are refused before the weights are taken to be beyond help
@@ -45,6 +46,7 @@ class Trainer:
             weight_decay=settings.weight_decay,
         )
         self._augment = Augment(settings)
+        self._tied = tied(module)
         self._mean = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._refused_in_a_row = 0
         self.steps = 0
@@ -112,9 +114,10 @@ class Trainer:
         return (loss / count, right / count) if count else (math.nan, math.nan)
 
     def weights(self) -> dict[str, NDArray[np.generic]]:
-        """The whole state, averaged, and buffers as they are: name -> array, copied, so that later steps do not
-        change it."""
+        """The whole state, averaged, under all names, and buffers as they are: name -> array, copied, so that later steps
+        do not change it."""
         state = self._module.state_dict() | self._mean
+        state |= {name: state[first] for name, first in self._tied.items()}
         return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
 
     def state(self) -> State:

@@ -36,12 +36,13 @@ def shrink(weights: Weights, form: Form, base: Weights) -> Weights:
     """
     if form == "fp32":
         return weights
-    return {
-        name: _encoded(array - base[name] if form.startswith(_DELTA) else array, form)
-        if _codable(array)
-        else array
-        for name, array in weights.items()
-    }
+    with np.errstate(invalid="ignore"):  # infinity less infinity, of a mask
+        return {
+            name: _encoded(array - base[name] if form.startswith(_DELTA) else array, form)
+            if _codable(array)
+            else array
+            for name, array in weights.items()
+        }
 
 
 def restore(weights: Weights, form: Form, base: Weights) -> Weights:

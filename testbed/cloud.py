@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from cloud_app.node import CloudNode
 from emo.journal import Journal
 from emo.messages import GlobalModel, Message, OverlayWeights, RunState, Status, Update, Weights
+from emo.models.state import PLAIN, Layout
 from emo.topics import subscription
 from testbed import nodes
 from testbed.network import Network
@@ -21,7 +22,7 @@ _SLACK_S = 1e-3  # a deadline is over when this has passed, too
 class Cloud:
     """Opens round `number` at virtual time `now`, in seconds, from `weights`. `samples`: of each device; they are all
     here, and the edges too. `deadline_s`: when the cloud closes a round without those who are missing, if they are
-    few; it gives up after six times that."""
+    few; it gives up after six times that. `layout`: of the model."""
 
     def __init__(
         self,
@@ -31,11 +32,12 @@ class Cloud:
         deadline_s: float,
         number: int = 1,
         now: float = 0.0,
+        layout: Layout = PLAIN,
     ) -> None:
         self.now, self._deadlines = now, (deadline_s, 6 * deadline_s)
         self._journal, self._network = Journal(), Network(ROOT, CHUNK)
         config = nodes.cloud(plan, *self._deadlines)
-        self.node = CloudNode(config, RUN, weights, self._journal)
+        self.node = CloudNode(config, RUN, weights, self._journal, layout=layout)
         self.node.round = number
         self._published: dict[type[Message], list[Packet]] = {GlobalModel: [], RunState: []}
         for kind in self._published:

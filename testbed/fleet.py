@@ -25,6 +25,7 @@ from emo import models
 from emo.data import Dataset, must_fit
 from emo.errors import ConfigError, DataError
 from emo.messages import Weights
+from emo.models.state import layout
 from testbed import costs, estimate, kept, nets, nodes, packets, score, worker
 from testbed.cloud import Cloud
 from testbed.edges import mirror
@@ -74,6 +75,7 @@ class Fleet:
         self._cost, self._net = costs.of(plan.model), nets.build(plan)
         shares = nodes.shares(plan, training.labels)
         self._samples = [len(rows) for rows in shares]
+        self._layout = layout(self._net, plan.model.input)
         self._deadline_s = estimate.deadline(plan, scenario, max(self._samples))
         self._cloud = self._at(1, models.weights(self._net), 0.0)
         self._edges = range(len(plan.edges)) if plan.method == "emo" else range(0)
@@ -254,7 +256,7 @@ class Fleet:
         raise AssertionError
 
     def _at(self, number: int, weights: Weights, now: float) -> Cloud:
-        return Cloud(self._plan, weights, self._samples, self._deadline_s, number, now)
+        return Cloud(self._plan, weights, self._samples, self._deadline_s, number, now, self._layout)
 
 
 def _work(
