@@ -157,8 +157,8 @@ class Rounds(Section):
 
     Against devices that are broken or hostile (cloud_app/robust.py): `aggregate` is what updates come to; trimmed-mean
     and multi-krum bear `attackers`, a share of those that were asked. `clip_norm` shortens an update to that L2 norm, or
-    to the round's median; one over `max_norm` times the model's own is refused. `max_weight`: in the mean nobody counts
-    for more than so many times the median of the samples that devices announce."""
+    to the round's median; one over `max_norm` times the model's own is refused. `max_weight`: in the mean no device
+    counts for more than so many equal shares of what those who are asked announce, whatever it claims."""
 
     rounds: Positive = 20
     per_round: Positive | None = None
@@ -173,7 +173,7 @@ class Rounds(Section):
     attackers: Annotated[float, Field(ge=0, lt=0.5)] = 0.2
     clip_norm: Annotated[float, Field(gt=0)] | Literal["median"] | None = None
     max_norm: Annotated[float, Field(gt=0)] = 10.0
-    max_weight: Annotated[float, Field(ge=1)] | None = 10.0
+    max_weight: Annotated[float, Field(ge=1)] | None = 2.0
 
     def hostile(self, devices: int) -> int:
         """How many of `devices` that were asked may be hostile."""

@@ -57,7 +57,7 @@ def replay(
                     if key in rows:
                         batches[key] = crc(message.activations.array(_LARGEST))
                 elif isinstance(message, Update) and device in members:
-                    total = fedavg.add(total, message.weights, message.samples)
+                    total = fedavg.add(total, message.weights, members[device])
         given[number] = weights = fedavg.result(total)
     return Replayed(given, batches)
 

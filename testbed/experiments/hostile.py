@@ -8,6 +8,7 @@ The fleet's own cloud and devices, in one process; hostile ones train as the oth
     sign-flip      the model less what they have learnt; x10: ten times that
     noise          normal noise, two hundred times as long as what they have learnt
     label-flip     what they have learnt from labels turned round: the last class for the first, ...
+    claims         the same, said to be of 16 million samples, as their status says, too
     little         mean less z standard deviations of what they have learnt, all the same; z so small that it passes
                    for honest: "A Little Is Enough" (Baruch et al. 2019, arXiv 1902.06156)
 """
@@ -19,21 +20,25 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cloud_app import clip
 from cloud_app.node import CloudNode
 from device_app.node import DeviceNode
 from emo import data, models
 from emo.config import CloudConfig, Data, DeviceConfig, Model
-from emo.data import Dataset
+from emo.data import Dataset, partition
+from emo.data.batches import FixedBatches
 from emo.errors import EmoError
 from emo.journal import Journal
 from emo.messages import GlobalModel, Status, Update, Weights
+from emo.models.state import layout
 from emo.parser import Parser
 from emo.training import evaluate
 
@@ -43,6 +48,7 @@ RULES: dict[str, dict[str, object]] = {
     "median": {"aggregate": "median"},
     "trimmed-mean": {"aggregate": "trimmed-mean"},
     "multi-krum": {"aggregate": "multi-krum"},
+    "mean, max_weight: null": {"max_weight": None},
 }
 # What hostile devices send in place of `learnt`, one update each: weights less those the round started from.
 Attack = Callable[[np.random.Generator, list[Weights]], list[Weights]]
@@ -79,14 +85,18 @@ ATTACKS: dict[str, Attack | None] = {
     "noise": _noise,
     "label-flip": _times(1.0),
     "little": _little,
+    "claims": _times(1.0),
 }
+_TURNED = {"label-flip", "claims"}
+_CLAIM = 2**24 - 1  # samples
 _DEADLINE_S = 300.0
 _LOUD = 200  # noise, in lengths of what was learnt
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """`hostile` of `devices` attack; all are asked in every round."""
+    """`hostile` of `devices` attack; all are asked in every round. `sizes`: as much data for each device, or `zipf`: for the
+    second half as much as for the first, for the third a third, ..."""
 
     data: Data
     model: Model
@@ -97,6 +107,7 @@ class Setting:
     scheme: str = "iid"
     alpha: float = 5.0
     seed: int = 0
+    sizes: str = "equal"
 
 
 def accuracy(
@@ -112,16 +123,28 @@ def accuracy(
         else set()
     )
     net = models.network(setting.model, setting.seed)
-    cloud = CloudNode(_cloud(setting, rule), "run", models.weights(net), Journal())
+    cloud = CloudNode(
+        _cloud(setting, rule), "run", models.weights(net), Journal(), layout=layout(net, setting.model.input)
+    )
     devices = {}
+    rows = _zipf(setting, train) if setting.sizes == "zipf" else None
     for number, name in enumerate(names):
-        turned = attack == "label-flip" and name in hostile
+        turned = attack in _TURNED and name in hostile
         mine = dataclasses.replace(train, labels=len(train.classes) - 1 - train.labels) if turned else train
-        devices[name] = DeviceNode(_device(setting, name, number), mine, Journal(), net)
-    (asked,), now = _models(cloud, [device.hello(online=True) for device in devices.values()], 0.0), 0.0
+        config = _device(setting, name, number)
+        batches = (
+            None if rows is None else FixedBatches(mine, rows[number], config.batch_size, config.data.seed)
+        )
+        devices[name] = DeviceNode(config, mine, Journal(), net, batches)
+    lies: dict[str, Any] = {"samples": _CLAIM} if attack == "claims" else {}
+    said = [
+        dataclasses.replace(device.hello(online=True), **(lies if name in hostile else {}))
+        for name, device in devices.items()
+    ]
+    (asked,), now = _models(cloud, said, 0.0), 0.0
     while asked.devices:
         updates = {name: _update(devices[name], asked) for name in asked.devices}
-        _turn(ATTACKS[attack], rng, asked.weights, updates, sorted(hostile & updates.keys()))
+        _turn(ATTACKS[attack], rng, asked.weights, updates, sorted(hostile & updates.keys()), lies)
         found = _models(cloud, list(updates.values()), now)
         while not found:  # some were refused: it waits for them
             now += _DEADLINE_S
@@ -146,8 +169,9 @@ def _turn(
     start: Weights,
     updates: dict[str, Update],
     hostile: list[str],
+    lies: Mapping[str, Any],
 ) -> None:
-    """In `updates`, what the hostile ones send instead."""
+    """In `updates`, what the hostile ones send instead. `lies`: fields beside the weights."""
     if attack is None:
         return
     learnt: list[Weights] = [
@@ -155,7 +179,7 @@ def _turn(
     ]
     for name, change in zip(hostile, attack(rng, learnt), strict=True):
         weights = {n: (a + change[n]).astype(a.dtype) for n, a in start.items()}
-        updates[name] = dataclasses.replace(updates[name], weights=weights)
+        updates[name] = dataclasses.replace(updates[name], weights=weights, **lies)
 
 
 def _cloud(setting: Setting, rule: Mapping[str, object]) -> CloudConfig:
@@ -173,6 +197,15 @@ def _cloud(setting: Setting, rule: Mapping[str, object]) -> CloudConfig:
     return CloudConfig.model_validate(
         {"model": setting.model, "rounds": rounds | dict(rule), "training": training}
     )
+
+
+def _zipf(setting: Setting, train: Dataset) -> list[NDArray[np.int64]]:
+    """Rows of each device: of small equal parts, which are dealt out by the scheme, the first gets as many as there are
+    devices."""
+    counts = [-(-setting.devices // place) for place in range(1, setting.devices + 1)]
+    deal = partition.iid if setting.scheme == "iid" else partial(partition.dirichlet, alpha=setting.alpha)
+    parts = iter(deal(train.labels, sum(counts), seed=setting.seed))
+    return [np.sort(np.concatenate([next(parts) for _ in range(count)])) for count in counts]
 
 
 def _device(setting: Setting, name: str, number: int) -> DeviceConfig:
@@ -206,6 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="how samples are dealt out",
     )
     add("--alpha", type=float, default=5.0, help="of Dirichlet(alpha x prior): smaller is less alike")
+    add("--sizes", choices=["equal", "zipf"], default="equal", help="of the devices' shares of the data")
     add("--rules", nargs="+", choices=RULES, default=list(RULES), help="how updates are aggregated")
     add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="what hostile devices send")
     add("--seeds", type=int, nargs="+", default=[0], help="each is a run")
@@ -240,7 +274,16 @@ def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
         for attack in args.attacks:
             for seed in args.seeds:
                 setting = Setting(
-                    spec, model, args.devices, args.hostile, args.rounds, args.lr, scheme, args.alpha, seed
+                    spec,
+                    model,
+                    args.devices,
+                    args.hostile,
+                    args.rounds,
+                    args.lr,
+                    scheme,
+                    args.alpha,
+                    seed,
+                    args.sizes,
                 )
                 share = accuracy(setting, RULES[rule], attack, train, test)
                 found.setdefault(attack, []).append(round(100 * share, 2))

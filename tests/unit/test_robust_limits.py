@@ -4,6 +4,8 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from updates import LIKE, RULES, moved, outcome, rounds, same, updates
 
 from cloud_app import clip, fedavg, robust, spool
@@ -92,18 +94,45 @@ def test_the_median_limit_is_the_rounds_own():
 # -- samples
 
 
-def test_a_device_that_lies_about_its_samples_counts_for_ten_others_at_most():
+@pytest.mark.parametrize("liars", [1, 2, 3])
+@pytest.mark.parametrize("claim", [61, 2**23])
+def test_devices_that_lie_about_their_samples_count_for_two_others_at_most(liars, claim):
+    announced = [30] * (9 - liars) + [claim] * liars
+    cap = robust.cap(rounds(), announced)
+    assert cap >= 60
+    share = liars * min(claim, cap) / sum(min(samples, cap) for samples in announced)
+    assert share <= 2 * liars / 9
+    if claim > 100:
+        assert share == pytest.approx(2 * liars / 9, abs=0.01)
+
+
+@given(st.lists(st.integers(0, 2**24), min_size=1, max_size=30), st.floats(1, 20))
+def test_nobody_has_more_than_his_shares_and_most_lose_nothing(announced, times):
+    cap = robust.cap(rounds(max_weight=times), announced)
+    whole = sum(min(samples, cap) for samples in announced)
+    assert cap <= max(1, times * whole / len(announced) + 1)
+    over = [samples for samples in announced if samples > cap]
+    assert len(over) <= len(announced) / times or cap == 1
+    if max(announced) <= times * sum(announced) / len(announced):
+        assert not over  # plain FedAvg
+
+
+def test_a_cap_where_few_or_none_say_what_they_have():
+    assert robust.cap(rounds(max_weight=None), [30, 2**23]) is None
+    assert robust.cap(rounds(), [0, 0]) == 1  # all count the same
+    assert robust.cap(rounds(), [0, 0, 0, 2**23]) == 1
+    assert robust.cap(rounds(), [0, 30, 30, 30, 30]) == 48
+
+
+def test_a_liar_moves_the_mean_by_his_shares_and_the_other_rules_not_at_all():
     announced = {f"d{n}": 30 for n in range(8)} | {"liar": 2**23}
-    assert robust.cap(rounds(), announced) == 300
-    assert robust.cap(rounds(max_weight=None), announced) is None
-    assert robust.cap(rounds(), {"a": 0, "b": 0}) is None
-    assert robust.cap(rounds(), {"a": 0, "b": 5}) == 50
     sent = {
         device: moved(LIKE, lambda a, device=device: np.full(a.shape, float(device == "liar")))
         for device in announced
     }
-    mean = outcome(rounds(), sent, samples=announced, cap=300).weights["b"]
-    np.testing.assert_allclose(mean, 300 / 540)
+    cap = robust.cap(rounds(), list(announced.values()))
+    mean = outcome(rounds(), sent, samples=announced, cap=cap).weights["b"]
+    np.testing.assert_allclose(mean, 2 / 9, atol=0.01)
     for aggregate in ("median", "trimmed-mean", "multi-krum"):
         found = outcome(rounds(aggregate), sent, samples=announced).weights["b"]
         assert (found == 0).all()
