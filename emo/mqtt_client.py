@@ -19,6 +19,7 @@ V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
 # Packets in flight: paho's own default of 20, and its endless queue behind, hold up everything else.
 WINDOW = 4
 RECEIVE = 20  # unacknowledged packets a broker may have on the way to us
+_PACKET = (1024 + 4) << 10  # the most that Broker.chunk_kib may say, and what MQTT puts around it
 _SESSION_S = 3600
 _LONGEST = 65535  # bytes of a password: MQTT 5, 3.1.3.6
 
@@ -93,9 +94,10 @@ def cut(client: paho.Client) -> None:
 
 
 def session(kept: bool = True) -> Properties:
-    """Of CONNECT in MQTT 5: for how long the broker is to remember us, and how much it may send ahead."""
+    """Of CONNECT in MQTT 5: for how long the broker is to remember us, how much it may send ahead, and at once."""
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own gap
     if kept:
         properties.SessionExpiryInterval = _SESSION_S
     properties.ReceiveMaximum = RECEIVE
+    properties.MaximumPacketSize = _PACKET
     return properties

@@ -70,6 +70,22 @@ def test_a_limit_that_the_broker_does_not_name_is_found(mosquitto_program, tmp_p
         server.stop()
 
 
+def test_a_packet_that_none_of_ours_sends_does_not_come(broker):
+    with mqtt(broker) as link:
+        there = link.end("there", [subscription(link.root, Update)]).start()
+        stranger = paho.Client(paho.CallbackAPIVersion.VERSION2)
+        stranger.connect(broker.host, broker.port)
+        stranger.loop_start()
+        for size in (2 << 20, 1 << 20):  # more than a chunk may have, and just as much
+            stranger.publish(f"{link.root}/wan/update/dev-1", bytes(size), qos=1).wait_for_publish(10)
+        stranger.loop_stop()
+        stranger.disconnect()
+        link.end("here", []).start().channel.publish(update())
+        there.wait(1)
+        assert there.journal.counts["frames.refused"] == 1
+        assert there.journal.counts["mqtt.disconnected"] == 0
+
+
 def test_a_broker_that_takes_next_to_nothing_is_named_and_nothing_hangs(mosquitto_program, tmp_path, caplog):
     server = Mosquitto(mosquitto_program, tmp_path, "max_packet_size 1400")
     server.start()
