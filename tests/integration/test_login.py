@@ -77,6 +77,7 @@ def test_a_password_from_the_environment(strict, monkeypatch, tmp_path, capsys, 
     config = tmp_path / "device.yaml"
     config.write_text(f"id: d\nwan: {{port: {strict['tcp'].port}, username: emo}}\n", encoding="utf-8")
     monkeypatch.setattr(doctor, "_STEP", "print('fine')")
+    monkeypatch.setattr(doctor, "_READY", 'print(\'{"ok": true, "detail": "it would start"}\')')
     monkeypatch.setenv("EMO_WAN__PASSWORD", SECRET)
     main(["doctor", "--config", str(config)])
     assert "MQTT 5, answers" in capsys.readouterr().out

@@ -130,6 +130,7 @@ def checks(tmp_path, monkeypatch, make):
     from emo import doctor
 
     monkeypatch.setattr(doctor, "_STEP", "print('2.13.0 on the CPU')")
+    monkeypatch.setattr(doctor, "_READY", 'print(\'{"ok": true, "detail": "it would start"}\')')
     asked = []
     monkeypatch.setattr(doctor, "probe", lambda broker: (asked.append(broker), Probe("5", 0.001))[1])
     (path, *_) = [path for path in init(tmp_path / "fleet") if path.stem == "device-01"]
