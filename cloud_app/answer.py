@@ -14,6 +14,25 @@ import numpy as np
 
 from cloud_app.request import Call, Refused, Signature
 
+MAX_VALUES = 1 << 20  # that are no binary, of one answer: 20 MB, a second's work
+_AT_ONCE = 4096  # values; Python's encoder lets no other thread in before it has written what it was given
+
+
+def must_be_short(call: Call, gives: Signature) -> None:
+    """Raises Refused (400) where the answer to `call` would hold over MAX_VALUES values in JSON, or as text."""
+    values = 0
+    for asked in call.outputs:
+        size = math.prod(gives.outputs[asked.name])
+        values += len(call.images) * (
+            min(asked.classes, size) if asked.classes else 0 if asked.binary else size
+        )
+    if values > MAX_VALUES:
+        raise Refused(
+            400,
+            f"the answer would hold {values:,} values in JSON, at most {MAX_VALUES:,} are written; send fewer samples, or "
+            "ask for binary_data",
+        )
+
 
 def answer(
     call: Call, results: Mapping[str, np.ndarray[Any, Any]], gave: Signature
@@ -27,7 +46,7 @@ def answer(
         shapes = tuple((asked.name, results[asked.name].shape) for asked in call.outputs)
         head = _binary_head(gave.name, gave.version, shapes)
         return b"".join([head, *datas]), len(head)
-    outputs, parts = [], []
+    outputs, binary = list[str](), list[bytes]()
     for asked in call.outputs:
         result = results[asked.name]
         entry: dict[str, Any] = {"name": asked.name, "datatype": "FP32", "shape": list(result.shape)}
@@ -39,20 +58,28 @@ def answer(
         elif asked.binary:
             data = np.ascontiguousarray(result, "<f4").tobytes()
         if asked.binary:
-            entry["parameters"] = {"binary_data_size": len(data)}
-            parts.append(data)
+            outputs.append(json.dumps({**entry, "parameters": {"binary_data_size": len(data)}}))
+            binary.append(data)
         else:
-            entry["data"] = texts if asked.classes else result.ravel().tolist()
-        outputs.append(entry)
+            outputs.append(_with_data(entry, texts if asked.classes else result.ravel().tolist()))
     head = _head(gave.name, gave.version, outputs, call.id)
-    return (b"".join([head, *parts]), len(head)) if parts else (head, None)
+    return (b"".join([head, *binary]), len(head)) if binary else (head, None)
 
 
-def _head(name: str, version: int, outputs: list[dict[str, Any]], request: str | None = None) -> bytes:
+def _head(name: str, version: int, outputs: list[str], request: str | None = None) -> bytes:
+    """`outputs`: in JSON."""
     found: dict[str, Any] = {"model_name": name, "model_version": str(version)}
     if request is not None:
         found["id"] = request
-    return json.dumps({**found, "outputs": outputs}, allow_nan=False).encode()
+    return f'{json.dumps(found)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode()
+
+
+def _with_data(entry: dict[str, Any], values: list[Any]) -> str:
+    parts = [
+        json.dumps(values[at : at + _AT_ONCE], allow_nan=False)[1:-1]
+        for at in range(0, len(values), _AT_ONCE)
+    ]
+    return f'{json.dumps(entry)[:-1]}, "data": [{", ".join(parts)}]}}'
 
 
 @lru_cache(256)
@@ -63,7 +90,7 @@ def _binary_head(name: str, version: int, shapes: tuple[tuple[str, tuple[int, ..
         name,
         version,
         [
-            {"name": output, "datatype": "FP32", "shape": shape, "parameters": size}
+            json.dumps({"name": output, "datatype": "FP32", "shape": shape, "parameters": size})
             for output, shape, size in sizes
         ],
     )
@@ -80,9 +107,11 @@ def not_finite() -> Refused:
     )
 
 
-def ranked(row: np.ndarray[Any, Any], labels: tuple[str, ...]) -> list[tuple[int, str, float]]:
-    """(index, label, value) of every class, the largest value first; of equals the first index."""
-    order = np.argsort(-row, kind="stable").tolist()
+def ranked(
+    row: np.ndarray[Any, Any], labels: tuple[str, ...], most: int | None = None
+) -> list[tuple[int, str, float]]:
+    """(index, label, value) of every class, or of `most`, the largest value first; of equals the first index."""
+    order = np.argsort(-row, kind="stable")[:most].tolist()
     return [(at, labels[at] if at < len(labels) else str(at), float(row[at])) for at in order]
 
 
@@ -91,7 +120,7 @@ def _classes(result: np.ndarray[Any, Any], most: int, labels: tuple[str, ...]) -
     return [
         [
             f"{value:f}:{at}" + (f":{label}" if labels else "")
-            for at, label, value in ranked(row, labels)[:most]
+            for at, label, value in ranked(row, labels, most)
         ]
         for row in result
     ]

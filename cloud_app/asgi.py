@@ -9,15 +9,15 @@ import gzip
 import re
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cloud_app.fair import Guest, Room, client
 from cloud_app.request import Refused
 
-MAX_BODY = 16 << 20
-MAX_HELD = 256 << 20  # bodies of all requests together: what clients can make us hold
 BODY_SECONDS = 30.0
 _COMPRESS = 1024  # smaller answers do not gain
+_QUICK = 64 << 10  # larger ones would stop the loop for too long
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
 
 Scope = MutableMapping[str, Any]
@@ -33,25 +33,28 @@ class Answer:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
-class Held:
-    """Bytes of bodies in memory now; one for the whole endpoint."""
-
-    def __init__(self, most: int = MAX_HELD) -> None:
-        self.bytes = 0
-        self.most = most
-
-
 class Incoming:
-    """One request. `headers`: lower-case names; of those sent twice the last."""
+    """One request. `headers`: lower-case names; of those sent twice the last. `held`: where its bytes take room, for the
+    client `who`. Where it has to give way `shown_out` is set, and its task is cancelled."""
 
-    def __init__(self, scope: Scope, receive: Receive, held: Held) -> None:
+    def __init__(self, scope: Scope, receive: Receive, held: Room[Guest]) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.client: str = (scope.get("client") or ("",))[0]
+        self.who = client(self.client)
         self.size = 0
+        self.shown_out = False
         self._receive = receive
         self._held = held
+        self._task = asyncio.current_task()
+
+    busy = False
+
+    def leave(self) -> None:
+        self.shown_out = True
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
 
     def header(self, name: bytes) -> str:
         return self.headers.get(name, b"").decode("latin-1").strip()
@@ -65,40 +68,41 @@ class Incoming:
             raise Refused(400, f"{name.decode()}: {text[:40]!r} is no number of bytes")
         return int(text)
 
-    async def body(self) -> bytes:
-        """All of it, decompressed. Raises Refused: over MAX_BODY (413), not complete in BODY_SECONDS (408), all
-        bodies together over MAX_HELD (503), an unknown or a broken compression (415, 400).
+    async def body(self, most: int) -> bytes:
+        """All of it, decompressed. Raises Refused: over `most` bytes (413), not complete in BODY_SECONDS (408), an unknown
+        or a broken compression (415, 400).
 
-        Counts as held until `release`.
+        Takes room until `release`.
         """
         coding = self.header(b"content-encoding").lower()
         if coding not in {"", "identity", "gzip", "deflate"}:
             raise Refused(
                 415, f"Content-Encoding {coding[:40]!r} is not read here; send gzip, deflate or none"
             )
-        if (self.number(b"content-length") or 0) > MAX_BODY:
-            raise _too_large()
+        if (self.number(b"content-length") or 0) > most:
+            raise _too_large(most)
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                data = await self._read()
+                data = await self._read(most)
         except TimeoutError as error:
             raise Refused(408, f"the body was not complete after {BODY_SECONDS:.0f} s") from error
         if coding in {"", "identity"}:
             return data
-        plain = await asyncio.get_running_loop().run_in_executor(None, _inflate, data)
-        self._hold(len(plain))
+        plain = await asyncio.get_running_loop().run_in_executor(None, _inflate, data, most)
+        self.hold(len(plain))
         return plain
 
-    async def _read(self) -> bytes:
+    async def _read(self, most: int) -> bytes:
         body = bytearray()
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
                 raise Refused(400, "the connection was closed before the body was complete")
             part: bytes = message.get("body", b"")
-            if len(body) + len(part) > MAX_BODY:
-                raise _too_large()
-            self._hold(len(part))
+            if len(body) + len(part) > most:
+                raise _too_large(most)
+            self.hold(len(part))
+            self.size += len(part)
             more = message.get("more_body", False)
             if not more and not body:
                 return part
@@ -106,43 +110,53 @@ class Incoming:
             if not more:
                 return bytes(body)
 
-    def _hold(self, size: int) -> None:
-        self.size += size
-        self._held.bytes += size
-        if self._held.bytes > self._held.most:
-            raise Refused(
-                503, "the bodies of other requests fill the memory set aside for them; try again in a second"
-            )
+    def hold(self, size: int) -> None:
+        """Raises Refused (503) where it is this request that has to give way."""
+        self._held.take(self, size)
+        if self.shown_out:
+            raise no_room()
 
     def release(self) -> None:
-        self._held.bytes -= self.size
-        self.size = 0
+        self._held.free(self)
 
 
-def _inflate(data: bytes) -> bytes:
+def _inflate(data: bytes, most: int) -> bytes:
     stream = zlib.decompressobj(47)  # reads gzip's header or zlib's
     try:
-        plain = stream.decompress(data, MAX_BODY + 1)
+        plain = stream.decompress(data, most + 1)
     except zlib.error as error:
         raise Refused(400, f"the body is not what its Content-Encoding says: {error}") from error
-    if len(plain) > MAX_BODY:
-        raise _too_large()
+    if len(plain) > most:
+        raise _too_large(most)
     if not stream.eof or stream.unused_data:
         raise Refused(400, "the compressed body is cut off, or something follows it")
     return plain
 
 
-def _too_large() -> Refused:
-    return Refused(413, f"the body is over {MAX_BODY:,} bytes; send fewer samples a request")
+def no_room() -> Refused:
+    return Refused(503, "bodies fill the memory set aside for them, yours most of all; try again in a second")
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"the body is over {most:,} bytes, the most that is read here")
+
+
+async def packed(request: Incoming, answer: Answer) -> Answer:
+    """As it goes out: gzip where the client takes it and it gains. Raises Refused (503) where there is no room for it."""
+    request.hold(len(answer.body))
+    if len(answer.body) < _COMPRESS or not _GZIP.search(request.header(b"accept-encoding")):
+        return answer
+    if len(answer.body) < _QUICK:
+        body = gzip.compress(answer.body, 1)
+    else:
+        body = await asyncio.get_running_loop().run_in_executor(None, gzip.compress, answer.body, 1)
+    coded = [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    return replace(answer, body=body, headers=[*answer.headers, *coded])
 
 
 async def reply(send: Send, request: Incoming, answer: Answer) -> None:
-    """Gzip where the client takes it and it gains; no body to HEAD."""
-    body = answer.body
-    headers = [(b"content-type", answer.type), *answer.headers]
-    if len(body) >= _COMPRESS and _GZIP.search(request.header(b"accept-encoding")):
-        body = gzip.compress(body, 1)
-        headers += [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
-    headers.append((b"content-length", b"%d" % len(body)))
+    """No body to HEAD."""
+    length = (b"content-length", b"%d" % len(answer.body))
+    headers = [(b"content-type", answer.type), *answer.headers, length]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else body})
+    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else answer.body})

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cloud_app.answer import finite, not_finite
+from cloud_app.fair import Room
 from cloud_app.request import Refused
 from cloud_app.stats import Stats
 
@@ -40,13 +41,25 @@ class Limits:
 
 
 class _Waiting:
-    __slots__ = ("future", "images", "since", "timer")
+    busy = False
+    __slots__ = ("future", "give_up", "images", "since", "timer", "who")
 
-    def __init__(self, images: np.ndarray[Any, Any], future: asyncio.Future[Results]) -> None:
+    def __init__(
+        self,
+        images: np.ndarray[Any, Any],
+        future: asyncio.Future[Results],
+        who: str,
+        give_up: Callable[["_Waiting", str], None],
+    ) -> None:
         self.images = images
         self.future = future
+        self.who = who
+        self.give_up = give_up
         self.since = perf_counter_ns()
         self.timer: asyncio.TimerHandle | None = None
+
+    def leave(self) -> None:
+        self.give_up(self, "too many requests are waiting already, yours most of all; try again in a second")
 
 
 class Batcher:
@@ -64,29 +77,42 @@ class Batcher:
         self._limits = limits
         self._stats = stats
         self._queue = deque[_Waiting]()
+        self._room = Room[_Waiting](limits.queue)
         self._samples = 0
         self._running = 0
         self._flying = 0  # samples in them
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
 
-    async def submit(self, images: np.ndarray[Any, Any], timeout_s: float | None = None) -> Results:
-        """The results for `images` (1 sample or more), which other requests' samples may share a run with.
+    async def submit(
+        self, images: np.ndarray[Any, Any], timeout_s: float | None = None, who: str = ""
+    ) -> Results:
+        """The results for `images` (1 sample or more), which other requests' samples may share a run with. `who`: the
+        client that asks.
 
-        Raises Refused: the queue is full, or the request has waited for `timeout_s` (at most `wait_s`; both 503), a
-        result is not finite (400); and whatever `run` raises.
+        Raises Refused: the queue is full and no client has more in it, or the request has waited for `timeout_s` (at
+        most `wait_s`; both 503), a result is not finite (400); and whatever `run` raises.
         """
         limits = self._limits
-        if self._stats.waiting >= limits.queue:
-            raise Refused(503, f"{limits.queue} requests are waiting already; try again in a second")
         loop = asyncio.get_running_loop()
-        item = _Waiting(images, loop.create_future())
-        item.timer = loop.call_later(min(timeout_s or limits.wait_s, limits.wait_s), self._expire, item)
+        item = _Waiting(images, loop.create_future(), who, self._give_up)
+        item.timer = loop.call_later(
+            min(timeout_s or limits.wait_s, limits.wait_s),
+            self._give_up,
+            item,
+            "the time of this request was up before its turn came",
+        )
         self._queue.append(item)
         self._samples += len(images)
         self._stats.waiting += 1
+        self._room.take(item)
         self._schedule(loop)
-        return await item.future
+        try:
+            return await item.future
+        except asyncio.CancelledError:
+            if item.timer is not None:
+                self._give_up(item, "nobody waits for it")
+            raise
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
         """The next run, where one may start: when its first request has waited for `delay_s`, or the batch is full."""
@@ -131,15 +157,17 @@ class Batcher:
             running = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, batch)
             running.add_done_callback(lambda done: self._done(batch, samples, done))
 
-    def _expire(self, item: _Waiting) -> None:
+    def _give_up(self, item: _Waiting, why: str) -> None:
         self._queue.remove(item)
         self._left(item)
         if not item.future.done():
-            item.future.set_exception(Refused(503, "the time of this request was up before its turn came"))
+            item.future.set_exception(Refused(503, why))
 
     def _left(self, item: _Waiting) -> None:
         assert item.timer is not None
         item.timer.cancel()
+        item.timer = None
+        self._room.free(item)
         self._samples -= len(item.images)
         self._stats.waiting -= 1
         self._stats.queue.add(perf_counter_ns() - item.since)

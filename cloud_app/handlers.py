@@ -12,28 +12,32 @@ from time import perf_counter_ns
 from typing import Any, TypeVar
 
 from cloud_app import openapi
-from cloud_app.answer import answer, ranked
-from cloud_app.asgi import Answer, Held, Incoming
-from cloud_app.images import pixels
+from cloud_app.answer import answer, must_be_short, ranked
+from cloud_app.asgi import Answer, Incoming
+from cloud_app.fair import Rooms
 from cloud_app.loading import Models, Slot
 from cloud_app.request import Refused, parse
-from cloud_app.session import resident
+from cloud_app.session import cpus, resident
 from cloud_app.stats import prometheus
+from cloud_app.workers import Workers
 from emo import __version__
 from emo.errors import ServeError
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
-_LARGE = 64 << 10  # a body or an answer of this size would stop the loop for too long
+MAX_IMAGE = 16 << 20
+_SMALL = 64 << 10  # of calls that need no more
+_LARGE = 64 << 10  # JSON of this size would stop the loop for too long
 T = TypeVar("T")
 
 
 class Handlers:
     """`server` and `model`: by what follows in the path, (method, handler). Each handler raises Refused."""
 
-    def __init__(self, models: Models, held: Held) -> None:
+    def __init__(self, models: Models, rooms: Rooms) -> None:
         self._models = models
-        self._held = held
-        self._workers = ThreadPoolExecutor(2, "parse")
+        self._rooms = rooms
+        self._workers = Workers(min(2, cpus()))
+        self._threads = ThreadPoolExecutor(2, "parse")
         self._loader = ThreadPoolExecutor(1, "load")
         self.server: dict[str, tuple[str, Callable[[Incoming], Awaitable[Answer]]]] = {
             "v2": ("GET", self._about),
@@ -57,23 +61,26 @@ class Handlers:
     async def refresh(self) -> None:
         await self._in_loader(self._models.refresh)
 
-    def close(self) -> None:
-        for pool in (self._loader, self._workers):
+    async def close(self) -> None:
+        for pool in (self._loader, self._threads):
             pool.shutdown(wait=False, cancel_futures=True)
+        await self._workers.close()
 
     # -- inference
 
     async def _infer(self, request: Incoming, slot: Slot) -> Answer:
         header = request.number(b"inference-header-content-length")
-        body = await request.body()
-        began = perf_counter_ns()
         takes = slot.served.signature
-        if len(body) < _LARGE:
+        body = await request.body(takes.largest)
+        began = perf_counter_ns()
+        if (len(body) if header is None else header) < _LARGE:
             call = parse(body, takes, header)
         else:
-            call = await self._aside(lambda: parse(body, takes, header))
+            call = await self._workers.call(body, takes, header, request.who)
+        must_be_short(call, takes)
         slot.stats.parse.add(perf_counter_ns() - began)
-        results = await slot.batcher.submit(call.images, call.timeout_s)
+        results = await slot.batcher.submit(call.images, call.timeout_s, request.who)
+        request.hold(sum(result.nbytes for result in results.values()))
         began = perf_counter_ns()
         if 8 * sum(result.size for result in results.values()) < _LARGE:
             data, head = answer(call, results, takes)
@@ -91,9 +98,9 @@ class Handlers:
             raise Refused(415, "send the image file as the body itself: curl --data-binary @FILE")
         if len(takes.outputs.get("probabilities", ())) != 1:
             raise Refused(400, f"model {takes.name!r} gives no probabilities; use the protocol's infer call")
-        body = await request.body()
-        images, size = await self._aside(lambda: pixels(body, takes))
-        results = await slot.batcher.submit(images)
+        body = await request.body(MAX_IMAGE)
+        images, size = await self._workers.image(body, takes, request.who)
+        results = await slot.batcher.submit(images, None, request.who)
         best = ranked(results["probabilities"][0], takes.labels)
         return as_json(
             {
@@ -108,7 +115,7 @@ class Handlers:
 
     async def _aside(self, work: Callable[[], T]) -> T:
         """On another thread: what takes longer than a request may hold up the others."""
-        return await asyncio.get_running_loop().run_in_executor(self._workers, work)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     # -- about models
 
@@ -133,12 +140,12 @@ class Handlers:
     # -- the repository
 
     async def _index(self, request: Incoming) -> Answer:
-        ready = _object(await request.body()).get("ready") is True
+        ready = _object(await request.body(_SMALL)).get("ready") is True
         return as_json(await self._in_loader(lambda: self._models.index(ready=ready)))
 
     async def change(self, request: Incoming, name: str, verb: str) -> Answer:
         """`verb`: load or unload."""
-        parameters = _object(await request.body()).get("parameters")
+        parameters = _object(await request.body(_SMALL)).get("parameters")
         if verb == "load" and parameters:
             raise Refused(400, "load: takes no parameters here; a model comes from the repository alone")
         change = self._models.load if verb == "load" else self._models.unload
@@ -167,7 +174,11 @@ class Handlers:
 
     async def _metrics(self, _: Incoming) -> Answer:
         gauges = {
-            "emo_held_bytes": self._held.bytes,
+            "emo_held_bytes": self._rooms.held.taken,
+            "emo_held_shown_out_total": self._rooms.held.shown_out,
+            "emo_connections": self._rooms.connections.taken,
+            "emo_connections_shown_out_total": self._rooms.connections.shown_out,
+            "emo_workers_lost_total": self._workers.lost,
             "emo_model_loads_total": self._models.loads,
             "emo_model_load_failures_total": self._models.load_failures,
         }

@@ -7,7 +7,7 @@ docs/protocol/extension_binary_data.md and extension_classification.md.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -17,6 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from emo.errors import ServeError
 
 _DTYPES: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("<u1"), "FP32": np.dtype("<f4")}
+MAX_BODY = 16 << 20
+_AROUND = 64 << 10
+_WRITTEN = {"UINT8": len("255, "), "FP32": len("-2.2250738585072014e-308, ")}  # bytes of JSON a value
+_LONGEST_ID = 1024
 _LONGEST_US = 3_600_000_000
 _SHORT = 1024  # bytes of JSON that are remembered
 
@@ -46,6 +50,14 @@ class Signature:
     @property
     def dtype(self) -> np.dtype[Any]:
         return _DTYPES[self.datatype]
+
+    @cached_property
+    def largest(self) -> int:
+        """Bytes of the largest request that can be right: `max_batch` samples in JSON, in nested lists, and what goes around
+        them. In binary they are fewer."""
+        lists = sum(math.prod(self.sample[:at]) for at in range(len(self.sample)))
+        sample = math.prod(self.sample) * _WRITTEN[self.datatype] + lists * len("[], ")
+        return min(MAX_BODY, _AROUND + self.max_batch * sample)
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,7 @@ class _RequestParameters(BaseModel):
 
 class _Request(BaseModel):
     model_config = ConfigDict(strict=True)
-    id: str | None = None
+    id: str | None = Field(None, max_length=_LONGEST_ID)
     parameters: _RequestParameters = _RequestParameters()
     inputs: list[_Tensor]
     outputs: list[_Output] | None = None

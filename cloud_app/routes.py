@@ -14,7 +14,8 @@ from collections.abc import Awaitable
 from time import perf_counter_ns, time_ns
 
 from cloud_app.access import AccessLog, Keys
-from cloud_app.asgi import Answer, Held, Incoming, Receive, Scope, Send, reply
+from cloud_app.asgi import Answer, Incoming, Receive, Scope, Send, no_room, packed, reply
+from cloud_app.fair import Rooms
 from cloud_app.handlers import Handlers, as_json
 from cloud_app.loading import Models, Slot
 from cloud_app.request import Refused
@@ -26,34 +27,38 @@ class Endpoint:
     """`poll_s`: how often the repository is looked at for another version; 0: never."""
 
     def __init__(
-        self, models: Models, keys: Keys, access: AccessLog | None = None, poll_s: float = 2.0
+        self,
+        models: Models,
+        keys: Keys,
+        rooms: Rooms,
+        access: AccessLog | None = None,
+        poll_s: float = 2.0,
     ) -> None:
         self._models = models
         self._keys = keys
         self._access = access
         self._poll_s = poll_s
-        self._held = Held()
-        self._handlers = Handlers(models, self._held)
+        self.rooms = rooms
+        self._handlers = Handlers(models, rooms)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._live_through(receive, send)
             return
         began = perf_counter_ns()
-        request = Incoming(scope, receive, self._held)
+        request = Incoming(scope, receive, self.rooms.held)
         slot: Slot | None = None
         try:
             handle, slot = self._route(request)
-            found = await handle
+            found = await packed(request, await handle)
         except Refused as error:
-            found = as_json({"error": str(error)}, error.status)
-            if error.status in {401, 503}:
-                header = (b"www-authenticate", b"Bearer") if error.status == 401 else (b"retry-after", b"1")
-                found.headers.append(header)
+            found = _refusal(error)
+        except asyncio.CancelledError:
+            ends = Refused(503, "the endpoint is being stopped")
+            found = _refusal(no_room() if request.shown_out else ends)
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:200])
             found = as_json({"error": f"{_shown(request)}: the endpoint failed; its log says why"}, 500)
-        size = request.size
         request.release()
         ns = perf_counter_ns() - began
         if slot is not None:
@@ -67,7 +72,7 @@ class Endpoint:
                 path=request.path[:200],
                 status=found.status,
                 ms=round(ns / 1e6, 3),
-                bytes_in=size,
+                bytes_in=request.size,
                 bytes_out=len(found.body),
                 model=served.name if served else None,
                 version=served.version if served else None,
@@ -116,7 +121,7 @@ class Endpoint:
         await send({"type": "lifespan.startup.complete"})
         await receive()
         polling.cancel()
-        self._handlers.close()
+        await self._handlers.close()
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _poll(self) -> None:
@@ -126,6 +131,15 @@ class Endpoint:
                 await self._handlers.refresh()
             except Refused as error:
                 log.warning("%s", error)
+
+
+def _refusal(error: Refused) -> Answer:
+    found = as_json({"error": str(error)}, error.status)
+    if error.status in {401, 503}:
+        found.headers.append(
+            (b"www-authenticate", b"Bearer") if error.status == 401 else (b"retry-after", b"1")
+        )
+    return found
 
 
 def _shown(request: Incoming) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from emo.errors import DataError, ImageTooLarge
 
@@ -52,13 +52,15 @@ def read(
             _judge(*opened.size)
             ImageOps.exif_transpose(opened, in_place=True)  # decodes it
             image, grey = _eight_bits(opened), opened.mode in _GREY or opened.mode.startswith("I;16")
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"{error}; at most {MAX_PIXELS:,} are read: make it smaller") from error
     except Exception as error:  # a decoder raises whatever the damage leads it to
         kinds = ", ".join(FORMATS)
-        raise DataError(f"no {kinds} image that can be read: {str(error)[:200]}") from error
+        # Pillow names the source, which is an object in memory for the endpoint.
+        why = "" if isinstance(error, UnidentifiedImageError) else f": {str(error)[:200]}"
+        raise DataError(f"no {kinds} image that can be read{why}") from error
     shown = image.size
     image = _as(image, _MODES[channels or (1 if grey else 3)])
     if size is not None and size != shown:

@@ -25,9 +25,11 @@ serve(Path({!r}), {!r}, 0, Options({}))
 """
 
 
-def write(path, dtype, batch="batch"):
-    """logits: the sum of each of three channels of 2x2, over 100; for float32 times 10, so that it can overflow."""
-    weights = WEIGHTS if dtype == "uint8" else WEIGHTS * 1000
+def write(path, dtype, batch="batch", side=2, classes=3):
+    """logits: the sum of each of three channels of `side` x `side`, over 100; for float32 times 10, so that it can overflow.
+    With more `classes` zeros follow."""
+    weights = np.zeros((3 * side * side, classes), np.float32)
+    weights[:, :3] = np.repeat(WEIGHTS[::4], side * side, 0) * (1 if dtype == "uint8" else 1000)
     kind = {"uint8": TensorProto.UINT8, "float32": TensorProto.FLOAT}[dtype]
     nodes = [
         helper.make_node("Cast", ["images"], ["float"], to=TensorProto.FLOAT),
@@ -36,10 +38,10 @@ def write(path, dtype, batch="batch"):
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, 3])
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes])
         for name in ("logits", "probabilities")
     ]
-    inputs = [helper.make_tensor_value_info("images", kind, [batch, 3, 2, 2])]
+    inputs = [helper.make_tensor_value_info("images", kind, [batch, 3, side, side])]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, [numpy_helper.from_array(weights, "weights")])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     helper.set_model_props(model, {"round": "7"})

@@ -1,8 +1,10 @@
 """What an operator sets and reads: keys, TLS, the access log, figures, and what happens under too much load."""
 
+import contextlib
 import http.client
 import json
 import re
+import socket
 import ssl
 import subprocess
 import threading
@@ -74,11 +76,15 @@ def test_tls(repository, tmp_path):
         check=True,
         capture_output=True,
     )
-    with serving(repository.root, options=f"threads=1, tls=(Path({str(cert)!r}), Path({str(key)!r}))") as (
-        _,
-        line,
-    ):
+    options = f"threads=1, tls=(Path({str(cert)!r}), Path({str(key)!r}))"
+    few = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (180, 180))"
+    with serving(repository.root, options=options, before=few) as (_, line), contextlib.ExitStack() as stack:
         host = re.search(r"https://(\S+)$", line)
+        port = int(host[1].rpartition(":")[2])
+        for _ in range(250):  # that never begin with TLS
+            silent = stack.enter_context(socket.socket())
+            silent.bind(("127.0.0.2", 0))
+            silent.connect(("127.0.0.1", port))
         context = ssl.create_default_context(cafile=str(cert))
         connection = http.client.HTTPSConnection(host[1], timeout=20, context=context)
         connection.request("POST", "/v2/models/tiny/infer", json.dumps(request()))

@@ -7,11 +7,14 @@ import zlib
 import pytest
 
 from cloud_app import asgi
-from cloud_app.asgi import Answer, Held, Incoming, reply
+from cloud_app.asgi import Answer, Incoming, packed, reply
+from cloud_app.fair import Room
 from cloud_app.request import Refused
 
+MOST = 1000
 
-def incoming(parts, held=None, disconnect=False, stalls=False, **headers):
+
+def incoming(parts, held=None, disconnect=False, stalls=False, client="", **headers):
     """A request whose body comes in `parts`, and then breaks off or stalls."""
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts]
     if disconnect:
@@ -25,13 +28,15 @@ def incoming(parts, held=None, disconnect=False, stalls=False, **headers):
         return messages.pop(0)
 
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs}
-    return Incoming(scope, receive, held or Held())
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs, "client": (client, 1)}
+    return Incoming(scope, receive, held or Room(MOST))
 
 
-def read(*args, **more):
-    request = incoming(*args, **more)
-    return asyncio.run(request.body())
+def read(*args, most=MOST, **more):
+    async def main():
+        return await incoming(*args, **more).body(most)
+
+    return asyncio.run(main())
 
 
 @pytest.mark.parametrize("parts", [[b""], [b"whole"], [b"wh", b"o", b"", b"le"], [b"whole", b""]])
@@ -62,38 +67,56 @@ def test_compressed_bodies():
     ],
 )
 def test_what_is_refused(monkeypatch, parts, more, status):
-    monkeypatch.setattr(asgi, "MAX_BODY", 100)
     monkeypatch.setattr(asgi, "BODY_SECONDS", 0.05)
     with pytest.raises(Refused) as caught:
-        read(parts, **more)
+        read(parts, most=100, **more)
     assert caught.value.status == status
 
 
-def test_all_bodies_together_are_bounded_and_given_back():
+def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way():
     async def main():
-        held = Held(10)
-        first, second, third = (incoming([part], held) for part in (b"123456", b"1234", b"1"))
-        await first.body()
-        await second.body()
-        assert held.bytes == 10
+        held = Room(10)
+
+        async def one(parts, client, **more):
+            request = incoming(parts, held, client=client, **more)
+            try:
+                return await request.body(100)
+            except asyncio.CancelledError:
+                assert request.shown_out
+                return "shown out"
+
+        greedy = [asyncio.ensure_future(one([b"123", b""], "10.0.0.1", stalls=True)) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert held.taken == 9
+        assert await one([b"1234"], "10.0.0.2") == b"1234"
+        await asyncio.sleep(0.01)
+        assert [each.done() for each in greedy] == [False, False, True]
+        assert await greedy[2] == "shown out"
         with pytest.raises(Refused, match="try again") as caught:
-            await third.body()
+            await one([b"1234567"], "10.0.0.2")  # which would now hold most itself
         assert caught.value.status == 503
-        for each in (third, first, second):
-            each.release()
-        assert held.bytes == 0
-        await incoming([b"1234567890"], held).body()
+        for each in greedy:
+            each.cancel()
+
+    asyncio.run(main())
+
+
+def test_a_request_gives_back_what_it_held():
+    async def main():
+        held = Room(10)
+        first = incoming([b"123456"], held)
+        await first.body(100)
+        first.release()
+        first.release()
+        assert held.taken == 0
+        assert await incoming([b"1234567890"], held).body(100) == b"1234567890"
 
     asyncio.run(main())
 
 
 def test_what_a_compressed_body_became_counts_too():
-    async def main():
-        held = Held(1000)
-        with pytest.raises(Refused, match="try again"):
-            await incoming([gzip.compress(bytes(1001))], held, content_encoding="gzip").body()
-
-    asyncio.run(main())
+    with pytest.raises(Refused, match="try again"):
+        read([gzip.compress(bytes(1001))], Room(1000), most=10_000, content_encoding="gzip")
 
 
 def sent(method, answer, **headers):
@@ -102,9 +125,12 @@ def sent(method, answer, **headers):
     async def send(message):
         messages.append(message)
 
-    request = incoming([b""], **headers)
-    request.method = method
-    asyncio.run(reply(send, request, answer))
+    async def main():
+        request = incoming([b""], Room(10_000), **headers)
+        request.method = method
+        await reply(send, request, await packed(request, answer))
+
+    asyncio.run(main())
     start, body = messages
     return start["status"], dict(start["headers"]), body["body"]
 

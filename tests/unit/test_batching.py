@@ -143,6 +143,24 @@ def test_a_full_queue_refuses_and_takes_again_afterwards(model, pool):
     asyncio.run(main())
 
 
+def test_in_a_full_queue_the_client_with_most_requests_gives_way(model, pool):
+    async def main():
+        stats = Stats()
+        batcher = Batcher(model.run, pool, Limits(queue=3, runs=1), stats)
+        first = await busy(batcher, model)
+        greedy = await queued(*(batcher.submit(images(value), None, "greedy") for value in range(3)))
+        honest = await queued(batcher.submit(images(9), None, "honest"))
+        assert [each.done() for each in (*greedy, *honest)] == [False, False, True, False]
+        with pytest.raises(Refused, match="yours most of all"):
+            await greedy[2]
+        assert stats.waiting == 3
+        model.go.set()
+        await asyncio.gather(first, *greedy[:2], *honest)
+        assert stats.waiting == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("own", "limit"), [(0.05, 60), (None, 0.05), (60, 0.05)])
 def test_time_that_is_up_ends_the_wait_and_leaves_no_trace(model, pool, own, limit):
     async def main():

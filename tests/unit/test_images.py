@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cloud_app.images import pixels
+from cloud_app.images import MAX_SCANS, pixels
 from cloud_app.request import Refused, Signature
 from emo.data.image import FORMATS, MAX_PIXELS
 
@@ -54,6 +54,30 @@ def test_a_photograph_is_turned_as_it_says():
     exif[0x0112] = 3  # upside down
     found, _ = pixels(encoded(RED_BLUE, exif=exif), takes(3, 1, 2))
     np.testing.assert_array_equal(found[0, :, 0, 0], [0, 0, 255])
+
+
+def scans(times):
+    """A progressive JPEG that goes so many times over its pixels."""
+    data = encoded(Image.new("L", (8, 8), 9), "JPEG", progressive=True)
+    last = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last * (times - data.count(b"\xff\xda")) + data[-2:]
+
+
+def test_a_jpeg_may_have_scans_but_not_any_number():
+    assert pixels(scans(MAX_SCANS), takes(1, 8, 8))[0].shape == (1, 1, 8, 8)
+    with pytest.raises(Refused, match="scans") as caught:
+        pixels(scans(MAX_SCANS + 1), takes(1, 8, 8))
+    assert caught.value.status == 413
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no image", b"GIF89a", encoded(RED_BLUE)[:40], encoded(RED_BLUE, "EPS")]
+)
+def test_why_an_image_is_not_read_names_no_object_of_ours(data):
+    with pytest.raises(Refused) as caught:
+        pixels(data, takes(3, 4, 4))
+    assert "<" not in str(caught.value)
+    assert " 0x" not in str(caught.value)
 
 
 def bomb(width, height):

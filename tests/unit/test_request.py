@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_app.answer import answer
-from cloud_app.request import Asked, Refused, Signature, parse
+from cloud_app.answer import MAX_VALUES, answer, must_be_short
+from cloud_app.request import MAX_BODY, Asked, Call, Refused, Signature, parse
 
 TINY = Signature(
     "tiny", 2, "images", (3, 2), "UINT8", {"logits": (3,), "map": (2, 2)}, ("red", "green", "blue"), 4
@@ -214,7 +214,60 @@ def test_no_bytes_at_all_raise_anything_else(body, length):
         parse(body, REAL if body[:1] == b"{" else TINY, 1 if length == 0 else length)
 
 
+@pytest.mark.parametrize("sample", [(3, 2, 2), (1, 28, 28), (3, 9, 9), (512, 1, 1), (1,), (300,)])
+@pytest.mark.parametrize(("datatype", "worst"), [("UINT8", 255), ("FP32", -2.2250738585072014e-308)])
+def test_the_largest_right_request_is_read_and_none_much_larger(sample, datatype, worst):
+    takes = Signature("any", 1, "images", sample, datatype, {"logits": (3,)}, (), 64)
+    values = worst
+    for size in reversed((64, *sample)):
+        values = [values] * size
+    tensor = {"name": "images", "shape": [64, *sample], "datatype": datatype, "data": values}
+    size = len(json.dumps({"inputs": [tensor]}))
+    assert size <= takes.largest <= 1.7 * size + (64 << 10)
+
+
+def test_no_model_has_a_body_above_the_bound_of_all():
+    assert Signature("any", 1, "images", (3, 999, 999), "FP32", {}, (), 64).largest == MAX_BODY
+
+
+def test_an_id_that_would_be_sent_back_is_short():
+    body = {"inputs": [{"name": "images", "shape": [1], "datatype": "UINT8"}], "id": "x" * 1025}
+    with pytest.raises(Refused, match="id: "):
+        parse(json.dumps(body).encode(), TINY)
+
+
 # -- the answer
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 9000])
+def test_values_are_written_as_pythons_encoder_writes_them(size):
+    values = np.random.default_rng(0).standard_normal((2, size)).astype(np.float32)
+    wide = Signature("wide", 3, "images", (1,), "UINT8", {"logits": (size,)}, (), 4)
+    call = Call('"', np.zeros((2, 1), np.uint8), (Asked("logits", binary=False),))
+    data, length = answer(call, {"logits": values}, wide)
+    output = {"name": "logits", "datatype": "FP32", "shape": [2, size], "data": values.ravel().tolist()}
+    whole = {"model_name": "wide", "model_version": "3", "id": '"', "outputs": [output]}
+    assert (data, length) == (json.dumps(whole).encode(), None)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"),
+    [
+        ([Asked("a", binary=False)], False),
+        ([Asked("a", binary=True)], True),
+        ([Asked("a", binary=True), Asked("b", binary=False)], True),
+        ([Asked("a", binary=True, classes=10**9)], False),
+        ([Asked("a", binary=False, classes=5), Asked("b", binary=False, classes=10**9)], True),
+    ],
+)
+def test_an_answer_in_json_is_short_or_refused_before_it_is_computed(asked, fits):
+    gives = Signature("any", 1, "images", (1,), "UINT8", {"a": (MAX_VALUES // 2 + 1,), "b": (9,)}, (), 64)
+    call = Call(None, np.zeros((2, 1), np.uint8), tuple(asked))
+    if fits:
+        must_be_short(call, gives)
+    else:
+        with pytest.raises(Refused, match="binary_data"):
+            must_be_short(call, gives)
 
 
 def test_classes_are_sorted_and_named():
