@@ -6,6 +6,7 @@ Knows files, variables and how to say what is wrong with them. Knows no field.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -87,7 +88,7 @@ def _say(kind: type[BaseModel], error: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
+    text = re.sub(r"//[^/@\s]*@", "//...@", repr(value))  # the password in a URL
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -152,6 +152,12 @@ def test_what_is_no_host(host, said):
         device({"wan": {"host": host}})
 
 
+def test_the_password_of_a_url_is_not_shown():
+    with pytest.raises(ConfigError) as caught:
+        device({"wan": {"host": "mqtts://me:secret@broker.local"}})
+    assert "secret" not in str(caught.value)
+
+
 def test_every_path_may_begin_with_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     config = device(
