@@ -32,6 +32,12 @@ def test_the_mean_gives_in_and_every_other_rule_holds(attack, monkeypatch):
     assert accuracy("mean", "none") > 0.9
 
 
+def test_one_of_ten_that_claims_millions_of_samples_has_two_shares():
+    setting = dataclasses.replace(SETTING, hostile=1, sizes="zipf")
+    assert accuracy("mean", "claims", setting) > 0.8
+    assert accuracy("mean, max_weight: null", "claims", setting) < 0.3
+
+
 def test_the_attacks_are_what_they_say():
     rng = np.random.default_rng(0)
     learnt = [{"w": rng.normal(1, 1, (20, 30)), "b": rng.normal(1, 1, 5)} for _ in range(4)]
