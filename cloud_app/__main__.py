@@ -19,13 +19,13 @@ from cloud_app.checkpoint import Checkpoints
 from cloud_app.node import CloudNode
 from cloud_app.publish import Choice, added, publish
 from cloud_app.ready import ready
-from emo import __version__, files, models
+from emo import __version__, agreement, files, models
 from emo.config import CloudConfig
 from emo.data import Dataset
 from emo.errors import ExportError
 from emo.heartbeat import PAUSE, Heart, beating
 from emo.journal import Journal
-from emo.messages import OverlayWeights, Status, Update, Weights
+from emo.messages import CannotTrain, OverlayWeights, Status, Update, Weights
 from emo.mqtt import MqttChannel
 from emo.runner import Runner
 from emo.topics import subscription
@@ -61,7 +61,11 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     state = keep.load(config, weights, layout)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
     pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
-    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder, layout)
+    parts = {"network": weights}
+    if config.overlays.edges:
+        parts["overlay"] = models.weights(models.overlay(config.model, seed=0))
+    facts = agreement.facts(config.model, models.split_shape(config.model), test, **parts)
+    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder, layout, facts)
     if state is None:
         journal.event("begun", run=name)
         log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)
@@ -69,7 +73,7 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
         node.resume(state)
         log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
     root = config.wan.root
-    filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]
+    filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights, CannotTrain)]
     channel = MqttChannel(
         config.wan,
         f"{root}-{config.id}-wan",

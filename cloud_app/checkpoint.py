@@ -42,7 +42,7 @@ MOVES: dict[Phase, set[Phase]] = {
     "overlays": {"done"},
     "done": set(),
 }
-Reason = Literal["offline", "late", "refused"]
+Reason = Literal["offline", "late", "refused", "cannot-train"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _FORMAT = 1

@@ -3,7 +3,7 @@
 Knows edges and what they send. Knows no round and no file.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -18,13 +18,24 @@ class Gathering:
         self._run, self._edges, self._journal = run, edges, journal
         self._answered: set[str] = set()
         self.overlays: dict[str, OverlayWeights] = {}
+        self._failed: dict[str, str] = {}  # who has said that it cannot train, and why
 
     def resume(self, run: str, answered: Iterable[str], overlays: Mapping[str, OverlayWeights]) -> None:
         self._run, self._answered, self.overlays = run, set(answered), dict(overlays)
 
-    def add(self, overlay: OverlayWeights) -> bool:
-        """False, and nothing changed, for one that is not expected, or brings nothing."""
+    def failed(self, edge: str, why: str) -> bool:
+        """`edge` cannot train; False where that is known, or it is none of ours. Perhaps it can later, so it is waited for."""
+        if edge not in self._edges or edge in self._failed:
+            return False
+        self._failed[edge] = why
+        return True
+
+    def add(self, overlay: OverlayWeights, out: Mapping[str, str]) -> bool:
+        """False, and nothing changed, for one that is not expected, or brings nothing. `out`: who takes no part, and why."""
         edge = overlay.edge
+        if edge in out:
+            self._journal.problem("overlays.refused", f"overlay of {edge}: it takes no part: {out[edge]}")
+            return False
         if overlay.run != self._run or edge not in self._edges:
             self._journal.problem(
                 "overlays.refused", f"overlay of {edge}, run {overlay.run}: not expected here"
@@ -45,14 +56,19 @@ class Gathering:
             if known is None:
                 log.info("the overlay of %s has come, %d steps", edge, overlay.steps)
         else:
-            self._journal.problem(
-                "overlays.untrained", f"{edge} has received no batch: its overlay is left out"
-            )
+            why = self._failed.get(edge, "it has received no batch")
+            self._journal.problem("overlays.untrained", f"{edge}: its overlay is left out: {why}")
         return True
 
     def answered(self) -> list[str]:
         """Who has sent an overlay, trained or not."""
         return sorted(self._answered)
 
-    def missing(self) -> list[str]:
-        return [edge for edge in self._edges if edge not in self._answered]
+    def lacking(self, out: Mapping[str, str]) -> dict[str, str]:
+        """Whose overlay has not come, and why."""
+        silent = (edge for edge in self._edges if edge not in self._answered)
+        return {edge: out.get(edge) or self._failed.get(edge, "nothing has come") for edge in silent}
+
+    def missing(self, out: Container[str]) -> list[str]:
+        """Whose overlay is still to come; none of those in `out`."""
+        return [edge for edge in self._edges if edge not in self._answered and edge not in out]

@@ -18,7 +18,7 @@ from cloud_app import robust
 from cloud_app.checkpoint import MOVES, Checkpoints, Phase, Standing, State, Trained, settings
 from cloud_app.gathering import Gathering
 from cloud_app.patience import Patience
-from cloud_app.roster import Roster
+from cloud_app.roster import Roster, reasons
 from cloud_app.round import Round
 from cloud_app.sending import as_sent, global_model
 from cloud_app.telling import Evaluate, Telling
@@ -28,8 +28,22 @@ from emo.errors import UpdateRefused, WireError
 from emo.journal import Journal, log
 from emo.limits import Limits, of_weights
 from emo.logs import printable
-from emo.messages import GlobalModel, Message, OverlayWeights, Refused, RunState, Status, Update, Weights
+from emo.messages import (
+    CannotTrain,
+    Facts,
+    GlobalModel,
+    Message,
+    OverlayWeights,
+    Refused,
+    RunState,
+    Status,
+    Unfit,
+    Update,
+    Weights,
+)
 from emo.models.state import PLAIN, Layout
+
+_TOLD = 10  # nodes, of those that take no part
 
 
 class CloudNode:
@@ -44,11 +58,13 @@ class CloudNode:
         pause: Callable[[], bool] = lambda: False,
         folder: Path | None = None,
         layout: Layout = PLAIN,
+        facts: Facts | None = None,
     ) -> None:
         """`weights`: of the untrained FL model. `evaluate`: weights -> (accuracy, loss) on the test set. `keep`: None in
         a simulation. `pause`: whether to open no round for now. `folder`: for a round's updates, where its rule has to see
-        them all; None: a temporary one. Raises ConfigError where they would not fit there. `tick` raises QuorumError when
-        a round cannot be closed; the text names the devices."""
+        them all; None: a temporary one. Raises ConfigError where they would not fit there. `facts`: what devices and
+        edges must have alike (agreement.py). `tick` raises QuorumError when a round cannot be closed; the text names the
+        devices."""
         robust.check(config.rounds, weights, folder)
         self._config, self._journal = config, journal
         self._keep, self._pause, self._folder, self._layout = keep, pause, folder, layout
@@ -56,7 +72,7 @@ class CloudNode:
         self.phase: Phase = "waiting"
         self.round = 1
         # A device notices within 1.5 keepalives that its broker is away, and comes back within 15 s (mqtt_client.py).
-        self._roster = Roster(2 * config.wan.keepalive_s + 15, journal)
+        self._roster = Roster(2 * config.wan.keepalive_s + 15, journal, facts or {})
         self._gathering = Gathering(run, config.overlays.edges, journal)
         self._open = Round(0, self.weights)
         self._before: tuple[int, list[str]] = 0, []  # the last closed round, who was counted in it
@@ -98,6 +114,7 @@ class CloudNode:
             "devices": len(self._roster.devices),
             "sampled": len(self._open.sampled) if asked else 0,
             "updates": len(self._open.heard) if asked else 0,
+            "out": dict(list((self._roster.out | self._open.cannot).items())[:_TOLD]),
             "paused": self._paused,
             "idle": self.done or (self.phase == "waiting" and self._paused),
         }
@@ -127,12 +144,16 @@ class CloudNode:
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
             if isinstance(message, Status):
-                self._roster.take(message, self.round)
+                differs = self._roster.take(message, self.round)
+                if differs:
+                    yield Unfit(message.node, differs)
             elif isinstance(message, Update):
                 yield from self._update(message)
+            elif isinstance(message, CannotTrain):
+                self._cannot_train(message)
             elif isinstance(message, OverlayWeights):
-                first = message.edge in self._gathering.missing()
-                if self._gathering.add(message):
+                first = message.edge in self._gathering.missing(())
+                if self._gathering.add(message, self._roster.out):
                     self._behind = True
                     if first:  # one that repeats itself waits until a checkpoint is due
                         self._save()
@@ -195,6 +216,23 @@ class CloudNode:
         rounds, epochs = self._config.rounds, self._config.training.epochs
         return Round(self.round, self.weights, sampled, rounds, cap, self._folder, self._layout, epochs)
 
+    def _cannot_train(self, message: CannotTrain) -> None:
+        """The first time in a round, and of an edge in a run: nobody waits for it any more."""
+        node, asked = message.node, self.phase == "collecting" and message.round == self.round
+        if message.run != self.run:
+            known = True
+        elif asked and node in self._open.missing:
+            known = node in self._open.cannot
+            self._open.cannot[node] = message.reason
+        else:
+            known = not self._gathering.failed(node, message.reason)
+        if known:
+            self._journal.count("nodes.cannot_train")
+            return
+        text = f"{node} cannot train, in round {message.round}: {message.reason}"
+        self._journal.problem("nodes.cannot_train", text)
+        self._journal.event("cannot_train", node, node=node, round=message.round, why=message.reason)
+
     def _update(self, update: Update) -> Iterator[Message | None]:
         try:
             self._accept(update)
@@ -214,6 +252,8 @@ class CloudNode:
             raise UpdateRefused(
                 f"round {update.round} of run {update.run} is closed; this is {self.round} of {self.run}"
             )
+        if update.device in self._roster.out:
+            raise UpdateRefused(f"it takes no part: {self._roster.out[update.device]}")
         self._open.add(update)
         self._behind = True
         samples = self._open.heard[update.device]
@@ -224,9 +264,8 @@ class CloudNode:
 
     def _collect(self, now: float) -> Iterator[Message | None]:
         rounds, this, seconds = self._config.rounds, self._open, self._patience.spent(now)
-        enough = len(this.heard) >= rounds.quorum * len(this.sampled)
         late = seconds >= rounds.deadline_s
-        if this.missing and not (enough and (late or not this.awaits(self._roster.devices))):
+        if this.missing and not (this.enough() and (late or not this.awaits(self._roster.devices))):
             if late:
                 self._patience.bear(now, lambda: f"round {self.round} {this.no_quorum(seconds)}")
             return
@@ -245,7 +284,7 @@ class CloudNode:
                 self._save()
             return
         self._enter("overlays", now)
-        if missing := self._gathering.missing():
+        if missing := self._gathering.missing(self._roster.out):
             log.info("the rounds are over; waiting for the overlays of %s", ", ".join(missing))
         yield from self._retained()
 
@@ -260,17 +299,16 @@ class CloudNode:
     # -- overlays
 
     def _gather(self, now: float) -> Iterator[Message | None]:
-        missing, seconds = self._gathering.missing(), self._patience.spent(now)
+        missing, seconds = self._gathering.missing(self._roster.out), self._patience.spent(now)
         if self._telling.closed is not None:
             return
         if missing and seconds < (most := self._config.overlays.wait_s):
             text = f"waiting for the overlays of {', '.join(missing)}, {seconds:.0f} of {most:.0f} s"
             self._patience.say(now, lambda: text, logging.INFO)
             return
-        if missing:
-            self._journal.problem(
-                "overlays.missing", f"no overlay from {', '.join(missing)}: going on without"
-            )
+        lacking = self._gathering.lacking(self._roster.out)
+        if lacking:
+            self._journal.problem("overlays.missing", f"going on without the overlays of {reasons(lacking)}")
         self._enter("done", now)
         yield from self._retained()
 

@@ -77,8 +77,8 @@ def publish(
     members = overlays + [HEAD] * choice.head
     if not members:
         raise ExportError(
-            "no edge sent an overlay: no ensemble. Are the edges in `overlays.edges` running? (`emo export --head` "
-            "exports the FL model alone.)"
+            "no edge sent an overlay: no ensemble. The cloud's log and events.jsonl say what became of each edge in "
+            "`overlays.edges`. (`emo export --head` exports the FL model alone.)"
         )
     everyone = overlays + [HEAD] * (HEAD in parts)
     whole = ensemble.build(

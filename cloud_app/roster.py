@@ -10,30 +10,49 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emo.agreement import differences
 from emo.journal import Journal
-from emo.messages import Status
+from emo.messages import Facts, Status
+
+_NAMED = 5  # in a sentence
 
 
 class Roster:
-    """`devices`: those that are online, with their training samples; `edges`: likewise."""
+    """`devices`: those that are online and take part, with their training samples; `edges`: all that are online. `out`: of
+    both, who is online and takes no part, and why. `facts`: what a node must have alike (agreement.py)."""
 
-    def __init__(self, patience_s: float, journal: Journal) -> None:
+    def __init__(self, patience_s: float, journal: Journal, facts: Facts) -> None:
         self.devices: dict[str, int] = {}
         self.edges: set[str] = set()
+        self.out: dict[str, str] = {}
+        self._facts = facts
         self._patience_s, self._journal = patience_s, journal
         self._doubted: set[str] = set()
         self._since: float | None = None
 
-    def take(self, status: Status, number: int) -> None:
-        """In round `number`."""
+    def take(self, status: Status, number: int) -> str:
+        """In round `number`. How the node differs from the cloud, for itself to hear; empty where it does not."""
+        differs = differences(self._facts, status.facts) if status.online else ""
+        why = differs or (status.trouble if status.online else "")
         if status.role == "edge":
             (self.edges.add if status.online else self.edges.discard)(status.node)
         elif status.role == "device":
             self._doubted.discard(status.node)
-            if status.online:
+            if status.online and not why:
                 self.devices[status.node] = status.samples
             else:
                 self._gone(status.node, number)
+        else:
+            return ""
+        if not why:
+            self.out.pop(status.node, None)
+        elif self.out.get(status.node) != why:
+            self.out[status.node] = why
+            said = f"{status.role} {status.node} takes no part: {why}"
+            self._journal.problem("nodes.unfit" if differs else "nodes.cannot_train", said)
+            event = "unfit" if differs else "cannot_train"
+            self._journal.event(event, status.node, node=status.node, round=number, why=why)
+        return differs
 
     def _gone(self, device: str, number: int) -> None:
         if self.devices.pop(device, None) is not None:
@@ -69,9 +88,17 @@ class Roster:
     def too_few(self, wanted: int) -> str:
         """For people."""
         text = f"{len(self.devices)} of {wanted} devices are here ({', '.join(sorted(self.devices))})"
+        if self.out:
+            return f"{text}; left out: {reasons(self.out)}"
         if self.devices:
             return text
         return (
             f"{text}. Are they running, with this broker and the same wan.root? A broker that gives retained messages to no "
             "wildcard shows those that came first half a minute late; `emo doctor --config` tries it"
         )
+
+
+def reasons(why: Mapping[str, str]) -> str:
+    """For people: who, and why."""
+    more = [f"and {len(why) - _NAMED} more"] * (len(why) > _NAMED)
+    return ", ".join([*(f"{node} ({why[node]})" for node in sorted(why)[:_NAMED]), *more])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cloud_app import fedavg, robust
 from cloud_app.checkpoint import Closed, Reason
+from cloud_app.roster import reasons
 from emo.config import Rounds
 from emo.errors import UpdateRefused
 from emo.messages import Update, Weights
@@ -38,9 +39,11 @@ class Round:
         self.heard: dict[str, int] = {}
         self.missing = dict.fromkeys(self.sampled)  # a set, in order
         self.loss = 0.0
-        self.sum = robust.init(settings or Rounds(), start, len(self.sampled), cap, folder, layout, epochs)
+        self._settings = settings or Rounds()
+        self.sum = robust.init(self._settings, start, len(self.sampled), cap, folder, layout, epochs)
         self._found: robust.Result | None = None
         self._refused: set[str] = set()
+        self.cannot: dict[str, str] = {}  # who has said that it cannot train, and why
 
     def resume(self, heard: Mapping[str, int], loss: float, total: fedavg.Sum) -> None:
         """Go on from what another process had: `total` is the sum of the updates of `heard`."""
@@ -62,6 +65,7 @@ class Round:
         weights = restore(update.weights, update.form, self._start)
         self.sum = robust.add(self.sum, update.device, weights, update.samples)
         self._refused.discard(update.device)
+        self.cannot.pop(update.device, None)
         counted = self.sum.weight(update.samples)
         self.heard[update.device] = counted
         self.loss += update.loss * counted
@@ -72,20 +76,35 @@ class Round:
         self._found = robust.result(self.sum)
         return self._found.weights
 
+    def enough(self) -> bool:
+        """Whether the round may close with what has come: the quorum of those that can train, who are not too few."""
+        able, asked = len(self.sampled) - len(self.cannot), len(self.sampled)
+        least = self._settings.least(asked), self._settings.quorum * able
+        return len(self.heard) >= max(least) and able >= min(asked, self._settings.min_devices)
+
     def awaits(self, online: Container[str]) -> bool:
         """Whether somebody who is here has still to answer."""
-        return any(name in online and name not in self._refused for name in self.missing)
+        silent = (name for name in self.missing if name not in self._refused and name not in self.cannot)
+        return any(name in online for name in silent)
 
     def no_quorum(self, seconds: float) -> str:
         """For people."""
         text = f"{len(self.heard)} of {len(self.sampled)} updates after {seconds:.0f} s"
-        return f"has no quorum: {text}; missing: {', '.join(self.missing)}"
+        silent = ", ".join(name for name in self.missing if name not in self.cannot)
+        said = f"has no quorum: {text}; missing: {silent or 'nobody'}"
+        return f"{said}; cannot train: {reasons(self.cannot)}" if self.cannot else said
 
     def closed(self, online: Container[str], seconds: float) -> Closed:
         """What is left to be said of it, after `mean`, `seconds` after it was opened."""
         assert self._found is not None
         left_out: dict[str, Reason] = {
-            name: "refused" if name in self._refused else "late" if name in online else "offline"
+            name: "cannot-train"
+            if name in self.cannot
+            else "refused"
+            if name in self._refused
+            else "late"
+            if name in online
+            else "offline"
             for name in self.missing
         }
         return Closed(

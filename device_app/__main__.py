@@ -12,7 +12,7 @@ from emo import files
 from emo.config import DeviceConfig
 from emo.heartbeat import Heart, beating
 from emo.journal import Journal
-from emo.messages import GlobalModel, Interval, Refused
+from emo.messages import GlobalModel, Interval, Refused, Unfit
 from emo.mqtt import MqttChannel
 from emo.runner import Runner
 from emo.topics import subscription
@@ -38,8 +38,13 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
     journal = Journal(config.state_dir)
     node = ready(config, journal)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
+    node.prepare()
     root = config.wan.root
-    filters = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
+    filters = [
+        subscription(root, GlobalModel),
+        subscription(root, Refused, device=config.id),
+        subscription(root, Unfit, member=config.id),
+    ]
     name = f"{root}-{config.id}"
     channels = {
         "wan": MqttChannel(
@@ -50,6 +55,10 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
         intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
         channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)
     heart = Heart(
-        config.state_dir, "device", config.id, lambda: {link: c.connected for link, c in channels.items()}
+        config.state_dir,
+        "device",
+        config.id,
+        lambda: {link: c.connected for link, c in channels.items()},
+        trouble=lambda: node.trouble.why,
     )
     return Runner(node, channels, journal, turn=turn, turned=heart.turned), heart

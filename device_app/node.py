@@ -6,15 +6,16 @@ weights whether the tap is there or not.
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
 
 from device_app.offers import Offers
 from device_app.tap import Tap
-from emo import models, seeds
-from emo.config import DeviceConfig
+from emo import agreement, models, seeds
+from emo.config import DeviceConfig, Training
 from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
 from emo.data.partition import share
@@ -22,15 +23,19 @@ from emo.journal import Journal, log
 from emo.limits import Limits, of_weights
 from emo.messages import (
     ActivationBatch,
+    CannotTrain,
+    Facts,
     GlobalModel,
     Interval,
     Message,
     Refused,
     Status,
+    Unfit,
     Update,
 )
 from emo.models import SplitNetwork
 from emo.training import train
+from emo.trouble import Trouble
 from emo.weights import digest, restore, shrink
 
 _RUNS = 16  # runs that are remembered as over
@@ -52,7 +57,10 @@ class DeviceNode:
         Raises ModelError, PartitionError, or DataError where the data does not fit the model.
         """
         self.done = False
-        self._config, self._journal = config, journal
+        self.trouble = Trouble(config.id, journal)
+        self._config, self._journal, self._data = config, journal, data
+        self._facts: Facts = {}
+        self._unable = ""
         must_fit(data, config.model)
         if batches is None:
             indices = (
@@ -75,7 +83,28 @@ class DeviceNode:
             self._tap = Tap(self._net.trunk, self._offer)
 
     def hello(self, online: bool) -> Status:
-        return Status(self._config.id, "device", online, self._batches.samples)
+        told = (self._facts, self._unable) if online else ({}, "")
+        return Status(self._config.id, "device", online, self._batches.samples, *told)
+
+    def prepare(self) -> None:
+        """Before it connects: what `hello` says of this node, and whether it can train at all: a step on its smallest batch, by
+        another node, so that nothing changes here but `trouble`."""
+        net, rows = models.network(self._config.model, seed=0), self._batches.rows(-1)
+        try:
+            weights = models.weights(net)
+            split = models.split_shape(self._config.model)
+            self._facts = agreement.facts(self._config.model, split, self._data, network=weights)
+            model = GlobalModel("trial", 1, (self._config.id,), Training(), weights)
+            batches = FixedBatches(self._data, rows, len(rows), 0)
+            trial = DeviceNode(self._config, self._data, Journal(), net, batches)
+            with closing(trial):
+                if trial._offers is not None:
+                    trial._offers.begin(model.run)
+                deque(trial._epochs(model), maxlen=0)
+            models.weights(net)
+        except Exception as error:  # noqa: BLE001 - a user's network may raise anything
+            of = f"{len(rows)} of {self._batches.samples} samples, batch_size {self._config.batch_size}"
+            self._unable = self.trouble.failed(f"a trial step on its smallest batch ({of})", error)
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
@@ -97,7 +126,12 @@ class DeviceNode:
         """May be called by two threads: intervals come while the model trains."""
         del now
         if isinstance(message, GlobalModel):
-            yield from self._round(message)
+            try:
+                yield from self._round(message)
+            except Exception as error:  # noqa: BLE001 - a user's network may raise anything
+                self._offered = []
+                why = self.trouble.failed(f"round {message.round}", error)
+                yield CannotTrain(message.run, self._config.id, message.round, why)
         elif isinstance(message, Interval) and self._offers is not None:
             self._offers.answer(message)
         elif isinstance(message, Refused):
@@ -106,6 +140,8 @@ class DeviceNode:
                 f"{message.device}: the cloud refused round {message.round}: {message.reason}",
             )
             self._journal.event("refused", run=message.run, round=message.round, reason=message.reason)
+        elif isinstance(message, Unfit):
+            self.trouble.unfit(message)
 
     def state(self) -> bytes:
         """What of one round the next one depends on, its messages once encoded; nothing, without a tap."""
@@ -144,19 +180,7 @@ class DeviceNode:
             return
         start = restore(model.weights, model.form, models.weights(self._net))
         models.load(self._net, start)
-        self._fresh = model.fresh
-        losses: list[float] = []
-        for epoch in range(model.training.epochs):
-            self._version = model.round * model.training.epochs + epoch
-            stream = (self._batches.batch(j) for j in self._batches.order(model.round, epoch))
-            seed = seeds.of(self._batches.seed, model.round, epoch, self._config.id)
-            for loss in train(self._net, self._watched(stream), model.training, seed):
-                losses.append(loss)
-                yield from self._offered or (None,)
-                self._offered = []
-        loss = sum(losses) / len(losses)
-        if self._offers is not None:  # before the update: the last round's closes the run
-            yield self._offers.report(model.round)
+        loss = yield from self._epochs(model)
         trained, self._base = models.weights(self._net), base
         said = {"base": base, "digest": digest(trained), "loss": loss}
         log.info("%s: round %d trained, loss %.3f", self._config.id, model.round, loss)
@@ -170,7 +194,24 @@ class DeviceNode:
             weights=shrink(trained, model.training.update, start),
             form=model.training.update,
         )
+        self.trouble.over()
         yield self._update
+
+    def _epochs(self, model: GlobalModel) -> Generator[Message | None, None, float]:
+        """All of a round's training, from the weights that the network has; returns its mean loss."""
+        self._fresh = model.fresh
+        losses: list[float] = []
+        for epoch in range(model.training.epochs):
+            self._version = model.round * model.training.epochs + epoch
+            stream = (self._batches.batch(j) for j in self._batches.order(model.round, epoch))
+            seed = seeds.of(self._batches.seed, model.round, epoch, self._config.id)
+            for loss in train(self._net, self._watched(stream), model.training, seed):
+                losses.append(loss)
+                yield from self._offered or (None,)
+                self._offered = []
+        if self._offers is not None:  # before the update: the last round's closes the run
+            yield self._offers.report(model.round)
+        return sum(losses) / len(losses)
 
     def _watched(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         return stream if self._tap is None else self._tap.watch(stream)

@@ -5,6 +5,7 @@ import torch
 from device_app.node import DeviceNode
 from emo import data, models, trial
 from emo.config import DeviceConfig
+from emo.errors import ModelError
 from emo.journal import Journal
 
 
@@ -15,9 +16,13 @@ def ready(config: DeviceConfig, journal: Journal) -> DeviceNode:
 
 
 def said(config: DeviceConfig) -> str:
-    """For people. Raises as `ready`."""
+    """For people. Raises as `ready`, and ModelError where it cannot train."""
     torch.set_num_threads(config.threads)
-    samples = ready(config, Journal()).hello(online=False).samples
+    node = ready(config, Journal())
+    node.prepare()
+    if node.trouble.why:
+        raise ModelError(node.trouble.why)
+    samples = node.hello(online=False).samples
     return (
         f"{config.model.name} takes its {samples:,} samples; split {list(models.split_shape(config.model))}"
     )

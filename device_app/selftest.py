@@ -22,7 +22,7 @@ from emo.config import DeviceConfig, Training
 from emo.data.dataset import Dataset, constant
 from emo.errors import EmoError, FrameError, ModelError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, GlobalModel, Message, Update
+from emo.messages import ActivationBatch, CannotTrain, GlobalModel, Message, Update
 from emo.reassembly import Reassembler
 from emo.settings import load
 
@@ -46,6 +46,9 @@ def check(config: DeviceConfig) -> dict[str, Any]:
         node.handle(GlobalModel(_RUN, 0, (config.id,), Training(lr=0.01), before), now=time.monotonic())
     )
     node.close()
+    for message in sent:
+        if isinstance(message, CannotTrain):
+            raise ModelError(f"{config.model.name}: {message.reason}")
     batch = next(message for message in sent if isinstance(message, ActivationBatch))
     update = next(message for message in sent if isinstance(message, Update))
     if not all(np.isfinite(array).all() for array in update.weights.values()):

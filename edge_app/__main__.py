@@ -25,7 +25,7 @@ from emo.config import EdgeConfig
 from emo.errors import EmoError
 from emo.heartbeat import Heart, beating
 from emo.journal import Journal
-from emo.messages import ActivationBatch, RunState, TapReport
+from emo.messages import ActivationBatch, RunState, TapReport, Unfit
 from emo.mqtt import MqttChannel
 from emo.parser import Parser
 from emo.runner import Runner, stop_on
@@ -75,6 +75,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         )
         trainer = stack.enter_context(parallel.Leader(world, stop.set)).trainer if world else Trainer
         node = EdgeNode(config, cache, journal, device, table, checkpoint, trainer)
+        node.prepare()
         journal.watch(node.gauges)
         lan = [subscription(config.lan.root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
         name = f"{config.wan.root}-{config.id}"
@@ -82,14 +83,21 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             "wan": MqttChannel(
                 config.wan,
                 f"{name}-wan",
-                [subscription(config.wan.root, RunState)],
+                [
+                    subscription(config.wan.root, RunState),
+                    subscription(config.wan.root, Unfit, member=config.id),
+                ],
                 journal,
                 node.hello(online=False),
             ),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=node.limits()),
         }
         heart = Heart(
-            config.state_dir, "edge", config.id, lambda: {link: c.connected for link, c in channels.items()}
+            config.state_dir,
+            "edge",
+            config.id,
+            lambda: {link: c.connected for link, c in channels.items()},
+            trouble=lambda: node.trouble.why,
         )
         with beating([heart]):
             Runner(node, channels, journal, work=node.work, settle=node.settle, turned=heart.turned).run(stop)

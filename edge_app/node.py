@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import nn
 
-from edge_app import scoring
+from edge_app import ready, scoring
 from edge_app.cache import ReplayCache
 from edge_app.checkpoint import CheckpointFile, State
 from edge_app.controller import Controller
@@ -21,22 +21,27 @@ from edge_app.overlay import Trainer
 from edge_app.snapshot import NodeState, Snapshot, log_of
 from edge_app.table import TableFile
 from edge_app.training import Training
-from emo import codec, models
+from emo import agreement, codec, models
 from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, WireError
 from emo.journal import Journal, log
 from emo.limits import Limits, of_batches
 from emo.messages import (
     ActivationBatch,
+    CannotTrain,
+    Facts,
     Interval,
     Message,
     OverlayWeights,
     RunState,
     Status,
     TapReport,
+    Unfit,
     Weights,
 )
+from emo.trouble import Trouble
 
+_PATIENCE, _RETRY_S = 10, 1.0  # steps that may fail in a row, and the time between two of them
 TrainerOf = Callable[[nn.Module, Overlay, str], Trainer]
 
 
@@ -63,6 +68,11 @@ class EdgeNode:
 
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
         self.done, self._run, self._last = False, "", 0.0
+        self.trouble = Trouble(config.id, journal)
+        self._facts: Facts = {}
+        self._unable = ""
+        self._failures, self._retry = 0, 0.0  # steps in a row that raised; when there may be another
+        self._device = device
         self._newest = self._round = self._rounds = self._received = self._missed = 0
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
@@ -70,7 +80,17 @@ class EdgeNode:
         self._told = "", 0
 
     def hello(self, online: bool) -> Status:
-        return Status(self._config.id, "edge", online)
+        told = (self._facts, self._unable) if online else ({}, "")
+        return Status(self._config.id, "edge", online, 0, *told)
+
+    def prepare(self) -> None:
+        """Before it connects: what `hello` says of this node, and whether the overlay can train at all: a step of another of its
+        kind, so that nothing changes here but `trouble`."""
+        self._facts = agreement.facts(self._config.model, self._shape, overlay=self._training.weights())
+        try:
+            ready.step(self._config, self._device)
+        except Exception as error:  # noqa: BLE001 - a user's network may raise anything
+            self._unable = self.trouble.failed("a trial step of the overlay", error)
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
@@ -101,6 +121,8 @@ class EdgeNode:
                 answer = self._receive(message, now)
             elif isinstance(message, TapReport):
                 self._report(message, now)
+            elif isinstance(message, Unfit):
+                self.trouble.unfit(message)
         if answer is not None:
             yield answer
 
@@ -125,6 +147,7 @@ class EdgeNode:
             # disk about once a round.
             self._missed = self._cache.stats()["entries"] * state.round
             self._finishing, self._delivered, self._run = None, None, state.run
+            self._failures, self._retry = 0, 0.0
             self._journal.event("run", run=state.run)
         if state.run == self._run:
             self._round, self._rounds = state.round, state.rounds
@@ -238,9 +261,18 @@ class EdgeNode:
 
         Raises CacheError when the disk cannot be read."""
         attempted = max(self._guard.attempted, self._received, self._missed)
-        if self._training.within_budget(attempted) and not self._overdue(now):
+        if self._may_train(now) and self._training.within_budget(attempted) and not self._overdue(now):
             stop = self._config.overlay.budget == "time" and self._finished(now)
-            if not stop and self._training.step():
+            try:
+                stepped = not stop and self._training.step()
+            except CacheError:
+                raise
+            except Exception as error:  # noqa: BLE001 - a user's network may raise anything
+                yield self._failed(error, now)
+                return
+            if stepped:
+                self._failures = 0
+                self.trouble.over()
                 yield None
                 return
         if self._finished(now) and self._delivered is None:
@@ -251,6 +283,17 @@ class EdgeNode:
                 self._run, self._config.id, steps, attempted, sent, self._training.weights()
             )
             yield self._delivered
+
+    def _may_train(self, now: float) -> bool:
+        return not self._unable and self._failures < _PATIENCE and now >= self._retry
+
+    def _failed(self, error: Exception, now: float) -> CannotTrain:
+        self._journal.count("overlay.failed")
+        self._failures, self._retry = self._failures + 1, now + _RETRY_S
+        reason = self.trouble.failed("an overlay step", error)
+        if self._failures == _PATIENCE:
+            log.warning("%s: %d steps failed in a row: no more in this run", self._config.id, _PATIENCE)
+        return CannotTrain(self._run, self._config.id, self._round, reason)
 
     def close(self) -> None:
         """Once nobody trains any more: no step is lost."""

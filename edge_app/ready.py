@@ -2,6 +2,7 @@
 
 import torch
 
+from edge_app.overlay import Trainer
 from emo import models, trial
 from emo.config import EdgeConfig
 
@@ -12,9 +13,19 @@ def ready(config: EdgeConfig) -> int:
     return sum(parameter.numel() for parameter in overlay.parameters())
 
 
+def step(config: EdgeConfig, device: str = "cpu") -> None:
+    """One step of an overlay like its own, on as few samples as a step may have. Raises what the user's network does."""
+    model, settings = config.model, config.overlay.model_copy(update={"compile": False})
+    trainer = Trainer(models.overlay(model, settings.seed), settings, device)
+    count = max(2, settings.batches)
+    labels = torch.arange(count) % model.classes
+    trainer.step([(torch.zeros(count, *models.split_shape(model)), labels)])
+
+
 def said(config: EdgeConfig) -> str:
-    """For people. Raises as `ready`."""
+    """For people. Raises as `ready` and `step`."""
     torch.set_num_threads(config.threads)
+    step(config)
     split = list(models.split_shape(config.model))
     return f"{config.model.name}'s overlay, {ready(config):,} parameters, takes activations {split}"
 

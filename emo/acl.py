@@ -45,6 +45,8 @@ def _rules(root: str, routes: list[Route], name: str, role: str, edge: str) -> I
     ids = {"edge": edge} if edge else {}
     if role == "device":
         ids["device"] = name
+    if role != "cloud":
+        ids["member"] = name
     for route in routes:
         if role in route.writers:
             # One topic of each kind, or a node could fill the broker with retained messages: what nodes retain fits

@@ -36,7 +36,7 @@ class Channel(Protocol):
 
 def key(message: Message) -> tuple[str, ...]:
     """What a newer message replaces while both are still queued: the older version of the same thing."""
-    names = ("node", "device", "edge", "batch")
+    names = ("node", "member", "device", "edge", "batch")
     return (type(message).__name__, *(str(vars(message)[n]) for n in names if n in vars(message)))
 
 

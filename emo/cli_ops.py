@@ -12,6 +12,7 @@ from emo import files, heartbeat
 from emo.config import CloudConfig
 from emo.errors import ConfigError
 from emo.heartbeat import PAUSE, Beat
+from emo.logs import printable
 from emo.settings import any_tier, load
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
@@ -91,7 +92,7 @@ def _standing(beat: Beat | None, paused: bool) -> dict[str, Any]:
     """What `emo rounds` says of a cloud whose last heartbeat is `beat`."""
     running = beat is not None and not beat.wrong(_FRESH_S)
     about = {} if beat is None else beat.about
-    keys = ("run", "round", "of", "phase", "devices", "sampled", "updates")
+    keys = ("run", "round", "of", "phase", "devices", "sampled", "updates", "out")
     found = {name: about.get(name) for name in keys}
     return {"running": running, "paused": paused, "idle": not running or bool(about.get("idle")), **found}
 
@@ -103,4 +104,5 @@ def _text(found: dict[str, Any]) -> str:
         return f"{held}the cloud is not running{last}"
     where = f"{held}run {found['run']}, round {found['round']} of {found['of']}: {found['phase']}"
     asked = f", {found['updates']} of {found['sampled']} updates" if found["sampled"] else ""
-    return f"{where}{asked}, {found['devices']} devices here"
+    out = "".join(f"\n{node} takes no part: {printable(why)}" for node, why in (found["out"] or {}).items())
+    return f"{where}{asked}, {found['devices']} devices here{out}"

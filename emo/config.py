@@ -151,6 +151,9 @@ class Training(Section):
     update: Form = "fp32"
 
 
+_MORE = {"trimmed-mean": 1, "multi-krum": 3}  # updates than two for each that is hostile
+
+
 class Rounds(Section):
     """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late.
     `model`: the form of the global model on its way to them; fp16 rounds it, for the cloud too.
@@ -179,13 +182,18 @@ class Rounds(Section):
         """How many of `devices` that were asked may be hostile."""
         return math.ceil(round(self.attackers * devices, 9))
 
+    def least(self, asked: int) -> int:
+        """How many updates the rule needs where `asked` devices were asked."""
+        more = _MORE.get(self.aggregate)
+        return 1 if more is None else 2 * self.hostile(asked) + more
+
     @model_validator(mode="after")
     def _outvotes_the_hostile(self) -> "Rounds":
-        more = {"trimmed-mean": 1, "multi-krum": 3}.get(self.aggregate)
+        more = _MORE.get(self.aggregate)
         first = min(self.min_devices, self.per_round or self.min_devices)
         for asked in range(first, (self.per_round or first + 100) + 1) if more else ():
             closes, hostile = math.ceil(round(self.quorum * asked, 9)), self.hostile(asked)
-            if closes < 2 * hostile + (more or 0):
+            if closes < self.least(asked):
                 msg = (
                     f"aggregate {self.aggregate} needs 2 x {hostile} + {more} updates where {hostile} of {asked} devices may be "
                     f"hostile (attackers {self.attackers:g}), and a round may close with {closes} (quorum {self.quorum:g}): "

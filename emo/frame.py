@@ -42,6 +42,9 @@ _MAX_LABELS = (
 # The number on the wire is the place in this tuple: only ever append.
 KINDS: tuple[type[Message], ...] = get_args(messages.Message)
 _CHECK = {kind: TypeAdapter[Any](kind) for kind in KINDS}
+# Fields that came after the schema: left out at the end of a header where they are empty, so that older bytes still count.
+_LATER: dict[type[Message], tuple[str, ...]] = {messages.Status: ("facts", "trouble")}
+_LEAST = {kind: len(dataclasses.fields(kind)) - len(_LATER.get(kind, ())) for kind in KINDS}
 
 
 def _packed(data: memoryview, limit: Limit) -> Packed:
@@ -96,6 +99,8 @@ def pack(message: Message) -> bytes:
             blobs.append(_BLOBS[item.name][0](value))
             value = len(blobs[-1])
         fields.append(value.model_dump() if hasattr(value, "model_dump") else value)
+    while len(fields) > _LEAST[type(message)] and not fields[-1]:
+        fields.pop()
     header = json.dumps(fields, separators=(",", ":"), sort_keys=True).encode()
     most = limits.header(type(message))
     if len(header) > most:
@@ -117,10 +122,10 @@ def unpack(kind: int, payload: bytes, limit: Limit = _ANY) -> Message:
     except (ValueError, RecursionError) as error:
         raise FrameError(f"{cls.__name__}: header is not JSON") from error
     names = [item.name for item in dataclasses.fields(cls)]
-    if not isinstance(values, list) or len(values) != len(names):
+    if not isinstance(values, list) or not _LEAST[cls] <= len(values) <= len(names):
         raise FrameError(f"{cls.__name__}: header must be an array of {', '.join(names)}")
-    fields = dict(zip(names, values, strict=True))
-    sizes = {name: fields[name] for name in names if name in _BLOBS}
+    fields = dict(zip(names, values, strict=False))
+    sizes = {name: fields[name] for name in fields if name in _BLOBS}
     at = 4 + size
     if not all(type(n) is int and n >= 0 for n in sizes.values()) or at + sum(sizes.values()) != len(payload):
         raise FrameError(f"{cls.__name__}: blobs do not add up to {len(payload)} bytes")

@@ -28,7 +28,8 @@ _LIMIT = 64 << 10  # bytes
 class Beat(BaseModel):
     """`time`: Unix; `monotonic`: seconds since the machine's start, which is `boot`. `turned_s`: seconds since the main
     loop turned; not to be judged while `doing` names something else, as the cloud's "exporting". `stopped`: it has
-    ended in good order. `brokers`: link -> connected. `about`: what the node says of itself."""
+    ended in good order. `brokers`: link -> connected. `about`: what the node says of itself. `trouble`: why it takes no part as
+    it should."""
 
     time: float
     monotonic: float
@@ -41,6 +42,7 @@ class Beat(BaseModel):
     stopped: bool
     brokers: dict[str, bool]
     about: dict[str, Any]
+    trouble: str = ""
 
     def age_s(self) -> float:
         """Infinite for one from before the machine's start."""
@@ -55,11 +57,13 @@ class Beat(BaseModel):
             return f"no sign of life for {self.age_s():.0f} s: the process is gone, or stopped"
         if self.doing is None and self.turned_s > max_age_s:
             return f"its main loop has not turned for {self.turned_s:.0f} s"
+        if self.trouble:
+            return self.trouble
         return f"not connected to its broker: {', '.join(away)}" if connected and away else ""
 
 
 class Heart:
-    """Of one node, whose state is in `folder`. Both callables must return at once, whatever the node is doing."""
+    """Of one node, whose state is in `folder`. The callables must return at once, whatever the node is doing."""
 
     def __init__(
         self,
@@ -68,11 +72,12 @@ class Heart:
         name: str,
         brokers: Callable[[], Mapping[str, bool]],
         about: Callable[[], Mapping[str, object]] = dict,
+        trouble: Callable[[], str] = str,
     ) -> None:
         self._path, self._tier, self._name = folder / NAME, tier, name
         for path in folder.glob(".*.tmp"):  # what a killed process was writing
             files.remove(path)
-        self._brokers, self._about = brokers, about
+        self._brokers, self._about, self._trouble = brokers, about, trouble
         self._turned = time.monotonic()
         self.doing: str | None = None
 
@@ -95,6 +100,7 @@ class Heart:
             stopped=stopped,
             brokers=dict(self._brokers()),
             about=dict(self._about()),
+            trouble=self._trouble(),
         )
         with contextlib.suppress(OSError):
             files.write(self._path, found.model_dump_json().encode() + b"\n", synced=False)

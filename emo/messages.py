@@ -5,6 +5,7 @@ Knows fields and their bounds. Knows no bytes (frame.py), no topics (topics.py),
 """
 
 from collections.abc import Mapping
+from dataclasses import field
 from typing import Annotated, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Round = Annotated[int, Field(ge=0, lt=2**31)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=500)]
+Facts = Annotated[
+    dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=1500)]], Field(max_length=16)
+]
 Weights = Mapping[str, np.ndarray]
 
 _CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -26,12 +30,15 @@ _CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
 @dataclass(frozen=True, config=_CHECKED)
 class Status:
-    """A node is here, or (as its will) gone. `samples`: a device's training samples."""
+    """A node is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes must have alike
+    (agreement.py). `trouble`: why it cannot train at all; empty where it can."""
 
     node: Id
     role: Literal["device", "edge", "cloud"]
     online: bool
     samples: Count = 0
+    facts: Facts = field(default_factory=dict)
+    trouble: Text = ""
 
 
 @dataclass(frozen=True, config=_CHECKED)
@@ -139,6 +146,25 @@ class Interval:
     interval: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
+@dataclass(frozen=True, config=_CHECKED)
+class CannotTrain:
+    """Device or edge -> cloud: why its training failed, in round `round`. It goes on living, and tries again when it is asked
+    again; the round does not wait for it."""
+
+    run: Id
+    node: Id
+    round: Round
+    reason: Text
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Unfit:
+    """Cloud -> device or edge: why it takes no part in the run."""
+
+    member: Id
+    reason: Text
+
+
 Message = (
     Status
     | GlobalModel
@@ -149,4 +175,6 @@ Message = (
     | ActivationBatch
     | TapReport
     | Interval
+    | CannotTrain
+    | Unfit
 )

@@ -106,5 +106,5 @@ def _size(message: Message) -> int:
         elif isinstance(value, np.ndarray):
             size += value.nbytes
         elif isinstance(value, Mapping):
-            size += sum(array.nbytes for array in value.values())
+            size += sum(len(each) if isinstance(each, str) else each.nbytes for each in value.values())
     return size

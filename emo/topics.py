@@ -22,7 +22,7 @@ _KIB, _MIB = 1 << 10, 1 << 20
 class Route:
     """`topic`: its {fields} are those of the message. A retained message has its chunk's number as last level,
     because a broker keeps one message a topic. `limit`: bytes of the whole message. Who has a role in `writers` or
-    `readers` may do so on topics with his own id in the {field} of his role, or in {node} to write."""
+    `readers` may do so on topics with his own id in the {field} of his role, in {node} to write, in {member} to read."""
 
     topic: str
     link: Link
@@ -47,6 +47,8 @@ ROUTES: dict[type[Message], Route] = {
     ),
     messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",)),
     messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB, ("edge",), ("device",)),
+    messages.CannotTrain: Route("wan/cannot-train/{node}", "wan", 16 * _KIB, ("edge", "device"), ("cloud",)),
+    messages.Unfit: Route("wan/unfit/{member}", "wan", 16 * _KIB, ("cloud",), ("edge", "device")),
 }
 
 

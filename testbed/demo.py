@@ -100,6 +100,8 @@ def _run(
     fleet.start("devices", "device", "--config", *(str(folder / f"{name}.yaml") for name in names))
     with View(args.rounds) as view:
         for event in _events(folder / "cloud" / "events.jsonl", fleet, stop):
+            if event["event"] in {"cannot_train", "unfit"}:  # the round would wait for it until it gives up
+                raise EmoError(f"{event['node']} cannot train: {event['why']}")
             view.show(event)
     fleet.stop("devices", "edge-1", "edge-2")
     result = json.loads((folder / "cloud" / "result.json").read_text())

@@ -17,9 +17,9 @@ from typing import NamedTuple
 from edge_app import snapshot
 from edge_app.cache import DiskCache, ReplayCache
 from edge_app.node import EdgeNode
-from emo.errors import WireError
+from emo.errors import ModelError, WireError
 from emo.journal import Journal
-from emo.messages import Interval, Message, OverlayWeights, RunState, TapReport, Weights
+from emo.messages import CannotTrain, Interval, Message, OverlayWeights, RunState, TapReport, Weights
 from testbed import nodes, packets
 from testbed.packets import Packet, Sender
 from testbed.plan import Plan
@@ -129,6 +129,9 @@ class Edge:
     def _train(self, now: float) -> list[OverlayWeights]:
         """Up to the budget, or until the overlay is sent."""
         while items := list(self._node.work(now)):
+            for item in items:
+                if isinstance(item, CannotTrain):
+                    raise ModelError(f"{item.node} cannot train: {item.reason}")
             sent = [item for item in items if isinstance(item, OverlayWeights)]
             if sent:
                 return sent

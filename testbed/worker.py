@@ -27,9 +27,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from device_app.node import DeviceNode
-from emo.errors import WireError
+from emo.errors import ModelError, WireError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, GlobalModel, RunState, TapReport, Update
+from emo.messages import ActivationBatch, CannotTrain, GlobalModel, RunState, TapReport, Update
 from testbed import nets, nodes, packets
 from testbed.edges import Edge, Offered
 from testbed.packets import Packet, Sender
@@ -139,6 +139,8 @@ class Worker:
                 waves.append(sender.encode(message))
             elif isinstance(message, TapReport):
                 report = sender.encode(message)
+            elif isinstance(message, CannotTrain):
+                raise ModelError(f"{message.node} cannot train: {message.reason}")
             elif isinstance(message, Update):
                 loss = math.nan if message.loss is None else message.loss
                 samples = message.samples * model.training.epochs

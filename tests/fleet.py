@@ -10,12 +10,13 @@ from device_app.node import DeviceNode
 from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
 from edge_app.node import EdgeNode
-from emo import models
+from emo import agreement, models
 from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Model
 from emo.data import Dataset
 from emo.journal import Journal
 from emo.messages import (
     ActivationBatch,
+    CannotTrain,
     GlobalModel,
     Interval,
     Message,
@@ -24,6 +25,7 @@ from emo.messages import (
     RunState,
     Status,
     TapReport,
+    Unfit,
     Update,
 )
 from emo.topics import ROUTES, subscription
@@ -48,8 +50,16 @@ class Fleet:
     """Two edges with 40 and 60 % of the devices; `journals` by node name."""
 
     def __init__(
-        self, folder: Path, devices: int = 5, rounds: int = 3, tap: bool = True, **cloud: object
+        self,
+        folder: Path,
+        devices: int = 5,
+        rounds: int = 3,
+        tap: bool = True,
+        model: Model = MODEL,
+        prepare: bool = True,
+        **cloud: object,
     ) -> None:
+        """`prepare`: whether devices and edges try whether they can train, and say what they have."""
         self.network, self.now = Network(), 0.0
         self.journals: dict[str, Journal] = {}
         self.publish: dict[str, Callable[[Iterable[Message | None]], None]] = {}
@@ -59,38 +69,43 @@ class Fleet:
         values: dict[str, object] = {"rounds": rounds, "min_devices": devices, "per_round": devices - 1}
         config = CloudConfig.model_validate(
             {
-                "model": MODEL,
+                "model": model,
                 "rounds": values | cloud,
                 "training": {"lr": 0.05, "epochs": 2},
                 "overlays": {"edges": list(groups), "wait_s": 5},
             }
         )
         self.globals: list[dict[str, np.ndarray]] = []
-        self.cloud = CloudNode(
-            config, "run-1", models.weights(models.network(MODEL, 1)), self._journal("cloud")
-        )
-        self._join("cloud", self.cloud, [Status, Update, OverlayWeights])
+        start = models.weights(models.network(model, 1))
+        facts = agreement.facts(model, models.split_shape(model), dataset(), network=start)
+        self.cloud = CloudNode(config, "run-1", start, self._journal("cloud"), facts=facts)
+        self._join("cloud", self.cloud, [Status, Update, OverlayWeights, CannotTrain])
         self.edges, self.devices = {}, {}
         self._disks = []
         for edge, members in groups.items():
-            settings = EdgeConfig.model_validate({"id": edge, "devices": members, "model": MODEL})
+            settings = EdgeConfig.model_validate({"id": edge, "devices": members, "model": model})
             self._disks.append(DiskCache(folder / edge))
             cache = ReplayCache(self._disks[-1], 1 << 20, 0)
             self.edges[edge] = EdgeNode(settings, cache, self._journal(edge))
-            self._join(edge, self.edges[edge], [RunState, ActivationBatch, TapReport], edge=edge)
+            if prepare:
+                self.edges[edge].prepare()
+            self._join(edge, self.edges[edge], [RunState, ActivationBatch, TapReport, Unfit], edge=edge)
             for name in members:
                 partition = {"devices": devices, "index": names.index(name), "scheme": "iid"}
                 mine = DeviceConfig.model_validate(
                     {
                         "id": name,
                         "edge": edge,
-                        "model": MODEL,
+                        "model": model,
                         "partition": partition,
                         "tap": {"enabled": tap},
                     }
                 )
                 self.devices[name] = DeviceNode(mine, dataset(), self._journal(name))
-                self._join(name, self.devices[name], [GlobalModel, Refused, Interval], edge=edge, device=name)
+                if prepare:
+                    self.devices[name].prepare()
+                kinds = [GlobalModel, Refused, Interval, Unfit]
+                self._join(name, self.devices[name], kinds, edge=edge, device=name)
 
     def _journal(self, name: str) -> Journal:
         return self.journals.setdefault(name, Journal())
@@ -98,6 +113,7 @@ class Fleet:
     def _join(
         self, name: str, node: "CloudNode | EdgeNode | DeviceNode", kinds: list[type[Message]], **ids: str
     ) -> None:
+        ids = {"member": name} | ids
         filters = [
             subscription("emo", kind, **{key: ids[key] for key in ids if f"{{{key}}}" in ROUTES[kind].topic})
             for kind in kinds

@@ -43,7 +43,12 @@ _training = st.builds(
 _reasons = st.text(st.characters(codec="utf-8"), max_size=100)
 
 _FIELDS: dict[type[Message], dict[str, Any]] = {
-    messages.Status: {"role": st.sampled_from(["device", "edge", "cloud"]), "samples": counts},
+    messages.Status: {
+        "role": st.sampled_from(["device", "edge", "cloud"]),
+        "samples": counts,
+        "facts": st.dictionaries(st.text(max_size=32), _reasons, max_size=3),
+        "trouble": _reasons,
+    },
     messages.GlobalModel: {
         "devices": st.lists(ids, max_size=3).map(tuple),
         "training": _training,
@@ -56,9 +61,11 @@ _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.ActivationBatch: {"version": counts, "activations": _activations, "labels": _labels},
     messages.TapReport: {"attempted": counts, "sent": counts},
     messages.Interval: {"version": counts, "interval": st.floats(0, 1e9)},
+    messages.CannotTrain: {"reason": _reasons},
+    messages.Unfit: {"reason": _reasons},
 }
 _COMMON: dict[str, Any] = {
-    **dict.fromkeys(["run", "node", "device", "edge"], ids),
+    **dict.fromkeys(["run", "node", "member", "device", "edge"], ids),
     **dict.fromkeys(["round", "batch"], rounds),
     **dict.fromkeys(["online", "fresh"], st.booleans()),
     "weights": weights,
@@ -87,6 +94,8 @@ def examples() -> list[Message]:
         messages.ActivationBatch("run1", "edge-1", "dev-1", 5, 3, activations, np.array([1, 2], "<i4")),
         messages.TapReport("run1", "edge-1", "dev-1", 3, 20, 15),
         messages.Interval("run1", "edge-1", "dev-1", 5, 3, 12.5),
+        messages.CannotTrain("run1", "dev-1", 3, "ValueError: a batch of one"),
+        messages.Unfit("dev-1", "classes is ..."),
     ]
 
 

@@ -50,6 +50,10 @@ class FixedBatches:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def rows(self, j: int) -> np.ndarray:
+        """Of batch `j`: int64 (n,)."""
+        return self._rows[j]
+
     def batch(self, j: int) -> Batch:
         """Batch `j`, 0 <= j < len(self), as new tensors."""
         if not 0 <= j < len(self):

@@ -11,6 +11,7 @@ import numpy as np
 
 from emo.data.image import FORMATS
 from emo.errors import DataError
+from emo.logs import printable
 
 Part = Literal["train", "test"]
 _PARTS: dict[str, Part] = {"train": "train", "training": "train", "test": "test", "testing": "test"}
@@ -41,7 +42,7 @@ def parts(root: Path, skipped: Counter[str]) -> dict[Part, Path]:
     for folder in _folders(root, beside):
         part = _PARTS.get(folder.name.casefold())
         if part is None or not _folders(folder, Counter()):
-            beside[f"folder {_shown(folder.name)}/ beside train/ and test/"] += 1
+            beside[f"folder {printable(folder.name, 30)}/ beside train/ and test/"] += 1
         elif part in found:
             raise DataError(
                 f"{root}: {found[part].name}/ and {folder.name}/ are both the {part} part; keep one"
@@ -123,7 +124,7 @@ def _files(folder: Path, skipped: Counter[str]) -> list[Path]:
             if _is_system(name):
                 skipped[_HIDDEN] += 1
             elif suffix not in _SUFFIXES:
-                skipped[_shown(suffix) or "without a suffix"] += 1
+                skipped[printable(suffix, 30) or "without a suffix"] += 1
             elif not path.is_file():
                 skipped["broken link, or no file"] += 1
             else:
@@ -133,10 +134,6 @@ def _files(folder: Path, skipped: Counter[str]) -> list[Path]:
 
 def _is_system(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM
-
-
-def _shown(name: str) -> str:
-    return name[:30] if name[:30].isprintable() else ascii(name[:30])
 
 
 def _raise(error: OSError) -> None:

@@ -25,9 +25,13 @@ WAN = {
         ("read", "emo/wan/update/+"),
         ("write", "emo/wan/refused/+"),
         ("read", "emo/wan/overlay/+"),
+        ("read", "emo/wan/cannot-train/+"),
+        ("write", "emo/wan/unfit/+"),
     },
     "edge-2": {
         ("write", "emo/wan/status/edge-2/0"),
+        ("write", "emo/wan/cannot-train/edge-2"),
+        ("read", "emo/wan/unfit/edge-2"),
         ("read", "emo/wan/state/+"),
         ("write", "emo/wan/overlay/edge-2"),
     },
@@ -36,6 +40,8 @@ WAN = {
         ("read", "emo/wan/global/+"),
         ("write", "emo/wan/update/device-03"),
         ("read", "emo/wan/refused/device-03"),
+        ("write", "emo/wan/cannot-train/device-03"),
+        ("read", "emo/wan/unfit/device-03"),
     },
 }
 LAN = {

@@ -27,7 +27,7 @@ def equal(one, two):
 
 
 def test_everything_on_the_wire_has_a_vector():
-    assert [row["kind"] for row in FRAMES] == list(KINDS)
+    assert list(dict.fromkeys(row["kind"] for row in FRAMES)) == list(KINDS)
     assert [row["codec"] for row in ARRAYS] == list(codec.CODECS)
     assert [row["form"] for row in FORMS] == list(get_args(Form))
     assert max(len(row["packets"]) for row in FRAMES) > 2

@@ -31,6 +31,8 @@ def test_numbers_on_the_wire_never_change():
         "ActivationBatch",
         "TapReport",
         "Interval",
+        "CannotTrain",
+        "Unfit",
     ]
 
 

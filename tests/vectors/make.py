@@ -36,8 +36,9 @@ _ACTIVATIONS = np.array([[[0.0, 1.5], [0.25, 0.0]], [[3.0, 0.0], [0.0, 1.0]]], "
 
 
 def examples() -> list[tuple[Message, int]]:
-    """One message of each kind, with the largest frame in bytes that it is cut for."""
+    """One message of each kind, one of all that a Status may say, with the largest frame in bytes that each is cut for."""
     one = "20261121T120000-0"
+    facts = {"classes": '["ant", "bée"]', "input": "1, 8, 8"}
     activations = Packed(codec.encode(_ACTIVATIONS, "int4"))
     labels = np.array([3, 260], "<i4")
     training = Training(epochs=2, lr=0.05, momentum=0.5, update="delta-int8")
@@ -52,6 +53,9 @@ def examples() -> list[tuple[Message, int]]:
         (messages.ActivationBatch(one, "edge-1", "device-1", 17, 6, activations, labels), whole),
         (messages.TapReport(one, "edge-1", "device-1", 3, 96, 12), whole),
         (messages.Interval(one, "edge-1", "device-1", 17, 6, 4.75), whole),
+        (messages.CannotTrain(one, "device-1", 3, "ValueError: a batch of one sample"), whole),
+        (messages.Unfit("device-1", "input is 3, 8, 8 there and 1, 8, 8 at the cloud"), whole),
+        (messages.Status("device-2", "device", True, 17, facts, "a trial step fails"), whole),
     ]
 
 
@@ -128,7 +132,7 @@ def plain(value: Any) -> Any:
             "values": value.reshape(-1).tolist(),
         }
     if isinstance(value, Mapping):
-        return {name: plain(array) for name, array in value.items()}
+        return {name: plain(each) for name, each in value.items()}
     if isinstance(value, Training):
         return value.model_dump()
     return list(value) if isinstance(value, tuple) else value
