@@ -11,8 +11,10 @@ from emo.errors import ServeError
 
 MAX_BATCH = 64
 _TYPES = {"uint8": "TYPE_UINT8", "float32": "TYPE_FP32"}
-_POLICY = re.compile(r"^\s*version_policy\s*:?\s*\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\}[ \t]*\n?", re.MULTILINE)
-_SPECIFIC = re.compile(r"specific\s*:?\s*\{\s*versions\s*:\s*\[?([\d\s,]*)\]?\s*\}")
+# One after the other and none twice, so that the time to read a text goes with its length, whoever wrote it.
+_TOKENS = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?|[{}<>\[\]]|[^\s#"'{}<>\[\]]+""")
+_OPEN, _CLOSE = frozenset("{<["), frozenset("}>]")
+_AFTER = re.compile(r"[ \t]*\n?")
 
 
 def describe(name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str) -> dict[str, str]:
@@ -44,7 +46,15 @@ dynamic_batching {{ }}
 
 def unpinned(config: str) -> str:
     """`config` without its version policy: what all versions share."""
-    return _POLICY.sub("", config)
+    found = _policy(config)
+    if found is None:
+        return config
+    begin, end = found
+    line = config.rfind("\n", 0, begin) + 1
+    if config[line:begin].isspace():
+        begin = line
+    after = _AFTER.match(config, end)
+    return config[:begin] + config[after.end() if after else end :]
 
 
 def pin(config: str, version: int | None) -> str:
@@ -57,6 +67,27 @@ def pin(config: str, version: int | None) -> str:
 
 def pinned(config: str) -> list[int]:
     """The versions that a specific policy names; empty for any other, or none."""
-    policy = _POLICY.search(config)
-    found = _SPECIFIC.search(policy[0]) if policy else None
-    return [int(each) for each in re.findall(r"\d{1,9}", found[1])] if found else []
+    found = _policy(config)
+    if found is None:
+        return []
+    words = [word[0].strip(":,") for word in _TOKENS.finditer(config, *found)]
+    if "specific" not in words:
+        return []
+    numbers = [number for word in words if not word.startswith("#") for number in word.split(",")]
+    return [int(each) for each in numbers if each.isascii() and each.isdigit() and len(each) < 10]
+
+
+def _policy(config: str) -> tuple[int, int] | None:
+    """Where the version policy begins and ends, if there is one: a field of the whole, not of another."""
+    depth, begin = 0, None
+    for token in _TOKENS.finditer(config):
+        text = token[0]
+        if text in _OPEN:
+            depth += 1
+        elif text in _CLOSE:
+            depth = max(0, depth - 1)
+            if depth == 0 and begin is not None:
+                return begin, token.end()
+        elif depth == 0 and text != ":" and not text.startswith("#"):
+            begin = token.start() if text.rstrip(":") == "version_policy" else None
+    return None

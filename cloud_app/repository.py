@@ -12,8 +12,10 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +27,10 @@ from emo.errors import ServeError
 __all__ = ["MAX_BATCH", "Repository"]
 
 _MAX_TEXT = 16 << 20
+_MAX_CONFIG = 256 << 10
+_MAX_LABELS = 1 << 20
+_MAX_MODEL = (2 << 30) - 1  # of protobuf
+_MOST_ENTRIES = 10_000
 _ID: TypeAdapter[str] = TypeAdapter(Id)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -77,13 +83,18 @@ class Repository:
             raise ServeError(f"{self.root}: model {name!r} has no version {version}")
         return self._folder(name) / str(version) / "model.onnx"
 
+    def model(self, name: str, version: int) -> bytes:
+        """The ONNX file's content. Raises ServeError as `path`, and when it cannot be read or is too large for one."""
+        path = self.path(name, version)
+        return _bytes(path, _MAX_MODEL)
+
     def labels(self, name: str) -> tuple[str, ...]:
         """In the order of the logits; empty for a model that was put here without any."""
-        return tuple(_read(self._folder(name) / "labels.txt").splitlines())
+        return tuple(_read(self._folder(name) / "labels.txt", _MAX_LABELS).splitlines())
 
     def selftest(self, name: str, version: int) -> str | None:
         """What `add` was given as such; None for a version that has none."""
-        return _read(self.path(name, version).with_name("selftest.json")) or None
+        return _read(self.path(name, version).with_name("selftest.json"), _MAX_TEXT) or None
 
     def check(
         self, name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str = "uint8"
@@ -95,7 +106,7 @@ class Repository:
         """
         for file, text in describe(name, labels, input_shape, dtype).items():
             present = self._folder(name) / file
-            if present.exists() and unpinned(_read(present)) != text:
+            if present.exists() and unpinned(_read(present, _MAX_LABELS)) != text:
                 raise ServeError(
                     f"{present}: the versions of {name!r} have other classes or another input than this model"
                     f" ({len(labels)} classes, {dtype} {list(input_shape)}); choose another name"
@@ -182,7 +193,7 @@ class Repository:
         return gone
 
     def _config(self, name: str) -> str:
-        return _read(self._folder(name) / "config.pbtxt")
+        return _read(self._folder(name) / "config.pbtxt", _MAX_CONFIG)
 
     def _folder(self, name: str) -> Path:
         if not _is_id(name):
@@ -200,25 +211,45 @@ def _is_id(name: str) -> bool:
 
 def _listed(folder: Path) -> list[str]:
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names are what is asked for
+        with os.scandir(folder) as entries:
+            names = [each.name for each in islice(entries, _MOST_ENTRIES + 1)]
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise ServeError(f"{folder}: cannot be read: {error.strerror}") from error
+    if len(names) > _MOST_ENTRIES:
+        raise ServeError(f"{folder}: has over {_MOST_ENTRIES:,} entries; is it the right folder?")
+    return sorted(names)
 
 
-def _read(file: Path) -> str:
+def _read(file: Path, most: int) -> str:
     """Empty where there is no such file."""
     try:
-        with file.open("rb") as opened:
-            data = opened.read(_MAX_TEXT + 1)
-        if len(data) > _MAX_TEXT:
-            raise ServeError(f"{file}: is over {_MAX_TEXT:,} bytes; is it the right file?")
-        return data.decode()
-    except (FileNotFoundError, NotADirectoryError):
+        return _bytes(file, most).decode()
+    except FileNotFoundError:
         return ""
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ServeError(f"{file}: cannot be read: {error}") from error
+
+
+def _bytes(file: Path, most: int) -> bytes:
+    """Raises FileNotFoundError; ServeError on anything else that keeps it from being read."""
+    try:
+        # Without waiting: whoever may write here may have put a pipe in its place, which nobody writes to.
+        with open(os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as opened:  # noqa: PTH123
+            about = os.fstat(opened.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise ServeError(f"{file}: is no regular file")
+            data = opened.read(min(most, about.st_size) + 1)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(error.errno, error.strerror) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ServeError(f"{file}: cannot be read: {error}") from error
+    if len(data) > most:
+        raise ServeError(f"{file}: is over {most:,} bytes; is it the right file?")
+    return data
 
 
 @contextlib.contextmanager

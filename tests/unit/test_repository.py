@@ -1,5 +1,6 @@
 """Triton's layout; a version is whole, and stays what it was."""
 
+import os
 import threading
 
 import pytest
@@ -247,6 +248,73 @@ def test_policies_that_others_wrote_are_understood_and_replaced(three, onnx, pol
     assert three.add("emo", onnx, LABELS, (1, 8, 8)) == 4
     three.promote("emo", 3)
     assert config(three) == before + "version_policy: { specific { versions: [ 3 ] } }\n"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 100_000,
+        " " * 100_000 + "version_policy",
+        "version_policy {" * 7_000,
+        "version_policy { specific { versions: [" + "1, " * 40_000,
+        '"' * 100_000,
+        "#" * 100_000,
+        "}" * 100_000,
+        "version_policy\n:\n" * 7_000,
+    ],
+)
+def test_a_configuration_is_read_in_time_that_goes_with_its_size(three, text):
+    file = three.root / "emo" / "config.pbtxt"
+    file.write_text(text)
+    assert three.current("emo") == 3
+    file.write_text(text + "\n" + text)
+    assert three.current("emo") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "promoted"),
+    [
+        ("# version_policy: { specific { versions: [ 1 ] } }", None),
+        ('parameters { key: "version_policy: { specific { versions: 1 } }" }', None),
+        ("model_warmup { version_policy { specific { versions: 1 } } }", None),
+        ("version_policy: { # now 1\n specific: { versions: 2 } }", 2),
+        ("version_policy: < specific < versions: 1 versions: 2 > >", 2),
+    ],
+)
+def test_a_policy_is_one_only_where_triton_reads_one(three, text, promoted):
+    before = config(three)
+    (three.root / "emo" / "config.pbtxt").write_text(f"{before}{text}\n")
+    assert three.promoted("emo") == promoted
+    three.promote("emo", None)
+    assert config(three) == (before if promoted else f"{before}{text}\n")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", ["config.pbtxt", "labels.txt", "1/selftest.json", "1/model.onnx"])
+@pytest.mark.parametrize("kind", ["fifo", "device", "folder"])
+def test_what_is_no_file_is_not_read(three, name, kind):
+    path = three.root / "emo" / name
+    path.unlink(missing_ok=True)
+    {"fifo": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[
+        kind
+    ]()
+    read = {
+        "config.pbtxt": lambda: three.current("emo"),
+        "labels.txt": lambda: three.labels("emo"),
+        "1/selftest.json": lambda: three.selftest("emo", 1),
+        "1/model.onnx": lambda: three.model("emo", 1),
+    }[name]
+    with pytest.raises(ServeError):
+        read()
+
+
+def test_a_folder_of_too_many_entries_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_MOST_ENTRIES", 3)
+    for number in range(4):
+        (tmp_path / f"{number}").touch()
+    with pytest.raises(ServeError, match="over 3 entries"):
+        Repository(tmp_path).names()
 
 
 def test_a_version_that_is_not_there_cannot_be_promoted(three):
