@@ -20,7 +20,7 @@ from cloud_app.gathering import Gathering
 from cloud_app.patience import Patience
 from cloud_app.roster import Roster, reasons
 from cloud_app.round import Round
-from cloud_app.sending import as_sent, global_model
+from cloud_app.sending import as_sent, global_head, global_model
 from cloud_app.telling import Evaluate, Telling
 from emo import models
 from emo.config import CloudConfig
@@ -133,13 +133,21 @@ class CloudNode:
         total = self._config.rounds.rounds
         if self.phase == "collecting":
             yield RunState(self.run, self.round, total, "training")
+            yield from self._head(self.round)
             yield self._model(self.round, *self._open.missing)  # who has answered is not asked again
         elif self.phase != "waiting":
             yield RunState(self.run, self.round, total, "done" if self.done else "finishing")
+            if not self.done:
+                yield from self._head(self.round + 1)
             yield self._model(self.round + 1)
 
     def _model(self, number: int, *devices: str) -> GlobalModel:
         return global_model(self._config, self.run, number, devices, self.weights)
+
+    def _head(self, number: int) -> Iterator[Message]:
+        overlays = self._config.overlays
+        if overlays.edges and overlays.judge:
+            yield global_head(self._config, self.run, number, self.weights)
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:

@@ -1,10 +1,10 @@
-"""The global model as devices are sent it.
+"""The global model as devices are sent it, and its head as edges are.
 
 Knows the message and the form of its weights. Knows no phase.
 """
 
 from emo.config import CloudConfig
-from emo.messages import GlobalModel, Weights
+from emo.messages import GlobalHead, GlobalModel, Weights
 from emo.weights import restore, shrink
 
 
@@ -15,6 +15,13 @@ def global_model(
     form = config.rounds.model
     fresh = number > config.rounds.rounds - config.overlays.fresh_rounds
     return GlobalModel(run, number, devices, config.training, shrink(weights, form, weights), form, fresh)
+
+
+def global_head(config: CloudConfig, run: str, number: int, weights: Weights) -> GlobalHead:
+    """Of the model that round `number` starts from."""
+    form = config.rounds.model
+    head = {name.removeprefix("head."): array for name, array in weights.items() if name.startswith("head.")}
+    return GlobalHead(run, number, shrink(head, form, head), form)
 
 
 def as_sent(config: CloudConfig, weights: Weights) -> Weights:

@@ -25,7 +25,7 @@ from emo.config import EdgeConfig
 from emo.errors import EmoError
 from emo.heartbeat import Heart, beating
 from emo.journal import Journal
-from emo.messages import ActivationBatch, RunState, TapReport, Unfit
+from emo.messages import ActivationBatch, GlobalHead, RunState, TapReport, Unfit
 from emo.mqtt import MqttChannel
 from emo.parser import Parser
 from emo.runner import Runner, stop_on
@@ -85,10 +85,12 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
                 f"{name}-wan",
                 [
                     subscription(config.wan.root, RunState),
+                    subscription(config.wan.root, GlobalHead),
                     subscription(config.wan.root, Unfit, member=config.id),
                 ],
                 journal,
                 node.hello(online=False),
+                limits=node.limits(),
             ),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=node.limits()),
         }

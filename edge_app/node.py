@@ -5,6 +5,7 @@ and `work` (training) run on two threads and share only the cache, which waits f
 counters below, each written by one side. A new run (by the WAN) and a batch (by the LAN) take turns.
 """
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
@@ -17,19 +18,21 @@ from edge_app.cache import ReplayCache
 from edge_app.checkpoint import CheckpointFile, State
 from edge_app.controller import Controller
 from edge_app.guard import Guard
+from edge_app.judge import Judge
 from edge_app.overlay import Trainer
 from edge_app.snapshot import NodeState, Snapshot, log_of
 from edge_app.table import TableFile
 from edge_app.training import Training
 from emo import agreement, codec, models
 from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
-from emo.errors import BaseError, CacheError, WireError
+from emo.errors import BaseError, CacheError, ModelError, WireError
 from emo.journal import Journal, log
-from emo.limits import Limits, of_batches
+from emo.limits import Limits, of_batches, of_weights
 from emo.messages import (
     ActivationBatch,
     CannotTrain,
     Facts,
+    GlobalHead,
     Interval,
     Message,
     OverlayWeights,
@@ -40,8 +43,10 @@ from emo.messages import (
     Weights,
 )
 from emo.trouble import Trouble
+from emo.weights import restore
 
 _PATIENCE, _RETRY_S = 10, 1.0  # steps that may fail in a row, and the time between two of them
+_LARGE = 1e15  # of their squares float32 can still add up a few million
 TrainerOf = Callable[[nn.Module, Overlay, str], Trainer]
 
 
@@ -66,7 +71,10 @@ class EdgeNode:
         def fresh() -> Trainer:
             return trainer(models.overlay(config.model, config.overlay.seed), config.overlay, device)
 
-        self._training = Training(config.overlay, cache, journal, fresh, checkpoint)
+        self._head, self._device = models.network(config.model, seed=0).head, device
+        self._heard: GlobalHead | None = None
+        self._judge = Judge(config.model.classes, journal)
+        self._training = Training(config.overlay, cache, journal, fresh, checkpoint, self._judge)
         self.done, self._run, self._last = False, "", 0.0
         self.trouble = Trouble(config.id, journal)
         self._facts: Facts = {}
@@ -94,7 +102,11 @@ class EdgeNode:
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
-        return {ActivationBatch: of_batches(ActivationBatch, self._config.cache.batch_samples, self._shape)}
+        samples = self._config.cache.batch_samples
+        return {
+            ActivationBatch: of_batches(ActivationBatch, samples, self._shape),
+            GlobalHead: of_weights(GlobalHead, models.weights(self._head)),
+        }
 
     def tick(self, now: float) -> Iterator[Message | None]:
         """An edge acts on messages, and in `work`."""
@@ -123,8 +135,22 @@ class EdgeNode:
                 self._report(message, now)
             elif isinstance(message, Unfit):
                 self.trouble.unfit(message)
+            elif isinstance(message, GlobalHead):
+                self._hear(message)
         if answer is not None:
             yield answer
+
+    def _hear(self, message: GlobalHead) -> None:
+        """Raises WireError on the head of another model."""
+        self._heard = message  # perhaps sooner than of its run
+        if message.run != self._run:
+            return
+        try:
+            weights = restore(message.weights, message.form, models.weights(self._head))
+            models.load(self._head, weights)
+        except (ModelError, WireError) as error:
+            raise WireError(f"the global model's head: {error}") from error
+        self._judge.head = copy.deepcopy(self._head).to(self._device)  # whole, for the thread that trains
 
     def _report(self, report: TapReport, now: float) -> None:
         if report.run == self._run and report.device in self._config.devices:
@@ -142,6 +168,7 @@ class EdgeNode:
             self._controller.reset(self._table.begin(state.run) if self._table else ())
             self._training.begin(state.run)
             self._guard.begin(self._run)
+            self._judge.head = None
             self._received = 0
             # After a restart in the middle of the run nobody repeats what was offered before: each batch on the
             # disk about once a round.
@@ -149,6 +176,8 @@ class EdgeNode:
             self._finishing, self._delivered, self._run = None, None, state.run
             self._failures, self._retry = 0, 0.0
             self._journal.event("run", run=state.run)
+            if self._heard is not None:
+                self._hear(self._heard)
         if state.run == self._run:
             self._round, self._rounds = state.round, state.rounds
             progress = state.round / state.rounds if state.rounds else 0.0
@@ -245,6 +274,10 @@ class EdgeNode:
             )
         if not np.isfinite(activations).all():
             raise WireError(f"{_where(batch)}: activations hold NaN or infinity")
+        if np.abs(activations).max() >= _LARGE:
+            raise WireError(
+                f"{_where(batch)}: activations of {_LARGE:g} and more are too large to compute with"
+            )
         return activations, encoded
 
     def settle(self) -> None:
@@ -346,6 +379,7 @@ class EdgeNode:
     def gauges(self) -> dict[str, int]:
         """For metrics: what the cache holds; ages in rounds and trainings of its batches, by powers of two."""
         found = {f"cache.{name}": value for name, value in self._cache.stats().items()}
+        found["overlay.distrusted"] = len(self._judge.distrusted)
         found |= {f"cache.age.{age}": count for age, count in self._cache.ages(self._newest).items()}
         return found | {f"cache.trained_times.{n}": each for n, each in self._cache.trained_counts().items()}
 

@@ -98,6 +98,20 @@ class Trainer:
         self._applied()
         return losses
 
+    def sound(self, batch: tuple[Tensor, Tensor]) -> bool:
+        """Whether loss and gradient of `batch` alone are finite. Nothing of the training changes."""
+        before = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
+        self._optimizer.zero_grad()
+        try:
+            each = self._backward(self._rows([batch], None))
+        except ValueError:  # batch norm takes no single row
+            return True
+        finally:
+            for buffer, kept in before:
+                buffer.copy_(kept)
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
+        return bool((each.isfinite().all() & norm.isfinite()).item())
+
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean cross entropy, share of right answers) of the averaged weights in eval mode, over the samples of
         `batches`; NaN for none. Nothing of the training changes. A label without a class is torch's error."""

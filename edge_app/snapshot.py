@@ -42,6 +42,7 @@ class TrainingState(Section):
     random: dict[str, Any]
     kept_steps: Count
     kept_random: dict[str, Any]
+    judge: dict[str, Any]
 
 
 class NodeState(Section):

@@ -1,19 +1,23 @@
 """When the overlay trains, on what, and how it comes back after a restart: the training side of an edge.
 
-Knows the cache, the trainer, its checkpoint and the budget. Knows no message and no clock. One thread trains;
+Knows the cache, the trainer, who judges batches, the checkpoint and the budget. Knows no message and no clock. One thread trains;
 `begin` and what it is told of the run may come from another.
 """
 
 from collections.abc import Callable
+from typing import Any
 
-from edge_app.cache import ReplayCache
+from edge_app.cache import ReplayCache, Sample
 from edge_app.checkpoint import CheckpointFile, State
+from edge_app.judge import Judge
 from edge_app.overlay import Trainer
 from edge_app.snapshot import TrainingState
 from emo.config import Overlay
 from emo.errors import CacheError
 from emo.journal import Journal
 from emo.messages import Weights
+
+_DRAWS = 4  # for one step, of as many batches as it lacks
 
 
 class Training:
@@ -26,7 +30,9 @@ class Training:
         journal: Journal,
         make: Callable[[], Trainer],
         checkpoint: CheckpointFile | None,
+        judge: Judge,
     ) -> None:
+        self._judge = judge
         self._settings, self._cache, self._journal = settings, cache, journal
         self._make, self._checkpoint = make, checkpoint
         self._of = "", make()  # run, trainer: always taken together
@@ -41,11 +47,13 @@ class Training:
     def begin(self, run: str) -> None:
         """Another run, or this process's first: from its checkpoint where there is one."""
         trainer, self.progress = self._make(), 0.0
+        self._judge.begin()
         saved = self._checkpoint.load(run, trainer.state()) if self._checkpoint else None
         if saved is not None:
             trainer.load(saved.state)
             try:
                 self._cache.resume(saved.sampler)
+                self._judge.resume(saved.sampler.get("judge"))
             except CacheError as error:
                 self._journal.problem("checkpoint.sampler", f"{error}; what was trained on is not known")
             self._journal.event("resumed", run=run, steps=trainer.steps)
@@ -61,21 +69,25 @@ class Training:
     def step(self) -> bool:
         """False when there is nothing to train on. Raises CacheError when the disk cannot be read."""
         run, trainer = self._of
-        found = [self._cache.sample() for _ in range(self._settings.batches)]
-        samples = [sample for sample in found if sample is not None]
-        if not samples:
+        samples = self._samples()
+        if samples is None:
             return False
+        self._spent += self._settings.batches
+        if not samples:
+            return True  # what there is may not be trained on
         refused, rollbacks = trainer.refused_steps, trainer.rollbacks
-        losses = trainer.step(
-            [(sample.activations, sample.labels) for sample in samples],
-            [sample.weight for sample in samples],
-            self.progress,
-        )
-        for sample, loss in zip(samples, losses, strict=True):
-            self._cache.trained(sample, loss)
+        batches = [(sample.activations, sample.labels) for sample in samples]
+        losses = trainer.step(batches, [sample.weight for sample in samples], self.progress)
+        good = [True] * len(samples)
+        if trainer.refused_steps > refused:
+            good = [trainer.sound(batch) for batch in batches]
+        for sample, loss, sound in zip(samples, losses, good, strict=True):
+            if sound or not any(good):  # else it is the overlay itself that has come too far
+                self._cache.trained(sample, loss)
+            else:
+                self._aside(sample, "the overlay's loss or gradient on it is not finite")
         if trainer is not self._of[1]:
             return True  # another run has begun meanwhile
-        self._spent += self._settings.batches
         self._journal.count("overlay.steps")
         self._journal.count("overlay.refused", trainer.refused_steps - refused)
         if trainer.rollbacks > rollbacks:
@@ -86,14 +98,40 @@ class Training:
         elif trainer.kept is not self._kept:
             self._kept = trainer.kept
             if self._checkpoint is not None:
-                self._checkpoint.save(run, self._kept, self._cache.state())
+                self._checkpoint.save(run, self._kept, self._sampler())
         return True
+
+    def _samples(self) -> list[Sample] | None:
+        """What the next step is of, a few more drawn where some are left out; None when there is nothing at all."""
+        chosen: list[Sample] = []
+        drawn = False
+        for _ in range(_DRAWS):
+            found = [self._cache.sample() for _ in range(self._settings.batches - len(chosen))]
+            given = [sample for sample in found if sample is not None]
+            drawn |= bool(given)
+            taken, wrong = self._judge.choose(given)
+            chosen += taken
+            for sample in wrong:
+                self._aside(sample, "its activations are out of scale")
+            if len(chosen) == self._settings.batches or not given:
+                break
+        return chosen if drawn else None
+
+    def _aside(self, sample: Sample, why: str) -> None:
+        self._cache.set_aside(sample)
+        self._journal.problem(
+            "overlay.set_aside",
+            f"batch {sample.batch} of {sample.device} is set aside until a newer version comes: {why}",
+        )
+
+    def _sampler(self) -> dict[str, Any]:
+        return {**self._cache.state(), "judge": self._judge.state()}
 
     def keep(self) -> None:
         """A checkpoint of this moment, in good order: nobody trains any more."""
         run, trainer = self._of
         if self._checkpoint is not None and run:
-            self._checkpoint.save(run, trainer.state(), self._cache.state())
+            self._checkpoint.save(run, trainer.state(), self._sampler())
 
     def state(self) -> tuple[TrainingState, State, State]:
         """All that the next steps depend on, and the arrays of now and of what a rollback goes to: for `resume`."""
@@ -108,6 +146,7 @@ class Training:
             random=now.random,
             kept_steps=kept.steps,
             kept_random=kept.random,
+            judge=self._judge.state(),
         )
         return said, now, kept
 
@@ -117,6 +156,7 @@ class Training:
         trainer.load(now)
         trainer.kept = kept
         trainer.refused_steps, trainer.rollbacks = said.refused_steps, said.rollbacks
+        self._judge.resume(said.judge)
         self._of, self._kept, self._spent, self.progress = (run, trainer), kept, said.spent, said.progress
 
     def like(self) -> State:

@@ -210,6 +210,8 @@ class Overlays(Section):
     never saw a class spoils for that class. `head`: the FL model's own head is a member too. `fit`: by the data that
     `data.heldout` keeps, choose the members' weights in that mean, or leave members out, or both.
     `start_s`: how long the first round waits for the edges.
+    `judge`: the edges are sent the FL model's head every round, and leave out devices whose labels it finds less likely
+    than a guess.
     `fresh_rounds`: in so many of the last rounds the edges get every batch, whatever the policy: what the overlay
     trains on last is what it will be served with."""
 
@@ -218,6 +220,7 @@ class Overlays(Section):
     fit: Literal["none", "weights", "members", "both"] = "none"
     edges: tuple[Id, ...] = ()
     start_s: Annotated[float, Field(ge=0)] = 60.0
+    judge: bool = True
     fresh_rounds: Annotated[int, Field(ge=0)] = 0
     wait_s: Seconds = 600.0
 

@@ -95,6 +95,20 @@ class RunState:
 
 
 @dataclass(frozen=True, config=_CHECKED)
+class GlobalHead:
+    """Cloud -> edges: the head of the model that round `round` starts from, by which an edge judges labels.
+
+    Retained, so `form` is one that needs no base. The trunk is not for who holds activations: with it they are easier to
+    turn back into images.
+    """
+
+    run: Id
+    round: Round
+    weights: Weights
+    form: Whole = "fp32"
+
+
+@dataclass(frozen=True, config=_CHECKED)
 class OverlayWeights:
     """Edge -> cloud: a trained overlay, with what its devices offered to the policy (`attempted`) and it let through (`sent`), in batches."""
 
@@ -177,4 +191,5 @@ Message = (
     | Interval
     | CannotTrain
     | Unfit
+    | GlobalHead
 )

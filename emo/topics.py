@@ -46,6 +46,7 @@ ROUTES: dict[type[Message], Route] = {
         "lan/{edge}/activation/{device}", "lan", 64 * _MIB, ("device",), ("edge",)
     ),
     messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",)),
+    messages.GlobalHead: Route("wan/head", "wan", 1024 * _MIB, ("cloud",), ("edge",), retain=True),
     messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB, ("edge",), ("device",)),
     messages.CannotTrain: Route("wan/cannot-train/{node}", "wan", 16 * _KIB, ("edge", "device"), ("cloud",)),
     messages.Unfit: Route("wan/unfit/{member}", "wan", 16 * _KIB, ("cloud",), ("edge", "device")),

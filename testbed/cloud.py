@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from cloud_app.node import CloudNode
 from emo.journal import Journal
-from emo.messages import GlobalModel, Message, OverlayWeights, RunState, Status, Update, Weights
+from emo.messages import GlobalHead, GlobalModel, Message, OverlayWeights, RunState, Status, Update, Weights
 from emo.models.state import PLAIN, Layout
 from emo.topics import subscription
 from testbed import nodes
@@ -39,7 +39,11 @@ class Cloud:
         config = nodes.cloud(plan, *self._deadlines)
         self.node = CloudNode(config, RUN, weights, self._journal, layout=layout)
         self.node.round = number
-        self._published: dict[type[Message], list[Packet]] = {GlobalModel: [], RunState: []}
+        self._published: dict[type[Message], list[Packet]] = {
+            GlobalModel: [],
+            RunState: [],
+            GlobalHead: [],
+        }
         for kind in self._published:
             self._network.listen(subscription(ROOT, kind), self._note(kind))
         filters = [subscription(ROOT, kind) for kind in (Status, Update, OverlayWeights)]
@@ -62,6 +66,11 @@ class Cloud:
     def state(self) -> list[Packet]:
         """The RunState that it published last."""
         return self._published[RunState]
+
+    @property
+    def head(self) -> list[Packet]:
+        """The GlobalHead that it published last; none without edges."""
+        return self._published[GlobalHead]
 
     def close(self, updates: Sequence[tuple[float, Sequence[Packet]]]) -> float:
         """The open round, to its end: each update's packets at its second after the round was opened. Returns the seconds

@@ -9,7 +9,7 @@ other edge and no cloud.
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from edge_app.cache import DiskCache, ReplayCache
 from edge_app.node import EdgeNode
 from emo.errors import ModelError, WireError
 from emo.journal import Journal
-from emo.messages import CannotTrain, Interval, Message, OverlayWeights, RunState, TapReport, Weights
+from emo.messages import CannotTrain, Interval, Message, OverlayWeights, TapReport, Weights
 from testbed import nodes, packets
 from testbed.packets import Packet, Sender
 from testbed.plan import Plan
@@ -69,9 +69,10 @@ class Edge:
         if slot is not None:
             self._node.resume(snapshot.read(slot, self._node.like()))
 
-    def begin(self, state: RunState) -> None:
+    def begin(self, told: Iterable[Message]) -> None:
         """What the cloud says when a round opens."""
-        self._tell(state)
+        for message in told:
+            self._tell(message)
 
     def round(self, number: int, offered: Mapping[str, Offered]) -> dict[str, list[Packet]]:
         """Round `number`: device id -> the intervals that it is answered with. Raises WireError, CacheError.
@@ -101,9 +102,9 @@ class Edge:
         self.steps = self.journal.counts["overlay.steps"] - before
         return answers
 
-    def finish(self, state: RunState) -> list[Packet]:
-        """The run has ended: the overlay, as it is sent to the cloud."""
-        self._tell(state)
+    def finish(self, told: Iterable[Message]) -> list[Packet]:
+        """The run has ended, as the cloud says: the overlay, as it is sent there."""
+        self.begin(told)
         sent: list[OverlayWeights] = []
         while not sent:
             sent = self._train(self._patience)

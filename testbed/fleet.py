@@ -91,8 +91,8 @@ class Fleet:
         assert number == self._done + 1
         plan, cloud = self._plan, self._cloud
         sampled = nodes.sampled(plan, number)
-        model, state = cloud.model, cloud.state
-        trained, answers, steps = self._again(lambda: self._train(number, sampled, model, state))
+        model, told, head = cloud.model, [*cloud.state, *cloud.head], cloud.head
+        trained, answers, steps = self._again(lambda: self._train(number, sampled, model, told))
         drops = {device: self._scenario.drops(plan, number, device) for device in sampled}
         work = RoundWork(
             number,
@@ -105,6 +105,7 @@ class Fleet:
             attempted=sum(len(trained[device].offered.waves) for device in sampled if self._edges),
             sent=sum(sum(map(bool, trained[device].offered.waves)) for device in sampled),
             steps=steps,
+            heads=len(self._edges) * packets.size(head),
         )
         time = round_time(plan, self._scenario, work, self._cost)
         seconds = cloud.close([(at, trained[device].update) for device, at in time.arrivals.items()])
@@ -168,7 +169,7 @@ class Fleet:
     # -- a round
 
     def _train(
-        self, number: int, sampled: list[int], model: list[Packet], state: list[Packet]
+        self, number: int, sampled: list[int], model: list[Packet], told: list[Packet]
     ) -> tuple[dict[int, Trained], dict[int, list[Packet]], tuple[int, ...]]:
         """What the devices did, the intervals that they are answered with, and each overlay's steps."""
         self._pool.broadcast([worker.BEGIN, b"null", *packets.flat([model])])
@@ -187,7 +188,7 @@ class Fleet:
                 [(nodes.device_id(self._plan, d), len(trained[d].offered.waves)) for d in groups[edge]],
             ]
             sent = [group for d in groups[edge] for group in trained[d].offered.groups()]
-            asked.append(self._edge_job(worker.EDGE, edge, said, packets.flat([state, *sent])))
+            asked.append(self._edge_job(worker.EDGE, edge, said, packets.flat([told, *sent])))
         steps = []
         for edge, (count, *parts) in enumerate(self._pool.run(asked)):
             steps.append(int(count))
@@ -215,7 +216,7 @@ class Fleet:
 
     def _finish(self) -> list[list[Packet]]:
         self._open_edges()
-        told = packets.flat([self._cloud.state])
+        told = packets.flat([[*self._cloud.state, *self._cloud.head]])
         jobs = [self._edge_job(worker.FINISH, edge, edge, told) for edge in self._edges]
         return [packets.groups(parts)[0] for parts in self._pool.run(jobs)]
 

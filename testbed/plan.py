@@ -84,7 +84,7 @@ class DeviceWork:
 class RoundWork:
     """`devices`: those sampled, in order of device. `steps`, `overlays`: EMO's overlay steps, and the bytes of the
     overlays it sent, by edge; in sfl-edge the bytes of the server's half from each edge (`overlays`) and to it
-    (`overlays_down`). `attempted`, `sent`: batches offered to the policy, and let through. `loss`: mean."""
+    (`overlays_down`). `heads`: bytes of the head to all edges (emo). `attempted`, `sent`: batches offered to the policy, and let through. `loss`: mean."""
 
     number: int
     devices: tuple[DeviceWork, ...]
@@ -94,6 +94,7 @@ class RoundWork:
     steps: tuple[int, ...] = ()
     overlays: tuple[int, ...] = ()
     overlays_down: tuple[int, ...] = ()
+    heads: int = 0
 
 
 @dataclass(frozen=True)

@@ -122,6 +122,8 @@ def row(
     for way, sizes in (("up", work.overlays), ("down", work.overlays_down)):
         if any(sizes):
             links["wan"][way]["OverlayWeights"] = sum(sizes)
+    if work.heads:
+        links["wan"]["down"]["GlobalHead"] = work.heads
     lan, wan = (Traffic.model_validate(links[each]) for each in ("lan", "wan"))
     attempted, sent = before.attempted + work.attempted, before.sent + work.sent
     return Row(

@@ -8,7 +8,7 @@ What a device keeps between rounds comes with its job and goes back with the ans
     TOGETHER [number, parts] of each, their DEVICE's parts       -> sizes, each one's Trained.pack
     OPEN     edge, slot (empty: a new edge)                      -> nothing
     EDGE     edge, slot to keep it in, round, devices, packets   -> steps, packets of intervals
-    FINISH   edge, RunState's packets                            -> OverlayWeights' packets
+    FINISH   edge, packets of what the cloud says                            -> OverlayWeights' packets
     OVERLAY  edge                                                -> its weights as safetensors
 
 The first part says which; the second, JSON, what is not bytes.
@@ -29,7 +29,7 @@ from threadpoolctl import threadpool_limits
 from device_app.node import DeviceNode
 from emo.errors import ModelError, WireError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, CannotTrain, GlobalModel, RunState, TapReport, Update
+from emo.messages import ActivationBatch, CannotTrain, GlobalModel, TapReport, Update
 from testbed import nets, nodes, packets
 from testbed.edges import Edge, Offered
 from testbed.packets import Packet, Sender
@@ -159,9 +159,7 @@ class Worker:
     def _edge(self, said: tuple[int, str, int, list[tuple[str, int]]], parts: list[bytes]) -> Parts:
         number, slot, round_number, devices = said
         edge, groups = self._edges[number], iter(packets.groups(parts))
-        (state,) = packets.decode(next(groups))
-        assert isinstance(state, RunState)
-        edge.begin(state)
+        edge.begin(packets.decode(next(groups)))
         offered = {
             device: Offered([next(groups) for _ in range(waves)], next(groups)) for device, waves in devices
         }
@@ -170,9 +168,7 @@ class Worker:
         return [str(edge.steps).encode(), *packets.flat(answers.values())]
 
     def _finish(self, number: int, parts: list[bytes]) -> Parts:
-        (state,) = packets.decode(packets.groups(parts)[0])
-        assert isinstance(state, RunState)
-        return packets.flat([self._edges[number].finish(state)])
+        return packets.flat([self._edges[number].finish(packets.decode(packets.groups(parts)[0]))])
 
     def _overlay(self, number: int, _parts: list[bytes]) -> Parts:
         weights = self._edges[number].overlay()

@@ -17,6 +17,7 @@ from emo.journal import Journal
 from emo.messages import (
     ActivationBatch,
     CannotTrain,
+    GlobalHead,
     GlobalModel,
     Interval,
     Message,
@@ -89,7 +90,8 @@ class Fleet:
             self.edges[edge] = EdgeNode(settings, cache, self._journal(edge))
             if prepare:
                 self.edges[edge].prepare()
-            self._join(edge, self.edges[edge], [RunState, ActivationBatch, TapReport, Unfit], edge=edge)
+            kinds = [RunState, GlobalHead, ActivationBatch, TapReport, Unfit]
+            self._join(edge, self.edges[edge], kinds, edge=edge)
             for name in members:
                 partition = {"devices": devices, "index": names.index(name), "scheme": "iid"}
                 mine = DeviceConfig.model_validate(

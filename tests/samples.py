@@ -63,6 +63,7 @@ _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.Interval: {"version": counts, "interval": st.floats(0, 1e9)},
     messages.CannotTrain: {"reason": _reasons},
     messages.Unfit: {"reason": _reasons},
+    messages.GlobalHead: {"form": st.sampled_from(get_args(Whole))},
 }
 _COMMON: dict[str, Any] = {
     **dict.fromkeys(["run", "node", "member", "device", "edge"], ids),
@@ -96,6 +97,7 @@ def examples() -> list[Message]:
         messages.Interval("run1", "edge-1", "dev-1", 5, 3, 12.5),
         messages.CannotTrain("run1", "dev-1", 3, "ValueError: a batch of one"),
         messages.Unfit("dev-1", "classes is ..."),
+        messages.GlobalHead("run1", 3, arrays),
     ]
 
 

@@ -28,10 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 from edge_app.cache.disk import DiskCache, Entry
-from edge_app.cache.ledger import Key, as_json
+from edge_app.cache.ledger import Key
 from edge_app.cache.memory import Memory, Sample, Slot, tensor
 from edge_app.cache.prefetch import Plan, Prefetcher
-from edge_app.cache.sampling import POLICIES, Sampler
+from edge_app.cache.sampling import POLICIES, Sampler, as_json
 
 __all__ = ["DiskCache", "Entry", "ReplayCache", "Sample"]
 
@@ -167,6 +167,15 @@ class ReplayCache:
                 self._counts["trained"] += 1
         if known and math.isfinite(loss):
             self._disk.note_loss(*key, loss)
+
+    def set_aside(self, sample: Sample) -> None:
+        """It is not to be trained on again: gone, until a newer version comes. Its file is kept with the damaged ones."""
+        key = (sample.device, sample.batch)
+        with self._lock:
+            if self._sampler.version(key) != sample.version:
+                return
+            self._forget(key)
+        self._disk.set_aside(*key, sample.version)
 
     def state(self) -> dict[str, Any]:
         """What `resume` needs to go on with the same samples, as JSON has it."""

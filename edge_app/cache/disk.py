@@ -164,6 +164,17 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         self._shelf.remove(gone)
         return bool(gone)
 
+    def set_aside(self, device: str, batch: int, version: int) -> None:
+        """Give up this version of a batch; its file is moved to ROOT/damaged."""
+        key = self._key(device, batch)
+        with self._lock:
+            row = self._catalogue.index.get(key)
+            if row is None or row.version != version:
+                return
+            _, *below = self._catalogue.forget(key)
+        self._shelf.set_aside(self._shelf.path(key, row), row.size)
+        self._shelf.remove(below)
+
     def begin(self, run: str) -> bool:
         """Remove all batches, at once and for good; False when they are of `run` already. Raises CacheError."""
         self._require_open()

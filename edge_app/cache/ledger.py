@@ -55,6 +55,9 @@ class Ledger:
         """At most `count` new ones, those that came last first."""
         return list(itertools.islice(reversed(self._new), count))
 
+    def keys(self) -> list[Key]:
+        return list(self._keys)
+
     def version(self, key: Key) -> int | None:
         place = self._places.get(key)
         return None if place is None else int(self._rows["version"][place])

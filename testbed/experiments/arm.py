@@ -25,7 +25,7 @@ from emo.config import Controller, EdgeConfig, Overlay
 from emo.data import Dataset
 from emo.data.batches import tensors
 from emo.journal import Journal
-from emo.messages import Interval, Message, RunState
+from emo.messages import GlobalHead, Interval, Message, RunState
 from emo.models import inference
 from testbed.experiments import trace
 
@@ -88,9 +88,7 @@ class Study:
         )
         cache = ReplayCache(disk, _MEMORY, self._options.seed, sampling=self._arm.sampling)
         self._caches.append(cache)
-        node = EdgeNode(config, cache, self.journal)
-        list(node.handle(RunState(_RUN, 0, self._rounds, "training"), 0.0))
-        return node
+        return EdgeNode(config, cache, self.journal)
 
     def _budget(self, devices: int) -> int | None:
         """Bytes of an edge's disk: the share, of full frames of every batch that its devices have."""
@@ -107,6 +105,7 @@ class Study:
         """Offer what the devices of round `number` see, and train the overlays."""
         self._round = number
         recorded = trace.read(self._folder, number)
+        self._begin(number)
         passed: set[int] = set()
         for device, batch, activations, labels in recorded.offered():
             if device in passed:  # every device has offered one more: the edges have had time to train
@@ -118,6 +117,15 @@ class Study:
         for device in np.unique(recorded.batches[:, 0]):
             self._over_the_wire(self._offers[device].report(number), "control")
         return recorded
+
+    def _begin(self, number: int) -> None:
+        """What the cloud says to the edges."""
+        net = models.network(self._spec, self._options.seed)
+        if number > 1:
+            models.load(net, trace.read(self._folder, number - 1).weights)
+        for edge in self._edges:
+            list(edge.handle(RunState(_RUN, number, self._rounds, "training"), 0.0))
+            list(edge.handle(GlobalHead(_RUN, number, models.weights(net.head)), 0.0))
 
     def _offer(
         self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray

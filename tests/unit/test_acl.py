@@ -21,6 +21,7 @@ WAN = {
         ("write", "emo/wan/status/cloud/+"),
         ("read", "emo/wan/status/+/+"),
         ("write", "emo/wan/global/+"),
+        ("write", "emo/wan/head/+"),
         ("write", "emo/wan/state/+"),
         ("read", "emo/wan/update/+"),
         ("write", "emo/wan/refused/+"),
@@ -33,6 +34,7 @@ WAN = {
         ("write", "emo/wan/cannot-train/edge-2"),
         ("read", "emo/wan/unfit/edge-2"),
         ("read", "emo/wan/state/+"),
+        ("read", "emo/wan/head/+"),
         ("write", "emo/wan/overlay/edge-2"),
     },
     "device-03": {

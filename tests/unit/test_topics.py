@@ -33,6 +33,7 @@ def test_numbers_on_the_wire_never_change():
         "Interval",
         "CannotTrain",
         "Unfit",
+        "GlobalHead",
     ]
 
 

@@ -56,6 +56,7 @@ def examples() -> list[tuple[Message, int]]:
         (messages.CannotTrain(one, "device-1", 3, "ValueError: a batch of one sample"), whole),
         (messages.Unfit("device-1", "input is 3, 8, 8 there and 1, 8, 8 at the cloud"), whole),
         (messages.Status("device-2", "device", True, 17, facts, "a trial step fails"), whole),
+        (messages.GlobalHead(one, 3, _WEIGHTS), 200),
     ]
 
 
