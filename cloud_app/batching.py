@@ -31,13 +31,20 @@ Results = dict[str, np.ndarray[Any, Any]]
 @dataclass(frozen=True)
 class Limits:
     """`batch`: samples a run; `delay_s`: how long the first of a batch waits for others; `queue`: requests that may
-    wait; `wait_s`: how long at most; `runs`: at a time, of one model."""
+    wait; `wait_s`: how long at most; `runs`: at a time, of one model; `run_s`: after which a run is ended."""
 
     batch: int = 64
     delay_s: float = 0.0
     queue: int = 256
     wait_s: float = 10.0
     runs: int = 2
+    run_s: float = 60.0
+
+
+class Options:
+    """Of a run: whether it has to end."""
+
+    terminate = False
 
 
 class _Waiting:
@@ -63,14 +70,16 @@ class _Waiting:
 
 
 class Batcher:
-    """`run`: (batch, *sample) -> results with that first size, called in `pool`, `limits.runs` at a time."""
+    """`run`: (batch, *sample) -> results with that first size, called in `pool`, `limits.runs` at a time. It is given
+    `options()` too, and ends early where their `terminate` is set."""
 
     def __init__(
         self,
-        run: Callable[[np.ndarray[Any, Any]], Results],
+        run: Callable[[np.ndarray[Any, Any], Any], Results],
         pool: Executor,
         limits: Limits,
         stats: Stats,
+        options: Callable[[], Any] = Options,
     ) -> None:
         self._run = run
         self._pool = pool
@@ -79,10 +88,16 @@ class Batcher:
         self._queue = deque[_Waiting]()
         self._room = Room[_Waiting](limits.queue)
         self._samples = 0
-        self._running = 0
+        self._options = options
+        self._running = dict[Any, asyncio.TimerHandle]()
         self._flying = 0  # samples in them
         self._soon = False
         self._timer: asyncio.TimerHandle | None = None
+
+    def stop(self) -> None:
+        """Ends the runs under way."""
+        for options in self._running:
+            options.terminate = True
 
     async def submit(
         self, images: np.ndarray[Any, Any], timeout_s: float | None = None, who: str = ""
@@ -129,9 +144,9 @@ class Batcher:
     def _may_start(self) -> bool:
         """Beside other runs only with as many samples as they have: a small one costs nearly as much as a large one,
         and the processor has their answers to write meanwhile."""
-        if not self._queue or self._running >= self._limits.runs:
+        if not self._queue or len(self._running) >= self._limits.runs:
             return False
-        return not self._running or self._samples * self._running >= self._flying
+        return not self._running or self._samples * len(self._running) >= self._flying
 
     def _start(self) -> None:
         self._soon = False
@@ -139,7 +154,7 @@ class Batcher:
             self._timer.cancel()
             self._timer = None
         while self._may_start():
-            share = self._samples // (self._limits.runs - self._running)
+            share = self._samples // (self._limits.runs - len(self._running))
             self._take(min(share, self._limits.batch))
 
     def _take(self, most: int) -> None:
@@ -152,10 +167,11 @@ class Batcher:
                 batch.append(item)
                 samples += len(item.images)
         if batch:
-            self._running += 1
+            loop, options = asyncio.get_running_loop(), self._options()
+            self._running[options] = loop.call_later(self._limits.run_s, setattr, options, "terminate", True)
             self._flying += samples
-            running = asyncio.get_running_loop().run_in_executor(self._pool, self._timed, batch)
-            running.add_done_callback(lambda done: self._done(batch, samples, done))
+            running = loop.run_in_executor(self._pool, self._timed, batch, options)
+            running.add_done_callback(lambda done: self._done(batch, samples, options, done))
 
     def _give_up(self, item: _Waiting, why: str) -> None:
         self._queue.remove(item)
@@ -172,20 +188,28 @@ class Batcher:
         self._stats.waiting -= 1
         self._stats.queue.add(perf_counter_ns() - item.since)
 
-    def _timed(self, batch: list[_Waiting]) -> tuple[Results, int, bool]:
+    def _timed(self, batch: list[_Waiting], options: Any) -> tuple[Results, int, bool]:
         """The results, the time they took, and whether all of them are finite."""
         began = perf_counter_ns()
         images = batch[0].images if len(batch) == 1 else np.concatenate([item.images for item in batch])
-        results = self._run(images)
+        results = self._run(images, options)
         return results, perf_counter_ns() - began, finite(results)
 
     def _done(
-        self, batch: list[_Waiting], samples: int, done: asyncio.Future[tuple[Results, int, bool]]
+        self,
+        batch: list[_Waiting],
+        samples: int,
+        options: Any,
+        done: asyncio.Future[tuple[Results, int, bool]],
     ) -> None:
-        self._running -= 1
+        self._running.pop(options).cancel()
         self._flying -= samples
         self._schedule(asyncio.get_running_loop())
         error = done.exception()
+        if error is not None and options.terminate:
+            error = Refused(
+                500, f"the model's run was ended: it took over {self._limits.run_s:g} s, or the endpoint ends"
+            )
         if error is not None:
             for item in batch:
                 if not item.future.done():

@@ -64,6 +64,7 @@ class Handlers:
     async def close(self) -> None:
         for pool in (self._loader, self._threads):
             pool.shutdown(wait=False, cancel_futures=True)
+        self._models.close()
         await self._workers.close()
 
     # -- inference

@@ -1,22 +1,32 @@
 """Which version of each model answers, and how another takes its place.
 
-Knows a repository and loaded models; knows no HTTP. A version answers only after its self-test; until then, and
-where it fails, the one before goes on. What waits for the old version is still answered by it.
+Knows a repository and loaded models; knows no HTTP. A version answers only after its self-test, in a process of its own:
+a model may take any time and memory, or the process with it. Until then, and where it fails, the one before goes on.
+What waits for the old version is still answered by it.
 """
 
+import contextlib
+import json
 import logging
+import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakSet
 
-from cloud_app import selftest
+from cloud_app import worker
 from cloud_app.batching import Batcher, Limits
 from cloud_app.protocol import Served
 from cloud_app.repository import Repository
 from cloud_app.request import Refused
-from cloud_app.session import cpus
+from cloud_app.session import RunOptions, cpus
 from cloud_app.stats import Stats
 from emo.errors import ServeError
+
+TEST_SECONDS = 60.0  # of processor; twice that by the clock
+TEST_MEMORY = 4 << 30  # and eight times the file's size
+_ANSWER = 64 << 10
 
 log = logging.getLogger("emo")
 
@@ -44,6 +54,10 @@ class Models:
         self._stats: dict[tuple[str, int], Stats] = {}
         self._failed: dict[tuple[str, int], str] = {}
         self._unloaded = set[str]()
+        self._batchers = WeakSet[Batcher]()  # also of versions that are no longer found
+        self._trial: subprocess.Popen[bytes] | None = None
+        self._closed = False
+        self._said: str | None = None
         self.loads = 0
         self.load_failures = 0
 
@@ -61,20 +75,37 @@ class Models:
 
     def refresh(self) -> None:
         """Takes up what is new in the repository. A version that failed is not tried again, a model that is gone from
-        the folder answers on: a share that is away for a moment must not end the service."""
-        for name in self._repository.names():
-            if name in self._unloaded:
-                continue
-            try:
-                version = self._repository.current(name)
-            except ServeError as error:
-                log.warning("%s", error)
-                continue
-            loaded = self._slots.get(name)
-            if (name, version) not in self._failed and (
-                loaded is None or loaded.served.signature.version != version
-            ):
-                self._take(name, version)
+        the folder answers on: a share that is away for a moment must not end the service. What is wrong is logged once."""
+        wrong = []
+        try:
+            for name in self._repository.names():
+                try:
+                    self._refresh(name)
+                except ServeError as error:
+                    wrong.append(str(error))
+        except ServeError as error:
+            wrong.append(str(error))
+        said = "; ".join(wrong)
+        if said and said != self._said:
+            log.warning("%s", said)
+        self._said = said
+
+    def _refresh(self, name: str) -> None:
+        if name in self._unloaded:
+            return
+        version, loaded = self._repository.current(name), self._slots.get(name)
+        is_new = loaded is None or loaded.served.signature.version != version
+        if is_new and (name, version) not in self._failed:
+            self._take(name, version)
+
+    def close(self) -> None:
+        """Ends what is under way: tests and runs. From any thread."""
+        self._closed = True
+        if self._trial is not None:
+            self._trial.kill()
+        for batcher in self._batchers:
+            batcher.stop()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def load(self, name: str) -> None:
         """The current version of `name`, also when it failed or was unloaded before. Raises ServeError."""
@@ -92,8 +123,7 @@ class Models:
     def _take(self, name: str, version: int) -> bool:
         self.loads += 1
         try:
-            served = Served.load(self._repository, name, self._threads, version)
-            selftest.check(served, self._repository.selftest(name, version))
+            served = Served.load(self._repository, name, version, self._threads, self._tested(name, version))
         except ServeError as error:
             self.load_failures += 1
             self._failed[name, version] = str(error)
@@ -103,9 +133,53 @@ class Models:
             return False
         self._failed.pop((name, version), None)
         stats = self._stats.setdefault((name, version), Stats())
-        self._slots[name] = Slot(served, Batcher(served.run, self._pool, self._limits, stats), stats)
+        batcher = Batcher(served.run, self._pool, self._limits, stats, RunOptions)
+        self._batchers.add(batcher)
+        self._slots[name] = Slot(served, batcher, stats)
         log.info("model %s version %d is served", name, version)
         return True
+
+    def _tested(self, name: str, version: int) -> str:
+        """The digest of a model that has passed its self-test. Raises ServeError."""
+        try:
+            found = self._try(name, version, self._repository.path(name, version).stat().st_size)
+        except OSError as error:
+            raise ServeError(f"its self-test cannot be started: {error}") from error
+        try:
+            answer = json.loads(found[worker.LENGTHS.size :])
+        except ValueError as error:
+            raise ServeError(
+                f"its self-test takes over {TEST_SECONDS:g} s, or more memory than there is for it, or ends its process"
+            ) from error
+        if "error" in answer:
+            raise ServeError(answer["error"])
+        return str(answer["digest"])
+
+    def _try(self, name: str, version: int, size: int) -> bytes:
+        """What the child says of it; nothing where it had to be ended. `size`: of the file."""
+        root = str(self._repository.root.resolve())
+        job = {"work": "version", "root": root, "name": name, "version": version, "seconds": TEST_SECONDS}
+        with subprocess.Popen(  # noqa: S603 - our own
+            worker.command(TEST_MEMORY + 8 * size),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=worker.environment(),
+        ) as child:
+            assert child.stdin is not None
+            assert child.stdout is not None
+            self._trial = child
+            timer = threading.Timer(2 * TEST_SECONDS, child.kill)
+            timer.start()
+            try:
+                with contextlib.suppress(BrokenPipeError):
+                    child.stdin.write(worker.frame(job, 0))
+                    child.stdin.close()
+                return b"" if self._closed else child.stdout.read(_ANSWER)
+            finally:
+                timer.cancel()
+                child.kill()
+                self._trial = None
 
     def find(self, name: str, version: str | None) -> Slot:
         """Raises Refused (404) where that model, or that version of it, is not loaded."""

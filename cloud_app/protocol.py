@@ -4,7 +4,8 @@ Knows a repository, a session and the Open Inference Protocol, version 2; knows 
 framework. Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +14,50 @@ import numpy as np
 from cloud_app.answer import answer, finite, not_finite
 from cloud_app.repository import MAX_BATCH, Repository
 from cloud_app.request import Signature, parse
-from cloud_app.session import open_session
+from cloud_app.session import RunOptions, open_session
 from emo.errors import ServeError
 
+_MAX_METADATA = 1 << 20  # which goes out with every question about the model
 # onnxruntime's name -> the protocol's
 _TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
 
 @dataclass(frozen=True)
 class Served:
-    """`session`: onnxruntime's. `run` and `infer` may be called from any thread."""
+    """`session`: onnxruntime's. `digest`: of its file, where a repository had it. `run` and `infer` may be called from any
+    thread."""
 
     signature: Signature
     session: Any
     metadata: dict[str, Any]
     config: dict[str, Any]
+    digest: str = ""
 
     @classmethod
     def load(
-        cls, repository: Repository, name: str, threads: int | None, version: int | None = None
+        cls, repository: Repository, name: str, version: int, threads: int | None, digest: str | None = None
     ) -> "Served":
-        """The version that the repository names current, or `version`. Raises ServeError when it is not one that this
-        endpoint can serve."""
-        version = repository.current(name) if version is None else version
-        return cls.open(repository.path(name, version), name, version, repository.labels(name), threads)
+        """Raises ServeError when it is not one that this endpoint can serve, or its file has not this `digest`."""
+        content = repository.model(name, version)
+        found = hashlib.sha256(content).hexdigest()
+        path = repository.path(name, version)
+        if found != (digest or found):
+            raise ServeError(f"{path}: has changed since it was tested; a version must not")
+        served = cls.open(path, name, version, repository.labels(name), threads, content)
+        return replace(served, digest=found)
 
     @classmethod
     def open(
-        cls, path: Path, name: str, version: int, labels: tuple[str, ...], threads: int | None = None
+        cls,
+        path: Path,
+        name: str,
+        version: int,
+        labels: tuple[str, ...],
+        threads: int | None = None,
+        content: bytes | None = None,
     ) -> "Served":
-        """The ONNX file at `path`. Raises ServeError as `load` does."""
-        session = open_session(path, threads)
+        """The ONNX file at `path`, or its `content`. Raises ServeError as `load` does."""
+        session = open_session(path, threads, content)
         inputs, outputs = session.get_inputs(), session.get_outputs()
         if len(inputs) != 1:
             raise ServeError(f"{path}: has {len(inputs)} inputs, the endpoint serves models with one")
@@ -64,14 +78,18 @@ class Served:
             labels,
             MAX_BATCH,
         )
-        parameters = {**session.get_modelmeta().custom_metadata_map, "labels": list(labels)}
+        about = session.get_modelmeta().custom_metadata_map
+        if sum(len(key) + len(value) for key, value in about.items()) > _MAX_METADATA:
+            raise ServeError(f"{path}: has over {_MAX_METADATA:,} characters of metadata")
+        parameters = {**about, "labels": list(labels)}
         return cls(signature, session, _metadata(signature, parameters), _config(signature))
 
-    def run(self, images: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    def run(
+        self, images: np.ndarray[Any, Any], options: RunOptions | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
         """(batch, *sample) -> every output, float32 (batch, *size)."""
-        return dict(
-            zip(self.signature.outputs, self.session.run(None, {self.signature.input: images}), strict=True)
-        )
+        results = self.session.run(None, {self.signature.input: images}, options)
+        return dict(zip(self.signature.outputs, results, strict=True))
 
     def infer(self, body: bytes, header: int | None = None) -> bytes:
         """The answer to an inference request; `header` as in `request.parse`. Raises Refused (400) on anything but a

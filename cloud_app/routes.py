@@ -129,8 +129,8 @@ class Endpoint:
             await asyncio.sleep(self._poll_s)
             try:
                 await self._handlers.refresh()
-            except Refused as error:
-                log.warning("%s", error)
+            except Exception:
+                log.exception("the repository could not be looked at")
 
 
 def _refusal(error: Refused) -> Answer:

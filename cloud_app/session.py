@@ -46,8 +46,14 @@ def resident() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def open_session(path: Path, threads: int | None = None) -> onnxruntime.InferenceSession:
-    """A session on the CPU with `threads` threads in all (`cpus()` when left out).
+RunOptions = onnxruntime.RunOptions  # whose `terminate` ends the run that has them, between two nodes
+
+
+def open_session(
+    path: Path, threads: int | None = None, content: bytes | None = None
+) -> onnxruntime.InferenceSession:
+    """A session on the CPU with `threads` threads in all (`cpus()` when left out). `content`: of the file, where it has
+    been read.
 
     Raises ServeError when the file is missing or is no ONNX model that this onnxruntime can run.
     """
@@ -61,7 +67,11 @@ def open_session(path: Path, threads: int | None = None) -> onnxruntime.Inferenc
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        if content is not None:  # weights may lie in other files beside it
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(path.parent)
+            )
+        return onnxruntime.InferenceSession(content or path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
         raise ServeError(
             f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}"

@@ -10,6 +10,7 @@ was taken over is bytes to be checked, too.
 import contextlib
 import ctypes
 import json
+import os
 import resource
 import signal
 import struct
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cloud_app.request import Asked, Call, Refused, Signature, parse
+from emo.errors import ServeError
 from emo.logs import printable
 
 LENGTHS = struct.Struct("<IQ")
@@ -27,6 +29,15 @@ TOO_MUCH = "it takes more memory or time to read than is set aside for one reque
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 Job = dict[str, Any]
+
+
+def command(memory: int) -> list[str]:
+    """What starts one. `memory`: bytes that it may have above what it starts with."""
+    return [sys.executable, "-m", "cloud_app.worker", str(memory)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
 
 
 def frame(head: Job, size: int) -> bytes:
@@ -75,8 +86,8 @@ def _write(out: BinaryIO, answer: Job, result: bytes) -> None:
 def _answer(job: Job, data: bytes) -> tuple[Job, bytes]:
     try:
         return _WORK[job["work"]](job, data)
-    except Refused as error:
-        return {"status": error.status, "error": str(error)}, b""
+    except ServeError as error:
+        return {"status": error.status if isinstance(error, Refused) else 400, "error": str(error)}, b""
     except MemoryError:
         return {"status": 413, "error": TOO_MUCH}, b""
     except Exception as error:  # noqa: BLE001 - a bug of ours, which the parent logs
@@ -97,7 +108,22 @@ def _call(job: Job, data: bytes) -> tuple[Job, bytes]:
     return answer, call.images.tobytes()
 
 
-_WORK: dict[str, Callable[[Job, bytes], tuple[Job, bytes]]] = {"image": _image, "call": _call}
+def _version(job: Job, _: bytes) -> tuple[Job, bytes]:
+    from cloud_app import selftest  # noqa: PLC0415 - it brings onnxruntime, which the others do not need
+    from cloud_app.protocol import Served  # noqa: PLC0415
+    from cloud_app.repository import Repository  # noqa: PLC0415
+
+    repository, name, version = Repository(Path(job["root"])), job["name"], job["version"]
+    served = Served.load(repository, name, version, 1)
+    selftest.check(served, repository.selftest(name, version))
+    return {"digest": served.digest}, b""
+
+
+_WORK: dict[str, Callable[[Job, bytes], tuple[Job, bytes]]] = {
+    "image": _image,
+    "call": _call,
+    "version": _version,
+}
 
 
 def _signature(job: Job) -> Signature:

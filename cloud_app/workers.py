@@ -8,8 +8,6 @@ import asyncio
 import json
 import logging
 import math
-import os
-import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections import Counter
 from typing import Any
@@ -149,11 +147,11 @@ class Workers:
 
     async def _start(self) -> Process:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "cloud_app.worker", str(MEMORY)),
+            *worker.command(MEMORY),
             stdin=PIPE,
             stdout=PIPE,
             stderr=DEVNULL,  # decoders write there what those who made the bytes want
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+            env=worker.environment(),
         )
         self._all.add(child)
         return child

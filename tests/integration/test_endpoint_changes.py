@@ -5,7 +5,9 @@ import json
 import threading
 import time
 
+import psutil
 import pytest
+from loops import endless
 from serving import LABELS, add, ask, request, serving, until, write
 
 
@@ -86,6 +88,25 @@ def test_a_version_that_fails_its_self_test_is_not_served(repository, tmp_path):
         assert "version 1 goes on" in process.communicate(timeout=20)[1]
     with serving(repository.root) as (_, line):  # neither after a restart
         assert line.startswith("serving tiny version 1 at")
+
+
+def test_a_version_that_does_not_end_holds_up_nothing(repository, tmp_path):
+    endless_model = endless(write(tmp_path / "loop.onnx", "uint8"))
+    with serving(repository.root, options="threads=1, poll_s=0.05") as (process, line):
+        url = line.split("http://")[1]
+        with Clients(url, 2) as clients:
+            repository.add("tiny", endless_model, LABELS, (3, 2, 2))
+            until(lambda: len(psutil.Process(process.pid).children()), 1)
+            (child,) = psutil.Process(process.pid).children()
+            time.sleep(0.5)
+            assert child.is_running()
+            began = time.monotonic()
+            assert ask(url, "GET", "/v2/health/ready")[0] == 200
+            assert time.monotonic() - began < 1
+        assert (clients.wrong, clients.versions) == ([], {"1"})
+        process.terminate()
+        assert process.wait(20) == 0
+        assert not child.is_running()
 
 
 def test_a_broken_policy_and_a_folder_that_is_gone_change_nothing(repository):

@@ -160,7 +160,7 @@ def test_metrics(repository):
 
 
 def test_a_full_queue_and_time_that_is_up_are_503(repository):
-    slow = "import time, cloud_app.protocol as p; p.Served.run = lambda self, images, run=p.Served.run: (time.sleep(0.4), run(self, images))[1]"
+    slow = "import time, cloud_app.protocol as p; p.Served.run = lambda self, images, options=None, run=p.Served.run: (time.sleep(0.4), run(self, images))[1]"
     found = []
 
     def one(url, parameters):

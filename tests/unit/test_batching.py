@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +22,7 @@ class Model:
         self.sizes = []
         self.error = None
 
-    def run(self, images):
+    def run(self, images, options):
         assert self.go.wait(10)
         self.sizes.append(len(images))
         if self.error is not None:
@@ -179,6 +180,28 @@ def test_time_that_is_up_ends_the_wait_and_leaves_no_trace(model, pool, own, lim
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("by_itself", [True, False])
+def test_a_run_without_end_is_ended_and_the_next_goes_on(pool, by_itself):
+    def run(batch, options):
+        while len(batch) == 2 and not options.terminate:
+            time.sleep(0.01)
+        if options.terminate:
+            raise RuntimeError("terminated")
+        return {"same": batch}
+
+    async def main():
+        batcher = Batcher(run, pool, Limits(batch=2, runs=1, run_s=0.1 if by_itself else 60), Stats())
+        endless = await queued(batcher.submit(images(1, 2)), batcher.submit(images(2)))
+        if not by_itself:
+            batcher.stop()
+        with pytest.raises(Refused, match="was ended") as caught:
+            await endless[0]
+        assert caught.value.status == 500
+        assert (await batcher.submit(images(3)))["same"][0, 0] == 3
+
+    asyncio.run(main())
+
+
 def test_an_error_reaches_all_of_its_batch_and_nobody_else(model, pool):
     async def main():
         batcher = Batcher(model.run, pool, Limits(runs=1), Stats())
@@ -265,9 +288,9 @@ def test_a_second_run_starts_with_as_many_as_the_first_has_or_when_that_ends(mod
         model.go.clear()
         first = await queued(batcher.submit(images(0, 3)))
         second = await queued(batcher.submit(images(1)), batcher.submit(images(2)))
-        assert batcher._running == 1
+        assert len(batcher._running) == 1
         second += await queued(batcher.submit(images(3)))
-        assert batcher._running == 2
+        assert len(batcher._running) == 2
         third = await queued(batcher.submit(images(4)))
         model.go.set()
         await asyncio.gather(*first, *second, *third)

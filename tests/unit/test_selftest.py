@@ -1,12 +1,17 @@
 """A version is served when it answers as it did where it was exported; the one before goes on where it does not."""
 
+import asyncio
 import json
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
+from loops import endless
 from onnx import TensorProto, helper, numpy_helper, save
 
-from cloud_app import selftest
+from cloud_app import loading, selftest
 from cloud_app.batching import Limits
 from cloud_app.loading import Models
 from cloud_app.protocol import Served
@@ -165,3 +170,69 @@ def test_a_new_name_is_taken_up_and_one_that_went_is_not_dropped(repository, tmp
     models.refresh()
     assert served(models) == 1
     assert [row["state"] for row in models.index(ready=True)] == ["READY", "READY"]
+
+
+def test_a_version_that_does_not_end_or_ends_its_process_is_not_served(repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "TEST_SECONDS", 1.5)
+    models = started(repository)
+    repository.add("two", endless(write(tmp_path / "loop.onnx")), LABELS, (2,), "float32")
+    models.refresh()
+    assert (served(models), models.load_failures) == (1, 1)
+    assert "its self-test takes over 1.5 s" in models.index(ready=False)[1]["reason"]
+    monkeypatch.setattr(loading, "TEST_MEMORY", 1 << 20)
+    add(repository, tmp_path)
+    models.refresh()
+    assert (served(models), models.load_failures) == (1, 2)
+
+
+def test_a_test_under_way_is_no_reason_to_stay(repository, tmp_path):
+    models = started(repository)
+    repository.add("two", endless(write(tmp_path / "loop.onnx")), LABELS, (2,), "float32")
+    refreshing = threading.Thread(target=models.refresh)
+    refreshing.start()
+    while models._trial is None:
+        time.sleep(0.01)
+    child = models._trial
+    models.close()
+    refreshing.join(20)
+    assert not refreshing.is_alive()
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_an_input_that_does_not_end_is_ended_at_run_time(repository, tmp_path):
+    async def main():
+        with pytest.raises(Refused, match="was ended"):
+            await models.find("two", None).batcher.submit(np.full((1, 2), 7, np.float32))
+        assert (await models.find("two", None).batcher.submit(np.zeros((1, 2), np.float32)))["logits"][
+            0, 0
+        ] == 0
+
+    repository.add("two", endless(write(tmp_path / "loop.onnx"), 5), LABELS, (2,), "float32")
+    models = Models(repository, Limits(run_s=0.3), 1)
+    models.start()
+    assert served(models) == 2
+    asyncio.run(main())
+
+
+def test_what_is_loaded_is_what_was_tested(repository, tmp_path, monkeypatch):
+    models = started(repository)
+    add(repository, tmp_path)
+    tested = models._tested
+
+    def swapped(name, version):
+        found = tested(name, version)
+        endless(repository.path(name, version))
+        return found
+
+    monkeypatch.setattr(models, "_tested", swapped)
+    models.refresh()
+    assert served(models) == 1
+    assert "has changed since it was tested" in models.index(ready=False)[1]["reason"]
+
+
+def test_what_is_wrong_with_a_repository_is_said_once(repository, caplog):
+    models = started(repository)
+    (repository.root / "two" / "config.pbtxt").write_bytes(b"\xff")
+    for _ in range(3):
+        models.refresh()
+    assert caplog.text.count("cannot be read") == 1
