@@ -9,8 +9,9 @@ import hmac
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from logging.handlers import WatchedFileHandler
 from pathlib import Path
@@ -19,6 +20,9 @@ from emo.errors import ServeError
 
 VARIABLE = "EMO_API_KEY"
 _SHORTEST = 16
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+_READABLE = b"inference-header-content-length, retry-after"
+_SENT = b"authorization, content-encoding, content-type, inference-header-content-length, x-api-key"
 _LARGEST_FILE = 64 << 10
 
 
@@ -62,6 +66,46 @@ class Keys:
         digest = hashlib.sha256(given.strip()).digest()
         # All of them, whatever the first says: time tells nothing.
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
+
+
+class Origins:
+    """The web pages whose scripts may ask: `known` origins, as https://HOST[:PORT], or * for all. Raises ServeError.
+    Source: fetch.spec.whatwg.org, CORS protocol."""
+
+    def __init__(self, known: Sequence[str] = ()) -> None:
+        for each in known:
+            if each != "*" and not _ORIGIN.fullmatch(each):
+                raise ServeError(
+                    f"{each!r:.80} is no origin of web pages: https://HOST or https://HOST:PORT, or *"
+                )
+        self._known = frozenset(each.encode() for each in known)
+
+    def headers(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """What an answer to a request with the headers `asked` says; where its method is OPTIONS `before` too."""
+        if not self._known:
+            return []
+        found = [] if b"*" in self._known else [(b"vary", b"origin")]
+        origin = asked.get(b"origin")
+        if origin is None or not self._known & {origin, b"*"}:
+            return found
+        shown = b"*" if b"*" in self._known else origin
+        return [
+            *found,
+            (b"access-control-allow-origin", shown),
+            (b"access-control-expose-headers", _READABLE),
+        ]
+
+    def before(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """What a browser is told that asks before it asks; empty where it does not, or may not."""
+        allowed = self.headers(asked)
+        if b"access-control-request-method" not in asked or len(allowed) < 2:
+            return []
+        return [
+            *allowed,
+            (b"access-control-allow-methods", b"GET, HEAD, POST"),
+            (b"access-control-allow-headers", _SENT),
+            (b"access-control-max-age", b"600"),
+        ]
 
 
 class AccessLog:

@@ -16,6 +16,7 @@ from cloud_app.fair import Guest, Room, client
 from cloud_app.request import Refused
 
 BODY_SECONDS = 30.0
+_NO_CONTENT = 204
 _COMPRESS = 1024  # smaller answers do not gain
 _QUICK = 64 << 10  # larger ones would stop the loop for too long
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
@@ -156,7 +157,10 @@ async def packed(request: Incoming, answer: Answer) -> Answer:
 
 async def reply(send: Send, request: Incoming, answer: Answer) -> None:
     """No body to HEAD."""
-    length = (b"content-length", b"%d" % len(answer.body))
-    headers = [(b"content-type", answer.type), *answer.headers, length]
+    headers = list(answer.headers)
+    if answer.body:
+        headers.insert(0, (b"content-type", answer.type))
+    if answer.status != _NO_CONTENT:
+        headers.append((b"content-length", b"%d" % len(answer.body)))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else answer.body})

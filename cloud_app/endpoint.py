@@ -13,7 +13,7 @@ from pathlib import Path
 
 import uvicorn
 
-from cloud_app.access import AccessLog, Keys, keys
+from cloud_app.access import AccessLog, Keys, Origins, keys
 from cloud_app.batching import Limits
 from cloud_app.connections import Server, most_connections
 from cloud_app.fair import Room, Rooms
@@ -31,7 +31,7 @@ IDLE_SECONDS = 65  # over the minute after which load balancers drop a connectio
 class Options:
     """`threads`: onnxruntime's (the container's processors when None). `api_key_file`: as `access.keys` says.
     `tls`: files of the certificate chain and its key, PEM. `access_log`: a file, or - for stdout. `poll_s`: how often
-    the repository is looked at for another version; 0: never."""
+    the repository is looked at for another version; 0: never. `origins`: as `access.Origins`."""
 
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -39,18 +39,19 @@ class Options:
     tls: tuple[Path, Path] | None = None
     access_log: str | None = None
     poll_s: float = 2.0
+    origins: tuple[str, ...] = ()
 
 
 def app(models: Path, options: Options | None = None) -> tuple[Endpoint, Models]:
     """The endpoint over the current version of every model in `models`, as an ASGI application, and what it has
     loaded. Raises ServeError: no model, one that cannot be served, or unusable keys."""
     options = options or Options()
-    known = Keys(keys(options.api_key_file))
+    known, origins = Keys(keys(options.api_key_file)), Origins(options.origins)
     access = AccessLog(options.access_log) if options.access_log is not None else None
     loaded = Models(Repository(models), options.limits, options.threads)
     loaded.start()
     rooms = Rooms(Room(most_connections(), oldest=True), Room(MAX_HELD))
-    return Endpoint(loaded, known, rooms, access, options.poll_s), loaded
+    return Endpoint(loaded, known, rooms, access, options.poll_s, origins), loaded
 
 
 def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Options | None = None) -> None:

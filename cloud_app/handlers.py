@@ -40,6 +40,7 @@ class Handlers:
         self._threads = ThreadPoolExecutor(2, "parse")
         self._loader = ThreadPoolExecutor(1, "load")
         self.server: dict[str, tuple[str, Callable[[Incoming], Awaitable[Answer]]]] = {
+            "": ("GET", self._front),
             "v2": ("GET", self._about),
             "v2/health/live": ("GET", self._live),
             "v2/health/ready": ("GET", self._ready),
@@ -164,6 +165,11 @@ class Handlers:
 
     # -- about the server
 
+    async def _front(self, _: Incoming) -> Answer:
+        return Answer(
+            b"", 307, headers=[(b"location", b"docs")]
+        )  # from where we are: a proxy may put us below a path
+
     async def _about(self, _: Incoming) -> Answer:
         return as_json({"name": "emo", "version": __version__, "extensions": EXTENSIONS})
 
@@ -171,7 +177,8 @@ class Handlers:
         return as_json({"live": True})
 
     async def _ready(self, _: Incoming) -> Answer:
-        return as_json({"ready": True})
+        ready = bool(self._models.loaded())
+        return as_json({"ready": ready}, 200 if ready else 503)
 
     async def _metrics(self, _: Incoming) -> Answer:
         gauges = {

@@ -105,7 +105,7 @@ def _metadata(of: Signature, parameters: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": of.name,
         "versions": [str(of.version)],
-        "platform": "onnxruntime_onnx",
+        "platform": "onnx_onnxv1",  # as the protocol names it; Triton's configuration has its own word
         "inputs": [{"name": of.input, "datatype": of.datatype, "shape": [-1, *of.sample]}],
         "outputs": [
             {"name": name, "datatype": "FP32", "shape": [-1, *size]} for name, size in of.outputs.items()

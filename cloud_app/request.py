@@ -26,11 +26,12 @@ _SHORT = 1024  # bytes of JSON that are remembered
 
 
 class Refused(ServeError):  # noqa: N818 - as the protocol's answer says it
-    """A request that is not answered with a result; `status` is HTTP's."""
+    """A request that is not answered with a result; `status` is HTTP's, `allow` the methods that there are (405)."""
 
-    def __init__(self, status: int, text: str) -> None:
+    def __init__(self, status: int, text: str, allow: str = "") -> None:
         super().__init__(text)
         self.status = status
+        self.allow = allow
 
 
 @dataclass(frozen=True)

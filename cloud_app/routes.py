@@ -1,19 +1,19 @@
 """The endpoint as an ASGI application: which path does what, who may, and what became of it.
 
-    GET  /v2   /v2/health/live   /v2/health/ready   /v2/models/stats   /metrics   /openapi.json   /docs
+    GET  /   /v2   /v2/health/live   /v2/health/ready   /v2/models/stats   /metrics   /openapi.json   /docs
     GET  /v2/models/NAME[/versions/V][/ready | /config | /stats]
     POST /v2/models/NAME[/versions/V]/infer | /predict
     POST /v2/repository/index   /v2/repository/models/NAME/load | /unload
 
-Knows paths, methods and keys; what a path does is `cloud_app.handlers`'. Imports no web framework.
+OPTIONS on each says what is offered. Knows paths, methods and keys; what a path does is `cloud_app.handlers`'. Imports no web framework.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from time import perf_counter_ns, time_ns
 
-from cloud_app.access import AccessLog, Keys
+from cloud_app.access import AccessLog, Keys, Origins
 from cloud_app.asgi import Answer, Incoming, Receive, Scope, Send, no_room, packed, reply
 from cloud_app.fair import Rooms
 from cloud_app.handlers import Handlers, as_json
@@ -33,11 +33,13 @@ class Endpoint:
         rooms: Rooms,
         access: AccessLog | None = None,
         poll_s: float = 2.0,
+        origins: Origins | None = None,
     ) -> None:
         self._models = models
         self._keys = keys
         self._access = access
         self._poll_s = poll_s
+        self._origins = origins or Origins()
         self.rooms = rooms
         self._handlers = Handlers(models, rooms)
 
@@ -59,6 +61,8 @@ class Endpoint:
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:200])
             found = as_json({"error": f"{_shown(request)}: the endpoint failed; its log says why"}, 500)
+        if request.method != "OPTIONS":
+            found.headers.extend(self._origins.headers(request.headers))
         request.release()
         ns = perf_counter_ns() - began
         if slot is not None:
@@ -81,12 +85,13 @@ class Endpoint:
     def _route(self, request: Incoming) -> tuple[Awaitable[Answer], Slot | None]:
         """What will answer, and the model whose figures it counts in. Raises Refused: 404, 405, 401, 403."""
         path = request.path.strip("/")
+        if request.method == "OPTIONS" and (headers := self._origins.before(request.headers)):
+            return _empty(headers), None  # before keys: a browser sends none with it
         if not path.startswith("v2/health/"):
             self._admit(request)
         if path in self._handlers.server:
             method, handle = self._handlers.server[path]
-            _must_be(request, method)
-            return handle(request), None
+            return _offered(request, method, lambda: handle(request)), None
         version: str | None = None
         match path.split("/"):
             case ["v2", "models", name, "versions", version, *rest]:
@@ -94,20 +99,23 @@ class Endpoint:
             case ["v2", "models", name, *rest]:
                 pass
             case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
-                _must_be(request, "POST")
-                if not self._keys:
-                    text = "this endpoint is read-only: it was started without API keys, see --api-key-file"
-                    raise Refused(403, text)
-                return self._handlers.change(request, name, verb), None
+                return _offered(request, "POST", lambda: self._change(request, name, verb)), None
             case _:
                 rest = ["?"]
         action = "/".join(rest)
         if action not in self._handlers.model:
             raise Refused(404, f"{_shown(request)}: no such resource")
         method, on_model = self._handlers.model[action]
-        _must_be(request, method)
         slot = self._models.find(name, version)
-        return on_model(request, slot), slot if method == "POST" else None
+        answer = _offered(request, method, lambda: on_model(request, slot))
+        return answer, slot if request.method == method == "POST" else None
+
+    def _change(self, request: Incoming, name: str, verb: str) -> Awaitable[Answer]:
+        if not self._keys:
+            raise Refused(
+                403, "this endpoint is read-only: it was started without API keys, see --api-key-file"
+            )
+        return self._handlers.change(request, name, verb)
 
     def _admit(self, request: Incoming) -> None:
         if self._keys and not self._keys.fit(request.headers):
@@ -133,19 +141,30 @@ class Endpoint:
                 log.exception("the repository could not be looked at")
 
 
+def _offered(request: Incoming, method: str, answer: Callable[[], Awaitable[Answer]]) -> Awaitable[Answer]:
+    """`answer` where the request has that `method`. Raises Refused (405)."""
+    if request.method == method or (request.method, method) == ("HEAD", "GET"):
+        return answer()
+    allow = "GET, HEAD, OPTIONS" if method == "GET" else "POST, OPTIONS"
+    if request.method == "OPTIONS":
+        return _empty([(b"allow", allow.encode())])
+    raise Refused(405, f"{_shown(request)}: this method is not offered here, {allow} are", allow)
+
+
+async def _empty(headers: list[tuple[bytes, bytes]]) -> Answer:
+    return Answer(b"", 204, headers=headers)
+
+
 def _refusal(error: Refused) -> Answer:
     found = as_json({"error": str(error)}, error.status)
-    if error.status in {401, 503}:
-        found.headers.append(
-            (b"www-authenticate", b"Bearer") if error.status == 401 else (b"retry-after", b"1")
-        )
+    more = {
+        401: (b"www-authenticate", b"Bearer"),
+        405: (b"allow", error.allow.encode()),
+        503: (b"retry-after", b"1"),
+    }
+    found.headers.extend([more[error.status]] if error.status in more else [])
     return found
 
 
 def _shown(request: Incoming) -> str:
     return f"{request.method} {request.path[:200]}"
-
-
-def _must_be(request: Incoming, method: str) -> None:
-    if request.method != method and (request.method, method) != ("HEAD", "GET"):
-        raise Refused(405, f"{_shown(request)}: this method is not offered here, {method} is")

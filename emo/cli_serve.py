@@ -55,6 +55,14 @@ def commands(add: Add) -> None:
         "--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none"
     )
 
+    serve.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="web pages whose scripts may ask, as https://HOST[:PORT], or * for all; may be given several times (default: none)",
+    )
+
     predict = add("predict", _predict, "ask an endpoint what is on an image")
     predict.add_argument("image", type=Path, metavar="IMAGE", help="a picture, as a file")
     predict.add_argument("--url", default="http://127.0.0.1:8000", help="of the endpoint")
@@ -117,6 +125,7 @@ def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
         tls=None if args.tls_cert is None else (args.tls_cert, args.tls_key),
         access_log=args.access_log,
         poll_s=args.poll_s,
+        origins=tuple(args.cors_origin),
     )
     serve(args.models, args.host, args.port, options)
     return 0

@@ -39,7 +39,7 @@ def test_health_and_metadata(ask):
     expected = {
         "name": "tiny",
         "versions": ["2"],
-        "platform": "onnxruntime_onnx",
+        "platform": "onnx_onnxv1",
         "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 3, 2, 2]}],
         "outputs": [
             {"name": "logits", "datatype": "FP32", "shape": [-1, 3]},

@@ -47,14 +47,54 @@ def test_keys(repository, tmp_path):
         assert ask(url, "POST", unload, b'{"parameters": {"unload_dependents": true}}', bearer) == (200, {})
         time.sleep(0.2)  # the poll does not bring it back
         assert ask(url, "POST", "/v2/models/tiny/infer", body, bearer)[0] == 404
+        assert ask(url, "GET", "/v2/health/ready") == (503, {"ready": False})
+        assert ask(url, "GET", "/v2/health/live") == (200, {"live": True})
         assert ask(url, "POST", unload, b"", bearer)[0] == 404
         assert ask(url, "POST", "/v2/repository/index", b'{"ready": true}', bearer) == (200, [])
         assert ask(url, "POST", load, b'{"parameters": {"config": "{}"}}', bearer)[0] == 400
         assert ask(url, "POST", load, b"{}", bearer) == (200, {})
+        assert ask(url, "GET", "/v2/health/ready") == (200, {"ready": True})
         assert ask(url, "POST", "/v2/models/tiny/infer", body, bearer)[0] == 200
         for name in ("nothing", "..", "%2e%2e"):
             status, answer = ask(url, "POST", f"/v2/repository/models/{name}/load", b"", bearer)
             assert (status, list(answer)) == (400, ["error"])
+
+
+def test_pages_of_the_origins_that_were_named_may_ask(repository):
+    before = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "content-type,x-api-key",
+    }
+    page, other = {"Origin": "https://a.example"}, {"Origin": "https://a.example.org"}
+    path, body = "/v2/models/tiny/infer", json.dumps(request())
+
+    def said(url, method, headers, data=None):
+        connection = http.client.HTTPConnection(url, timeout=20)
+        connection.request(method, path, data, headers)
+        response = connection.getresponse()
+        response.read()
+        connection.close()
+        return response.status, response.headers
+
+    options = "threads=1, origins=('https://a.example', 'http://localhost:3000')"
+    with serving(repository.root, options=options, EMO_API_KEY=KEY) as (_, line):
+        url = line.split("http://")[1]
+        status, headers = said(url, "OPTIONS", page | before)
+        assert (status, headers["Access-Control-Allow-Origin"]) == (204, "https://a.example")
+        assert "POST" in headers["Access-Control-Allow-Methods"]
+        assert {"content-type", "x-api-key"} <= set(headers["Access-Control-Allow-Headers"].split(", "))
+        assert headers["Vary"] == "origin"
+        for key, found in ((KEY, 200), ("wrong", 401)):
+            status, headers = said(url, "POST", page | {"X-API-Key": key}, body)
+            assert (status, headers["Access-Control-Allow-Origin"]) == (found, "https://a.example")
+            status, headers = said(url, "POST", other | {"X-API-Key": key}, body)
+            assert (status, headers["Access-Control-Allow-Origin"]) == (found, None)
+        for headers in (other | before, before, page):
+            status, answered = said(url, "OPTIONS", headers)
+            assert (status, answered["Access-Control-Allow-Origin"]) == (401, None)
+    with serving(repository.root, options="threads=1, origins=('*',)") as (_, line):
+        _, headers = said(line.split("http://")[1], "POST", page, body)
+        assert (headers["Access-Control-Allow-Origin"], headers["Vary"]) == ("*", None)
 
 
 def test_tls(repository, tmp_path):

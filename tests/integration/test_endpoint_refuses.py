@@ -147,7 +147,6 @@ def test_no_generated_body_is_a_failure_of_the_endpoint(url, body):
         ("GET", "/v2/models/tiny/versions/two", 404),
         ("GET", "/v2/models/..%2f..%2fetc%2fpasswd", 404),
         ("GET", "/v2/models/%ff%00", 404),
-        ("GET", "/", 404),
         ("GET", "/v1/models/tiny", 404),
         ("GET", "/v2/models/tiny/loss", 404),
         ("GET", "/v2/models/tiny/versions/2/versions/2", 404),
@@ -166,6 +165,45 @@ def test_what_is_not_there(ask, method, path, status):
     found, answer = ask(method, path)
     assert found == status
     assert list(answer) == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "allow"),
+    [
+        ("/", "GET, HEAD, OPTIONS"),
+        ("/v2", "GET, HEAD, OPTIONS"),
+        ("/v2/health/live", "GET, HEAD, OPTIONS"),
+        ("/v2/models/tiny", "GET, HEAD, OPTIONS"),
+        ("/v2/models/tiny/versions/2/stats", "GET, HEAD, OPTIONS"),
+        ("/v2/models/tiny/infer", "POST, OPTIONS"),
+        ("/v2/models/tiny/predict", "POST, OPTIONS"),
+        ("/v2/repository/index", "POST, OPTIONS"),
+        ("/v2/repository/models/tiny/load", "POST, OPTIONS"),
+    ],
+)
+def test_what_is_offered_is_said(url, path, allow):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    for method, status in (("OPTIONS", 204), ("PUT", 405), ("DELETE", 405), ("PATCH", 405)):
+        connection.request(method, path)
+        response = connection.getresponse()
+        assert (response.status, response.headers["Allow"]) == (status, allow)
+        assert (response.read() == b"") == (method == "OPTIONS")
+        assert response.headers["Access-Control-Allow-Origin"] is None
+    connection.request("OPTIONS", "/v2/nothing")
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 404
+    connection.close()
+
+
+def test_the_front_page_is_the_description(url):
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
+    connection.request("GET", "/")
+    response = connection.getresponse()
+    assert (response.status, response.headers["Location"], response.read()) == (307, "docs", b"")
+    connection.request("GET", "/docs")
+    assert connection.getresponse().status == 200
+    connection.close()
 
 
 BODY = json.dumps(request()).encode()

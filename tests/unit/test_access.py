@@ -2,7 +2,7 @@
 
 import pytest
 
-from cloud_app.access import AccessLog, Keys, keys
+from cloud_app.access import AccessLog, Keys, Origins, keys
 from cloud_app.predict import first_key
 from emo.errors import ServeError
 
@@ -75,3 +75,17 @@ def test_no_keys_are_no_keys():
 def test_an_access_log_that_cannot_be_written_is_named(tmp_path):
     with pytest.raises(ServeError, match=r"none/log: cannot write"):
         AccessLog(str(tmp_path / "none" / "log"))
+
+
+@pytest.mark.parametrize(
+    "origin", ["a.example", "https://a.example/", "https://*.example", "null", "", "https://a b"]
+)
+def test_what_is_no_origin_is_said(origin):
+    with pytest.raises(ServeError, match="no origin of web pages"):
+        Origins((origin,))
+
+
+@pytest.mark.parametrize("origin", ["https://a.example", "http://127.0.0.1:8080", "http://[::1]:80", "*"])
+def test_origins(origin):
+    assert Origins((origin,)).headers({b"origin": origin.encode()})
+    assert not Origins().headers({b"origin": origin.encode()})

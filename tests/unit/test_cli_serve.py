@@ -75,6 +75,12 @@ def test_serve_refuses_values_that_mean_nothing(models, capsys, option, value):
     assert option in capsys.readouterr().err
 
 
+def test_serve_refuses_what_is_no_origin(models, capsys):
+    options = ["--cors-origin", "https://a.example", "--cors-origin", "a.example"]
+    assert cli.main(["serve", "--models", models, *options]) == 2
+    assert "'a.example' is no origin of web pages" in capsys.readouterr().err
+
+
 def test_serve_takes_both_files_for_tls_or_none(models, capsys):
     assert cli.main(["serve", "--models", models, "--tls-cert", "cert.pem"]) == 2
     assert "--tls-key" in capsys.readouterr().err
