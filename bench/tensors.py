@@ -7,7 +7,6 @@ without limits of its own, and one whose model it is. Seconds of that thread, th
 meanwhile, in seconds, and by how many MiB the process's memory grew at most. Each in a process of its own.
 """
 
-import argparse
 import json
 import multiprocessing
 import struct
@@ -25,6 +24,7 @@ from emo.config import Model
 from emo.journal import Journal
 from emo.limits import Limits, of_weights
 from emo.messages import Update
+from emo.parser import Parser
 from emo.receiver import Receiver
 
 _CHUNK, _TOPIC = 256 * 1024, "emo/wan/update/d1"
@@ -108,9 +108,9 @@ def _peak() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--mib", type=int, default=90)
-    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mib", type=int, default=90, help="size of each message")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     args = parser.parse_args()
     print(f"{args.mib} MiB\n\n| what | | seconds | longest stall | MiB more |\n|---|---|---|---|---|")
     rows = []

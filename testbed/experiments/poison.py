@@ -27,6 +27,7 @@ import torch
 from emo import data
 from emo.config import Data, Model, Overlay
 from emo.errors import EmoError
+from emo.parser import Parser
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
 
@@ -82,22 +83,27 @@ def run(options: trace.Options, folder: Path, rounds: int, attack: str, sampling
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--dataset", default="digits")
-    add("--data-dir", help="where it lies (digits needs none)")
-    add("--model", default="cnn")
-    add("--norm", default="group", choices=["group", "batch", "none"])
-    add("--width", type=float, default=1.0)
-    add("--devices", type=int, default=10)
-    add("--rounds", type=int, default=12)
-    add("--lr", type=float, default=0.05)
-    add("--alpha", type=float, default=1.0, help="of Dirichlet(alpha x prior): smaller is less alike (1)")
-    add("--sampling", default="mixed", choices=["mixed", "uniform", "importance", "fresh"])
-    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS))
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    add("--work", type=Path, help="keep the recordings here, for the next call")
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE")
+    add("--dataset", default="digits", help="digits, cifar10, cifar100 or folder")
+    add("--data-dir", help="where it lies (default: none, as digits needs)")
+    add("--model", default="cnn", help="a network of emo.models")
+    add("--norm", default="group", choices=["group", "batch", "none"], help="of the network")
+    add("--width", type=float, default=1.0, help="multiplier of the network")
+    add("--devices", type=int, default=10, help="of which one is hostile")
+    add("--rounds", type=int, default=12, help="of FL")
+    add("--lr", type=float, default=0.05, help="the devices' learning rate")
+    add("--alpha", type=float, default=1.0, help="of Dirichlet(alpha x prior): smaller is less alike")
+    add(
+        "--sampling",
+        default="mixed",
+        choices=["mixed", "uniform", "importance", "fresh"],
+        help="of the cache",
+    )
+    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="to try")
+    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of each attack")
+    add("--work", type=Path, help="keep the recordings here, for the next call (default: nowhere)")
+    add("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.getLogger("emo").setLevel(logging.ERROR)
