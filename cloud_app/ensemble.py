@@ -85,7 +85,7 @@ class Ensemble(nn.Module):
     def each(self, images: torch.Tensor) -> torch.Tensor:
         """The members' own logits (members, N, classes)."""
         split = self.split(images)
-        return torch.stack([member(split) for member in self.members])
+        return torch.stack([member(split.clone()) for member in self.members])  # one may work in place
 
     def split(self, images: torch.Tensor) -> torch.Tensor:
         """The trunk's output (N, ...), which all members share."""

@@ -119,7 +119,8 @@ class Trainer:
         state = self._mean | {name: buffer.clone() for name, buffer in self._module.named_buffers()}
         with inference(self._module):
             for activations, labels in batches:
-                x, y = activations.to(self._device, torch.float32), labels.to(self._device, torch.int64)
+                x = activations.to(self._device, torch.float32, copy=True)  # the module may work in place
+                y = labels.to(self._device, torch.int64)
                 logits = torch.func.functional_call(self._module, state, (x,))
                 loss = functional.cross_entropy(logits, y, reduction="sum")
                 sums.append(torch.stack([loss, (logits.argmax(1) == y).sum()]))

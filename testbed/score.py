@@ -28,7 +28,7 @@ def accuracies(
             chances = {}
             for name, head in heads.items():
                 with inference(head):
-                    chances[name] = torch.softmax(head(activations), 1)
+                    chances[name] = torch.softmax(head(activations.clone()), 1)  # one may work in place
         chances["model"] = torch.stack([chances[name] for name in served]).mean(0)
         for name, found in chances.items():
             right[name] += int((found.argmax(1) == labels).sum())

@@ -1,14 +1,19 @@
 """Ensemble: what it computes, and what it refuses."""
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 from cloud_app.ensemble import HEAD, Ensemble, boosted, build, parts
+from cloud_app.export import export
+from cloud_app.session import open_session
 from emo import models
 from emo.config import Model
+from emo.data import Dataset
 from emo.errors import ExportError
+from testbed.score import accuracies
 
 torch.set_num_threads(1)
 
@@ -59,6 +64,22 @@ def test_a_pair_that_never_saw_a_class_is_outvoted_not_obeyed():
 
     assert says("logits") == 0
     assert says("probabilities") == 1
+
+
+def test_members_that_work_in_place_do_not_hear_of_each_other(tmp_path):
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Flatten(), nn.Linear(18, 8))
+    members = [nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(8, 5)) for _ in range(3)]
+    whole, images = Ensemble(trunk, members, MEAN, STD, combine="logits"), _images()
+    alone = [Ensemble(trunk, [member], MEAN, STD, combine="logits")(images)[0] for member in members]
+    torch.testing.assert_close(whole.each(images), torch.stack(alone))
+    report = export(whole, tmp_path / "m.onnx", (2, 3, 3), list("abcde"), {})
+    (logits,) = open_session(report.path, 1).run(["logits"], {"images": images.numpy()})
+    np.testing.assert_allclose(logits, sum(alone).numpy() / 3, atol=1e-4)
+    assert "Identity" not in {node.op_type for node in onnx.load(report.path).graph.node}
+    data = Dataset(_images(200).numpy(), np.arange(200) % 5, tuple("abcde"), MEAN, STD)
+    found = accuracies(trunk, dict(enumerate(members)), [0], data)
+    assert [accuracies(trunk, {0: each}, [0], data)[0] for each in members] == [found[n] for n in range(3)]
 
 
 @pytest.mark.parametrize("combine", ["probabilities", "logits"])
