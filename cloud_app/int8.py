@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from cloud_app.domains import only_used
 from cloud_app.session import open_session
 from emo.data import Dataset
 from emo.errors import ExportError
@@ -101,6 +102,7 @@ def _write(path: Path, images: np.ndarray[Any, Any], to: Path) -> None:
     finally:
         prepared.unlink(missing_ok=True)
     model = onnx.load(to)
+    only_used(model)
     onnx.helper.set_model_props(model, {e.key: e.value for e in onnx.load(path).metadata_props})
     to.write_bytes(model.SerializeToString())
 

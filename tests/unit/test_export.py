@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cloud_app import export as exporting
+from cloud_app.domains import only_used
 from cloud_app.ensemble import Ensemble, build, parts
 from cloud_app.export import TOLERANCE, export
 from cloud_app.session import open_session
@@ -29,14 +30,24 @@ class Noisy(nn.Linear):
         return super().forward(inputs) + torch.rand_like(inputs[:, :2])
 
 
+class Centred(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs - inputs.mean(0))
+
+
+class Squeezed(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs).squeeze()
+
+
 class Frozen(nn.Linear):
     def forward(self, inputs):
-        return super().forward(inputs) + torch.rand(len(inputs), 1)
+        return super().forward(inputs) + torch.full((len(inputs), 1), 0.5)
 
 
 class Branching(nn.Linear):
     def forward(self, inputs):
-        if float(inputs.sum()) > 0:  # a decision that no graph can hold
+        if float(self.bias.sum()) > 0:  # a decision that no graph can hold
             return super().forward(inputs)
         return -super().forward(inputs)
 
@@ -112,18 +123,27 @@ def test_the_exporter_says_nothing(exported, tmp_path, capfd, caplog, recwarn):
     assert logging.getLogger("torch.onnx").level == level
 
 
-def test_float_images(tmp_path):
-    report = export(_small(nn.Linear(3, 2), "float32"), tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {})
+def test_float_images_and_an_opset(tmp_path):
+    report = export(_small(nn.Linear(3, 2), "float32"), tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {}, 18)
     assert open_session(report.path).get_inputs()[0].type == "tensor(float)"
+    found = onnx.load(report.path).opset_import
+    assert [(each.domain, each.version) for each in found] == [("", 18)]
 
 
 @pytest.mark.parametrize(
     ("head", "labels", "why"),
     [
         (nn.Linear(3, 2), ["a", "b", "c"], "2 classes, there are 3 labels"),
-        (Noisy(3, 2), ["a", "b"], "differs from torch"),
+        (Noisy(3, 2), ["a", "b"], "images beside it.*draw random numbers"),
+        (Centred(3, 2), ["a", "b"], "images beside it.*over the whole batch"),
+        (
+            nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.Linear(3, 2)),
+            ["a", "b"],
+            r"not one image alone.*batch norm without running statistics \(members\.0\.0\); set track",
+        ),
+        (Squeezed(3, 2), ["a", "b"], "not one image alone"),
         (Frozen(3, 2), ["a", "b"], "does not run at batch 1"),
-        (Branching(3, 2), ["a", "b"], "torch cannot export"),
+        (Branching(3, 2), ["a", "b"], r"cannot export.*guard on.*test_export.py, line \d+: if float\(self"),
     ],
 )
 def test_what_cannot_be_trusted_leaves_the_old_file_alone(tmp_path, head, labels, why):
@@ -133,6 +153,31 @@ def test_what_cannot_be_trusted_leaves_the_old_file_alone(tmp_path, head, labels
         export(_small(head), path, (1, 2, 2), labels, {})
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_file_that_answers_otherwise_is_not_kept(tmp_path, monkeypatch):
+    trace, other = exporting.trace, _small(nn.Linear(3, 2))
+    monkeypatch.setattr(exporting, "trace", lambda _module, *rest: trace(other, *rest))
+    module = _small(nn.Linear(3, 2))
+    module.members[0].bias[0] += 1e-3
+    with pytest.raises(ExportError, match="differs from torch"):
+        export(module, tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_opset_that_torch_does_not_write_is_said(tmp_path):
+    with pytest.raises(ExportError, match=r"as opset \[18\], not as 15"):
+        export(_small(nn.Linear(3, 2)), tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {}, 15)
+
+
+def test_domains_that_no_node_uses_are_left_out():
+    graph = onnx.helper.make_graph([], "g", [], [])
+    body = onnx.helper.make_graph([onnx.helper.make_node("Foo", [], [], domain="used")], "b", [], [])
+    graph.node.append(onnx.helper.make_node("If", [], [], then_branch=body))
+    sets = [onnx.helper.make_opsetid(domain, 1) for domain in ("", "used", "com.microsoft", "ai.onnx.ml")]
+    model = onnx.helper.make_model(graph, opset_imports=sets)
+    only_used(model)
+    assert [each.domain for each in model.opset_import] == ["", "used"]
 
 
 def test_weights_that_no_file_can_hold_are_refused_at_once(tmp_path, monkeypatch):

@@ -222,6 +222,7 @@ def test_int8_that_passes_both_gates_is_what_is_served(parts, tmp_path, monkeypa
     assert json.loads(_says(path)["members"]) == ["good"]
     assert found["bytes"] == path.stat().st_size
     assert "QuantizeLinear" in {node.op_type for node in onnx.load(path).graph.node}
+    assert {each.domain for each in onnx.load(path).opset_import} == {""}
 
 
 def test_a_run_of_the_cloud_can_be_exported_again(parts, tmp_path, capsys):
