@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from PIL import Image
 
-from cloud_app import ensemble, saved
+from cloud_app import dry_run, ensemble, saved
 from cloud_app.checkpoint import Checkpoints
+from cloud_app.choosing import Choice
 from cloud_app.node import CloudNode
-from cloud_app.publish import Choice, added, publish
+from cloud_app.publish import added, publish
 from cloud_app.ready import ready
+from cloud_app.repository import Repository
 from emo import __version__, agreement, files, models
 from emo.config import CloudConfig
 from emo.data import Dataset
-from emo.errors import ExportError
+from emo.errors import EmoError, ExportError
 from emo.heartbeat import PAUSE, Heart, beating
 from emo.journal import Journal
 from emo.messages import CannotTrain, OverlayWeights, Status, Update, Weights
@@ -47,6 +49,7 @@ def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[s
 def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
     torch.set_num_threads(config.threads)
     test, net, layout = ready(config)
+    Repository(config.export.models).try_writing(config.export.name)
     journal = Journal(config.state_dir)
     journal.event("start", tier="cloud", id=config.id, pid=os.getpid())
 
@@ -59,6 +62,8 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     if new:
         keep.clear()
     state = keep.load(config, weights, layout)
+    if state is None:
+        dry_run.run(config, test)
     name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
     pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
     parts = {"network": weights}
@@ -120,7 +125,8 @@ def finish(
     resumed: bool = False,
 ) -> dict[str, Any]:
     """Keeps the run in state_dir for `emo export`, then publishes it. Returns what `publish` does, with what the edges
-    did and where a sample image lies. `resumed`: a process before this one may have come so far. Raises as `publish`.
+    did and where a sample image lies. `resumed`: a process before this one may have come so far. Raises as `publish`, and
+    says how to go on.
     """
     edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
     choice = config.overlays
@@ -136,9 +142,22 @@ def finish(
     parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
     # First: where there is nothing to publish, `emo export` may help.
     unkept = _keep(config.state_dir, record, parts)
-    wanted = Choice(choice.combine, choice.head, choice.fit, config.export.int8)
-    to = config.export.models, config.export.name
-    published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)
+    export = config.export
+    wanted = Choice(
+        choice.combine, choice.head, choice.fit, export.int8, opset=export.opset, at_least=export.at_least
+    )
+    to = export.models, export.name
+    try:
+        published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)
+    except EmoError as error:
+        if unkept:
+            raise
+        again = f"emo export --run {config.state_dir} {wanted.command(*to)}"
+        raise ExportError(
+            f"{error}\nThe run is kept. Once that is mended: {again} (or start the cloud again)"
+        ) from error
+    said = f"exported {export.name} version {published['version']}, {published['bytes']} bytes"
+    log.info("%s, accuracy %.2f %%", said, 100 * published["accuracy"]["served"])
     if unkept and (unkept := _keep(config.state_dir, record, parts)):  # there may be room by now
         log.warning("%s; `emo export` will not find this run", unkept)
     return {

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from cloud_app import fedavg
 from emo import models
 from emo.config import Model
-from emo.errors import ExportError, ModelError
+from emo.errors import ExportError, ModelError, UpdateRefused
 from emo.models.state import unsound
 from emo.weights import Weights
 
@@ -122,6 +123,25 @@ def parts(weights: Weights, overlays: Mapping[str, Weights]) -> dict[str, Weight
             raise ExportError(f"the global model: {name} belongs neither to its trunk nor to its head")
         found[part][rest] = array
     return {**found, **{OVERLAY + edge: overlays[edge] for edge in sorted(overlays)}}
+
+
+def misfit(like: Weights, weights: Weights) -> str:
+    """Why `weights` cannot be what training has made of a network whose weights were `like`; empty where they can."""
+    try:
+        fedavg.fits(like, weights)
+    except UpdateRefused as error:
+        return str(error)
+    for name, array in weights.items():
+        if (~(np.abs(array) < fedavg.MAX_WEIGHT) & (np.abs(like[name]) < fedavg.MAX_WEIGHT)).any():
+            return f"{name} has NaN, infinity or a value of {fedavg.MAX_WEIGHT:.0f} or more"
+    return unsound(like, weights)
+
+
+def misfits(spec: Model, overlays: Mapping[str, Weights]) -> dict[str, str]:
+    """Those of `overlays` that are none of `spec`, with the reason. Raises ModelError."""
+    like = models.weights(models.overlay(spec, seed=0)) if overlays else {}
+    found = {name: misfit(like, weights) for name, weights in overlays.items()}
+    return {name: why for name, why in found.items() if why}
 
 
 def build(

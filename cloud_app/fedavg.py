@@ -83,7 +83,7 @@ def fits(like: Weights, weights: Weights) -> None:
     """Raises UpdateRefused when `weights` have other names, shapes or dtypes than `like`."""
     if weights.keys() != like.keys():
         odd = sorted(weights.keys() ^ like.keys())
-        raise UpdateRefused(f"weights do not match the global model: {', '.join(odd[:3])}")
+        raise UpdateRefused(f"its tensors do not match the model: {', '.join(odd[:3])}")
     for name, array in weights.items():
         if array.shape != like[name].shape or array.dtype != like[name].dtype:
             raise UpdateRefused(

@@ -5,6 +5,7 @@ those of the greatest likelihood: stacking (Breiman, Stacked Regressions, 1996) 
 by one: Ensemble Selection (Caruana et al. 2004) backwards.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -34,16 +35,20 @@ def accuracy(each: torch.Tensor, shares: torch.Tensor, combine: Combine, labels:
     return float((logits.argmax(1).numpy() == labels).mean())
 
 
-def fit(each: torch.Tensor, labels: np.ndarray, combine: Combine, what: Fit) -> torch.Tensor:
+def fit(
+    each: torch.Tensor, labels: np.ndarray, combine: Combine, what: Fit, suspects: Sequence[int] = ()
+) -> torch.Tensor:
     """Shares (members,) that sum to one, for the members' logits `each` (members, N, classes) on held-out data.
 
     "none": equal. "members": the member without which accuracy is highest is left out (share 0) as long as that
     raises it. "weights": those of the highest likelihood, unless they lower accuracy. "both": one after the other.
+    Of `suspects`, places in `each`, those go in any case that "members" would leave out.
     The same input gives the same shares; where one member is as good as another, the later one stays.
     """
     shares = torch.full((len(each),), 1 / len(each))
-    if what in {"members", "both"}:
-        shares = _dropped(each, labels, combine, shares)
+    may_go = range(len(each)) if what in {"members", "both"} else suspects
+    if may_go:
+        shares = _dropped(each, labels, combine, shares, may_go)
     if what in {"weights", "both"}:
         taken = shares > 0
         fitted = shares.clone()
@@ -53,16 +58,18 @@ def fit(each: torch.Tensor, labels: np.ndarray, combine: Combine, what: Fit) -> 
     return shares
 
 
-def _dropped(each: torch.Tensor, labels: np.ndarray, combine: Combine, shares: torch.Tensor) -> torch.Tensor:
+def _dropped(
+    each: torch.Tensor, labels: np.ndarray, combine: Combine, shares: torch.Tensor, may_go: Sequence[int]
+) -> torch.Tensor:
     best = accuracy(each, shares, combine, labels)
     while (shares > 0).sum() > 1:
         tried = []
-        for member in torch.nonzero(shares).flatten().tolist():
+        for member in [place for place in may_go if shares[place] > 0]:
             rest = shares.clone()
             rest[member] = 0
             tried.append(rest / rest.sum())
         found = [accuracy(each, rest, combine, labels) for rest in tried]
-        if max(found) <= best:
+        if max(found, default=0.0) <= best:
             break
         best, shares = max(found), tried[int(np.argmax(found))]
     return shares

@@ -3,25 +3,32 @@
 Knows edges and what they send. Knows no round and no file.
 """
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 
-import numpy as np
-
+from cloud_app.ensemble import misfit
+from emo.config import CloudConfig
 from emo.journal import Journal, log
 from emo.messages import OverlayWeights
+from emo.weights import Weights
 
 
 class Gathering:
-    """`edges`: whose overlays are expected in `run`. `overlays`: those that came and are trained."""
+    """Of `run`, from the edges that `config` names. `like`: weights of an overlay that is not trained. `overlays`: those
+    that came and are trained."""
 
-    def __init__(self, run: str, edges: Sequence[str], journal: Journal) -> None:
-        self._run, self._edges, self._journal = run, edges, journal
+    def __init__(self, run: str, config: CloudConfig, like: Weights, journal: Journal) -> None:
+        self._run, self._edges, self._like, self._journal = run, config.overlays.edges, like, journal
+        rounds = config.rounds
+        seconds = rounds.rounds * (rounds.deadline_s + rounds.give_up_s) + config.overlays.wait_s
+        self._most = 1e6 * seconds  # steps and batches; no honest edge comes near
         self._answered: set[str] = set()
         self.overlays: dict[str, OverlayWeights] = {}
         self._failed: dict[str, str] = {}  # who has said that it cannot train, and why
 
     def resume(self, run: str, answered: Iterable[str], overlays: Mapping[str, OverlayWeights]) -> None:
-        self._run, self._answered, self.overlays = run, set(answered), dict(overlays)
+        """What another process had; perhaps of a version that took more."""
+        self._run, self._answered = run, set(answered)
+        self.overlays = {edge: each for edge, each in overlays.items() if self._sound(each)}
 
     def failed(self, edge: str, why: str) -> bool:
         """`edge` cannot train; False where that is known, or it is none of ours. Perhaps it can later, so it is waited for."""
@@ -41,8 +48,7 @@ class Gathering:
                 "overlays.refused", f"overlay of {edge}, run {overlay.run}: not expected here"
             )
             return False
-        if not all(np.isfinite(array).all() for array in overlay.weights.values() if array.dtype.kind == "f"):
-            self._journal.problem("overlays.refused", f"overlay of {edge}: holds NaN or infinity; left out")
+        if not self._sound(overlay):
             self._answered.add(edge)  # it will not get better by waiting
             return True
         known = self.overlays.get(edge)
@@ -59,6 +65,18 @@ class Gathering:
             why = self._failed.get(edge, "it has received no batch")
             self._journal.problem("overlays.untrained", f"{edge}: its overlay is left out: {why}")
         return True
+
+    def _sound(self, overlay: OverlayWeights) -> bool:
+        counts = (overlay.steps, overlay.attempted, overlay.sent)
+        why = misfit(self._like, overlay.weights) if overlay.steps else ""
+        if max(counts) > self._most:
+            why = f"{max(counts)} steps or batches cannot be, in the time that the run has"
+        if why:
+            self._journal.problem(
+                "overlays.refused",
+                f"overlay of {overlay.edge}: {why}; left out. Have edge and cloud the same `model`?",
+            )
+        return not why
 
     def answered(self) -> list[str]:
         """Who has sent an overlay, trained or not."""

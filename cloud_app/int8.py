@@ -43,10 +43,7 @@ def quantise(path: Path, scales: Dataset, judged: Dataset, to: Path) -> Path | N
     Neither is the test set. Raises ExportError where there are too few images to judge by, or onnxruntime cannot
     quantise the model.
     """
-    if len(judged.labels) < LEAST:
-        raise ExportError(
-            f"int8: {len(judged.labels)} images to judge accuracy by, at least {LEAST} are needed"
-        )
+    must_be_enough(judged)
     known, rows = (_some(each, count) for each, count in ((scales, 256), (judged, 2048)))
     try:
         _write(path, scales.images[known], to)
@@ -59,8 +56,16 @@ def quantise(path: Path, scales: Dataset, judged: Dataset, to: Path) -> Path | N
     if before - after > LOSS or slow < GAIN * fast:
         log.warning("%s; it stays fp32", text)
         return None
-    log.info("%s", text)
+    log.debug("%s", text)
     return to
+
+
+def must_be_enough(judged: Dataset) -> None:
+    """Raises ExportError."""
+    if len(judged.labels) < LEAST:
+        raise ExportError(
+            f"int8: {len(judged.labels)} images to judge accuracy by, at least {LEAST} are needed"
+        )
 
 
 def accuracy(path: Path, dataset: Dataset) -> float:

@@ -73,7 +73,9 @@ class CloudNode:
         self.round = 1
         # A device notices within 1.5 keepalives that its broker is away, and comes back within 15 s (mqtt_client.py).
         self._roster = Roster(2 * config.wan.keepalive_s + 15, journal, facts or {})
-        self._gathering = Gathering(run, config.overlays.edges, journal)
+        asked = bool(config.overlays.edges)
+        self._overlay = models.weights(models.overlay(config.model, seed=0)) if asked else {}
+        self._gathering = Gathering(run, config, self._overlay, journal)
         self._open = Round(0, self.weights)
         self._before: tuple[int, list[str]] = 0, []  # the last closed round, who was counted in it
         self._telling = Telling(config.rounds, journal, evaluate)
@@ -96,11 +98,9 @@ class CloudNode:
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
-        edges, model = self._config.overlays.edges, self._config.model
-        overlay = models.weights(models.overlay(model, seed=0)) if edges else {}
         return {
             Update: of_weights(Update, self.weights),
-            OverlayWeights: of_weights(OverlayWeights, overlay),
+            OverlayWeights: of_weights(OverlayWeights, self._overlay),
         }
 
     def about(self) -> dict[str, object]:

@@ -2,8 +2,8 @@
 
 import torch
 
-from cloud_app import checkpoint, heldout
-from cloud_app.publish import dtype
+from cloud_app import checkpoint, dry_run, heldout, int8
+from cloud_app.publish import dtype, judges
 from cloud_app.repository import Repository
 from emo import data, models, trial
 from emo.config import CloudConfig
@@ -19,7 +19,7 @@ def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork, Layout]:
     if config.overlays.fit != "none":
         heldout.kept(config.data, config.model)
     if config.export.int8:
-        data.training(config.data, config.model, own=False)
+        int8.must_be_enough(judges(config.data, config.model)[1])
     Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
     net = models.network(config.model, config.rounds.seed)
     models.overlay(config.model, config.rounds.seed)
@@ -31,6 +31,7 @@ def said(config: CloudConfig) -> str:
     torch.set_num_threads(config.threads)
     test, net, what = ready(config)
     checkpoint.agree(config.state_dir / "run", config, models.weights(net), what)
+    dry_run.run(config, test)
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)
     return f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"

@@ -112,6 +112,18 @@ class Repository:
                     f" ({len(labels)} classes, {dtype} {list(input_shape)}); choose another name"
                 )
 
+    def try_writing(self, name: str) -> None:
+        """Raises ServeError where `add` could not write, and leaves the folder of models."""
+        folder = self._folder(name)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            for parent in (self.root, folder):
+                if parent.exists():
+                    with _staged(parent):
+                        pass
+        except OSError as error:
+            raise ServeError(f"{error.filename}: cannot be written: {error.strerror}") from error
+
     def add(
         self,
         name: str,

@@ -23,7 +23,7 @@ from emo import (
     terminal,
 )
 from emo.codec import CODECS
-from emo.errors import ConfigError, EmoError, nearest
+from emo.errors import ConfigError, EmoError, ExportError, nearest
 from emo.extras import needs as _needs
 from emo.parser import Parser
 from emo.runner import stop_on
@@ -105,9 +105,21 @@ def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
 
 def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
     with _needs("cloud"):
-        from cloud_app.publish import Choice, from_folder
-    choice = Choice(args.combine, args.head, args.fit, args.int8, tuple(args.without))
-    found = from_folder(args.folder, args.out, args.name, choice, args.data_dir)
+        from cloud_app.choosing import Choice
+        from cloud_app.publish import from_folder
+    without = tuple(args.without)
+    choice = Choice(args.combine, args.head, args.fit, args.int8, without, args.opset, args.at_least)
+
+    def sure(text: str) -> None:
+        if args.yes:
+            return
+        if sys.stdin.isatty():
+            print(f"{text}. Serve it? [y/N] ", end="", file=sys.stderr, flush=True)
+            if sys.stdin.readline().strip().lower() in {"y", "yes"}:
+                return
+        raise ExportError(f"{text}. Nothing was added; --yes adds it all the same")
+
+    found = from_folder(args.folder, args.out, args.name, choice, args.data_dir, sure)
     accuracy = f"accuracy {found['accuracy']['served']:.2%}, members {', '.join(found['members'])}"
     print(json.dumps(found) if args.json else f"{found['onnx']}: {found['precision']}, {accuracy}")
     return 0
@@ -249,6 +261,10 @@ def _parser() -> Parser:
     export.add_argument(
         "--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out (default: none)"
     )
+    export.add_argument("--opset", type=int, choices=range(18, 25), default=20, help="of ONNX")
+    text = "an ensemble that is less accurate than the FL model alone is not exported: that is (none: it is)"
+    export.add_argument("--at-least", choices=["head", "none"], default="head", help=text)
+    export.add_argument("--yes", action="store_true", help="also if it is less accurate than what is served")
     export.add_argument("--int8", action="store_true", help="quantise, if faster and about as accurate")
     export.add_argument("--json", action="store_true", help="print the result as one JSON line")
 

@@ -225,6 +225,7 @@ def _figures(
     edges = result["edges"].values()
     return {
         "accuracy": result["accuracy"],
+        "instead": result["instead"],
         "bytes": {
             "fl": total("sent_bytes.Update", "sent_bytes.Status", "received_bytes.GlobalModel"),
             "activations": total(

@@ -69,7 +69,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     table.add_row("accuracy: FL alone", f"{accuracy['fl']:.2%}")
     for number, value in enumerate(accuracy["boosted"], 1):
         table.add_row(f"accuracy: FL trunk + overlay {number} (boosted)", f"{value:.2%}")
-    table.add_row("accuracy: ensemble (bagged)", f"{accuracy['bagged']:.2%}", end_section=True)
+    bagged = "none" if accuracy["bagged"] is None else f"{accuracy['bagged']:.2%}"
+    table.add_row("accuracy: ensemble (bagged)", bagged, end_section=True)
     table.add_row("sent: FL, both ways", size(sent["fl"]))
     table.add_row("sent: activations, LAN only", size(sent["activations"]))
     table.add_row("split federated learning would send", size(sent["sfl_equivalent"]), end_section=True)
@@ -78,6 +79,8 @@ def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     table.add_row("seconds", f"{figures['seconds']:.0f}")
     console.print(table)
     console.print(f"model: {os.path.relpath(figures['onnx'])}", soft_wrap=True)
+    if figures["instead"]:
+        console.print(f"it is the FL model alone: {figures['instead']}", soft_wrap=True)
     run, models = (shlex.quote(os.path.relpath(each)) for each in (figures["run"], args.out / "models"))
     console.print(f"another of its weights: emo export --run {run} --out {models} --head", soft_wrap=True)
     asked = figures["prediction"]

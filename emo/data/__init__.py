@@ -23,7 +23,7 @@ BUILT_IN = {
     "folder": "emo.data.folder:load",
 }
 
-_lock = threading.Lock()
+_lock = threading.RLock()  # a loader of your own may load others
 
 
 def load(spec: Data) -> tuple[Dataset, Dataset]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from emo import models
 from emo.errors import ModelError, UpdateRefused
+from emo.seeds import Draws
 from emo.weights import Weights
 
 _STATISTICS = {"running_mean", "running_var"}
@@ -71,8 +72,7 @@ def layout(module: nn.Module, shape: tuple[int, ...]) -> Layout:
     Raises ModelError where it cannot take them."""
     before, modes = models.weights(module), [(part, part.training) for part in module.modules()]
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.default_generator.manual_seed(0)
+        with Draws().seeded(0), torch.no_grad():
             module.train()(torch.randn(3, *shape))
     except Exception as error:  # a user's module may raise anything
         raise ModelError(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cloud_app.checkpoint import Checkpoints
 from cloud_app.node import CloudNode
+from emo import models
 from emo.config import CloudConfig
 from emo.errors import QuorumError
 from emo.journal import Journal
@@ -26,6 +27,7 @@ CONFIG = CloudConfig.model_validate(
         "overlays": {"edges": ["e", "f"], "start_s": 0},
     }
 )
+OVERLAY = models.weights(models.overlay(MODEL, 0))
 START = {"w": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3), "steps": np.array(3)}
 
 
@@ -122,12 +124,13 @@ class World:
 
 
 def overlay(edge, steps=5):
-    return OverlayWeights("run-1", edge, steps, 9, 7, {"o": np.full(3, ord(edge), np.float32)})
+    weights = {name: array + np.float32(ord(edge)) for name, array in OVERLAY.items()}
+    return OverlayWeights("run-1", edge, steps, 9, 7, weights)
 
 
 def ended(world):
     node = world.node
-    parts = {edge: each.weights["o"].tobytes() for edge, each in node.overlays.items()}
+    parts = {edge: digest(each.weights) for edge, each in node.overlays.items()}
     return {n: a.tobytes() for n, a in node.weights.items()}, parts, node.trained, node.updates, node.round
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from fleet import MODEL, dataset
 
+from cloud_app.ensemble import misfit
 from cloud_app.node import CloudNode
 from device_app.node import DeviceNode
 from emo import models
@@ -105,14 +106,57 @@ def test_updates_that_would_not_fit_the_disk_are_refused_at_the_start(tmp_path):
         cloud(tmp_path, opened=False, aggregate="median", min_devices=10**15)
 
 
-def test_an_overlay_of_no_numbers_is_left_out_and_not_waited_for():
+OVERLAY = models.weights(models.overlay(MODEL, 0))
+FIRST = next(iter(OVERLAY))
+
+
+def changed(array):
+    return {**OVERLAY, FIRST: array}
+
+
+BAD_OVERLAYS = {
+    "nan": changed(np.full_like(OVERLAY[FIRST], np.nan)),
+    "huge": changed(np.full_like(OVERLAY[FIRST], 3e38)),
+    "shape": changed(OVERLAY[FIRST][:1]),
+    "dtype": changed(OVERLAY[FIRST].astype(np.float64)),
+    "missing": {name: array for name, array in OVERLAY.items() if name != FIRST},
+    "more": {**OVERLAY, "other": np.zeros(3, np.float32)},
+    "none": {},
+}
+
+
+def overlay(weights=OVERLAY, steps=5, attempted=3, sent=2):
+    return OverlayWeights("run", "e", steps, attempted, sent, weights)
+
+
+BAD = [(name, overlay(weights)) for name, weights in BAD_OVERLAYS.items()]
+BAD += [(name, overlay(**{name: 2**53 - 1})) for name in ("steps", "attempted", "sent")]
+
+
+@pytest.mark.parametrize(("_name", "bad"), BAD, ids=[name for name, _ in BAD])
+def test_an_overlay_that_cannot_be_is_left_out_and_not_waited_for(_name, bad, caplog):
     node = cloud(rounds=1)
     send(node, *(update(name) for name in NAMES))
     assert node.phase == "overlays"
-    list(node.handle(OverlayWeights("run", "e", 5, 1, 1, {"x": np.array([np.nan], np.float32)}), 2))
+    list(node.handle(bad, 2))
     assert node.done
     assert node.overlays == {}
     assert node._journal.counts["overlays.refused"] == 1
+    assert "overlay of e: " in caplog.text
+    assert "left out" in caplog.text
+    # A version that took it has written it down: the next process leaves it out too.
+    state = node.state()
+    state = dataclasses.replace(state, overlays={"e": bad})
+    again = cloud(rounds=1, opened=False)
+    again.resume(state)
+    assert again.overlays == {}
+    assert again._journal.counts["overlays.refused"] == 1
+
+
+def test_an_overlay_with_a_mask_of_infinity_is_taken():
+    like = {"mask": np.array([0, -np.inf], np.float32), "w": np.zeros(2, np.float32)}
+    assert misfit(like, like) == ""
+    assert "mask" in misfit(like, {**like, "mask": np.array([-np.inf, 0], np.float32)})
 
 
 def test_a_device_does_not_go_back_to_a_run_that_it_has_left():

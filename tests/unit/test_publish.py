@@ -9,51 +9,28 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from torch import nn
+from ensembles import DATA, RECORD, SPEC, trained
 
-from cloud_app import ensemble, heldout, int8, saved, selftest
-from cloud_app import publish as publishing
+from cloud_app import ensemble, heldout, int8, saved
 from cloud_app.__main__ import finish, run
-from cloud_app.export import Report
-from cloud_app.publish import Choice, from_folder, publish
+from cloud_app.choosing import Choice
+from cloud_app.publish import from_folder, publish
 from cloud_app.repository import Repository
-from cloud_app.saved import Record
 from cloud_app.session import open_session
-from emo import cli, data, models
-from emo.config import CloudConfig, Data, Model, Training
-from emo.data.batches import FixedBatches
+from emo import cli, data
+from emo.config import CloudConfig, Data, Model
 from emo.data.dataset import Dataset
 from emo.errors import DataError, ExportError
 from emo.messages import OverlayWeights
-from emo.training import train
 
 torch.set_num_threads(1)
 
-SPEC = Model(name="cnn", width=0.25, input=(1, 8, 8), classes=10)
-DATA = Data(heldout=0.2)
-RECORD = Record(emo="0.1.0", run="r", rounds=2, model=SPEC, data=DATA)
-
-
-def _trained(net, dataset, labels=None):
-    labels = dataset.labels if labels is None else labels
-    shown = Dataset(dataset.images, labels, dataset.classes, dataset.mean, dataset.std)
-    batches = FixedBatches(shown, np.arange(len(labels)), 16, 0)
-    list(train(net, (batches.batch(j) for j in batches.order(1, 0)), Training(lr=0.05)))
+ALWAYS = Choice(at_least="none")
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """A trained FL model, a good overlay, and `bad`, which was taught each digit's successor."""
-    torch.set_num_threads(1)
-    dataset, _ = data.load(Data())
-    net = models.network(SPEC, 0)
-    _trained(net, dataset)
-    overlays = {}
-    for edge, labels in (("good", dataset.labels), ("bad", (dataset.labels + 1) % 10)):
-        overlay = models.overlay(SPEC, 1)
-        _trained(nn.Sequential(net.trunk.requires_grad_(requires_grad=False), overlay), dataset, labels)
-        overlays[edge] = models.weights(overlay)
-    return ensemble.parts(models.weights(net), overlays)
+    return trained()
 
 
 def _right(path):
@@ -67,28 +44,16 @@ def _says(path):
     return open_session(path, 1).get_modelmeta().custom_metadata_map
 
 
-@pytest.fixture
-def untraced(monkeypatch):
-    """Exporting takes seconds; for what is decided before it, any file will do."""
-
-    def export(_module, path, *_):
-        path.write_bytes(b"model")
-        return Report(path, 5, 0.0, 0.0)
-
-    monkeypatch.setattr(publishing, "export", export)
-    monkeypatch.setattr(selftest, "make", lambda _path: "{}")
-
-
 @pytest.fixture(scope="module")
 def plain(parts, tmp_path_factory):
     models_dir = tmp_path_factory.mktemp("plain")
-    return publish(RECORD, parts, Choice(), models_dir, "digits"), Repository(models_dir)
+    return publish(RECORD, parts, ALWAYS, models_dir, "digits"), Repository(models_dir)
 
 
 @pytest.fixture(scope="module")
 def chosen(parts, tmp_path_factory):
     models_dir = tmp_path_factory.mktemp("chosen")
-    return publish(RECORD, parts, Choice(head=True, fit="both"), models_dir, "digits")
+    return publish(RECORD, parts, Choice(head=True, fit="both", at_least="none"), models_dir, "digits")
 
 
 def test_by_default_it_is_all_overlays_with_equal_shares(plain):
@@ -160,7 +125,7 @@ def test_the_choice_does_not_depend_on_the_test_set(chosen, parts, tmp_path, mon
     _, test = data.load(Data())
     other = Dataset(test.images, (test.labels + 3) % 10, test.classes, test.mean, test.std)
     monkeypatch.setattr(data, "testing", lambda *_: other)
-    found = publish(RECORD, parts, Choice(head=True, fit="both"), tmp_path, "digits")
+    found = publish(RECORD, parts, Choice(head=True, fit="both", at_least="none"), tmp_path, "digits")
     assert (found["members"], found["shares"]) == (chosen["members"], chosen["shares"])
     assert found["heldout"] == chosen["heldout"]
     assert found["accuracy"]["served"] < 0.2
@@ -214,7 +179,7 @@ def test_int8_that_passes_both_gates_is_what_is_served(parts, tmp_path, monkeypa
     times = iter((2.0, 1.0))
     monkeypatch.setattr(int8, "_latency", lambda *_: next(times))
     monkeypatch.setattr(int8, "LOSS", 0.1)  # the few images here tell no less
-    found = publish(RECORD, parts, Choice(int8=True, without=("bad",)), tmp_path, "digits")
+    found = publish(RECORD, parts, Choice(int8=True, without=("bad",), at_least="none"), tmp_path, "digits")
     path = Repository(tmp_path).path("digits", 1)
     assert [found["precision"], _says(path)["precision"]] == ["int8", "int8"]
     assert _right(path) == pytest.approx(found["accuracy"]["served"])

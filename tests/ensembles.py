@@ -1,0 +1,40 @@
+"""A trained FL model with a good overlay and a bad one, in the parts that a run keeps."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from cloud_app import ensemble
+from cloud_app.saved import Record
+from emo import data, models
+from emo.config import Data, Model, Training
+from emo.data.batches import FixedBatches
+from emo.data.dataset import Dataset
+from emo.training import train
+
+SPEC = Model(name="cnn", width=0.25, input=(1, 8, 8), classes=10)
+DATA = Data(heldout=0.2)
+RECORD = Record(emo="0.1.0", run="r", rounds=2, model=SPEC, data=DATA)
+
+
+def _trained(net, dataset, labels=None, epochs=1):
+    labels = dataset.labels if labels is None else labels
+    shown = Dataset(dataset.images, labels, dataset.classes, dataset.mean, dataset.std)
+    batches = FixedBatches(shown, np.arange(len(labels)), 16, 0)
+    stream = (batches.batch(j) for epoch in range(epochs) for j in batches.order(1, epoch))
+    list(train(net, stream, Training(lr=0.05)))
+
+
+def trained():
+    """`good` is better than the FL model alone; `bad` was taught each digit's successor."""
+    torch.set_num_threads(1)
+    dataset, _ = data.load(Data())
+    net = models.network(SPEC, 0)
+    _trained(net, dataset)
+    overlays = {}
+    for edge, labels in (("good", dataset.labels), ("bad", (dataset.labels + 1) % 10)):
+        overlay = models.overlay(SPEC, 1)
+        pair = nn.Sequential(net.trunk.requires_grad_(requires_grad=False), overlay)
+        _trained(pair, dataset, labels, epochs=3)
+        overlays[edge] = models.weights(overlay)
+    return ensemble.parts(models.weights(net), overlays)
