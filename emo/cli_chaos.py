@@ -20,6 +20,7 @@ def commands(add: Add) -> None:
     option("--seed", type=int, default=1, help="of the first schedule; the same seed, the same schedule")
     option("--seeds", type=int, default=1, help="so many runs, with this seed and those after it")
     option("--faults", type=int, default=50, help="of each run")
+    option("--hostile", type=int, default=0, help="beside them, so many acts of a hostile device and edge")
     option("--rounds", type=int, default=12, help="FL rounds of each run; every third seed has a third")
     option(
         "--over",
@@ -49,8 +50,14 @@ def commands(add: Add) -> None:
 
 
 def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:
-    if min(args.seed, args.faults) < 0 or min(args.seeds, args.rounds) < 1 or (args.over or 1.0) <= 0:
-        raise ConfigError("--seed and --faults are 0 or more, --seeds and --rounds 1 or more, --over above 0")
+    if (
+        min(args.seed, args.faults, args.hostile) < 0
+        or min(args.seeds, args.rounds) < 1
+        or (args.over or 1.0) <= 0
+    ):
+        raise ConfigError(
+            "--seed, --faults and --hostile are 0 or more, --seeds and --rounds 1 or more, --over above 0"
+        )
     if args.keep and args.out is None:
         raise ConfigError("--keep: where? Say --out DIR.")
     stop_on(stop, signal.SIGINT)  # SIGINT ends the fleet in good order

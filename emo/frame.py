@@ -146,16 +146,21 @@ def split(message: Message, message_id: bytes, chunk: int, limit: int = _MAX_PAY
 
     Raises TooLarge before the first frame when the payload is over `limit` bytes: no receiver would take it.
     """
-    payload = memoryview(pack(message))
+    payload = pack(message)
     if len(payload) > limit:
         raise TooLarge(f"{type(message).__name__} of {len(payload)} bytes; {limit} is the most")
+    yield from cut(KINDS.index(type(message)), payload, message_id, chunk)
+
+
+def cut(kind: int, payload: bytes, message_id: bytes, chunk: int) -> Iterator[bytes]:
+    """As `split`, of a payload whatever it holds. Raises TooLarge where a chunk has no room for it."""
     if chunk <= OVERHEAD:
         raise TooLarge(f"packets of {chunk} bytes hold nothing but a frame's header")
     step = chunk - OVERHEAD
     count = max(1, -(-len(payload) // step))
-    kind, crc = KINDS.index(type(message)), zlib.crc32(payload)
+    crc, view = zlib.crc32(payload), memoryview(payload)
     for index in range(count):
-        piece = payload[index * step : (index + 1) * step]
+        piece = view[index * step : (index + 1) * step]
         head = HEAD.pack(_MAGIC, _SCHEMA, kind, message_id, index, count, len(payload), crc)
         yield b"".join([head, _U32.pack(zlib.crc32(piece, zlib.crc32(head))), piece])
 

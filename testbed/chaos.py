@@ -31,7 +31,9 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
     for seed in range(args.seed, args.seed + args.seeds):
         # Every other seed allows stragglers to be left out; every third ends early, so that faults meet the export.
         rounds = args.rounds if seed % 3 else max(1, args.rounds // 3)
-        plan = Plan(seed, rounds, args.faults, args.over or args.faults / 2, strict=seed % 2 == 0)
+        over = args.over or (args.faults + args.hostile) / 2
+        # A hostile device may be left out: a round that waited for all would wait for it.
+        plan = Plan(seed, rounds, args.faults, over, seed % 2 == 0 and not args.hostile, hostile=args.hostile)
         record = one(plan, args, own, stop)
         records.append(record)
         if args.json:
@@ -58,23 +60,27 @@ def _one(
     began = time.monotonic()
     kept = None if args.out is None else args.out.resolve() / f"seed-{plan.seed}"
     kind = "nobody may be left out" if plan.strict else "stragglers may be left out"
-    print(f"seed {plan.seed}: {plan.faults} faults in {plan.over_s:.0f} s, {plan.rounds} rounds, {kind}")
+    beside = f" and {plan.hostile} hostile acts" if plan.hostile else ""
+    print(
+        f"seed {plan.seed}: {plan.faults} faults{beside} in {plan.over_s:.0f} s, {plan.rounds} rounds, {kind}"
+    )
     with Proxy() as proxy:
         fleet = Fleet(plan, folder, proxy, own_disks)
         current = Run(fleet, plan, stop, lambda text: print(f"  {text}", flush=True))
         seen = current.run()
-    wrong = [] if stop.is_set() else chaos_check.check(fleet, plan, seen)
+    wrong = [] if stop.is_set() else chaos_check.check(fleet, plan, seen, current.hostile)
     record = {
         "seed": plan.seed,
         "strict": plan.strict,
         "rounds": plan.rounds,
         "faults": sum(seen.injected.values()),
-        "planned": len(current.faults),
+        "planned": len(current.faults) + len(current.acts),
         "kinds": dict(sorted(seen.injected.items())),
         "starts": {name: process.starts for name, process in fleet.processes().items()},
         "exits": [{"process": name, "status": status, "full": full} for name, status, full in seen.exits],
         "rounds_under_faults": seen.during,
         "run_s": seen.seconds,
+        "peak_mib": seen.peaks,
         "seconds": round(time.monotonic() - began, 1),
         "violations": [violation._asdict() for violation in wrong],
     }
@@ -88,6 +94,7 @@ def _one(
         print(f"  {violation.invariant}: {violation.text}")
     if wrong:
         again = f"--seed {plan.seed} --faults {args.faults} --rounds {args.rounds} --over {plan.over_s:g}"
+        again += f" --hostile {args.hostile}" * (args.hostile > 0)
         print(f"  to repeat: emo chaos {again}; its logs: {kept or 'say --out DIR to keep them'}", flush=True)
     return record
 

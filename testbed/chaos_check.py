@@ -17,6 +17,7 @@ from edge_app.cache.disk import DiskCache
 from emo.errors import EmoError
 from testbed import chaos_replay, invariants
 from testbed.chaos_fleet import EDGES, Fleet, Plan
+from testbed.chaos_hostile import Hostile
 from testbed.chaos_plan import schedule
 from testbed.chaos_process import Tier
 from testbed.chaos_run import Seen
@@ -25,8 +26,8 @@ from testbed.invariants import Violation
 _START_S = 120.0
 
 
-def check(fleet: Fleet, plan: Plan, seen: Seen) -> list[Violation]:
-    """Every violation of what must hold; the fleet has ended."""
+def check(fleet: Fleet, plan: Plan, seen: Seen, hostile: Hostile | None = None) -> list[Violation]:
+    """Every violation of what must hold; the fleet has ended, and `hostile`, if it had one."""
     wrong, logs = list[Violation](), dict[str, list[invariants.Event]]()
     for name, folder in fleet.states():
         logs[name], broken = invariants.read(folder / "events.jsonl")
@@ -40,11 +41,13 @@ def check(fleet: Fleet, plan: Plan, seen: Seen) -> list[Violation]:
     wrong += invariants.edges({name: logs[name] for name in EDGES}, rounds.run, steps)
     wrong += invariants.ended(seen.finished, seen.exits, seen.stubborn)
     wrong += [Violation("forward", text) for text in seen.backwards]
-    wrong += invariants.quiet({name: _printed(process.log) for name, process in fleet.processes().items()})
+    printed = {name: _printed(process.log) for name, process in fleet.processes().items()}
+    wrong += invariants.quiet(printed)
     whole = {number: rounds.closed[number] for number in _gapless(rounds.closed)}
     held, strange = _cached(fleet, len(whole))
     wrong += strange
-    again = chaos_replay.replay(fleet.cloud, fleet.devices, whole, held)
+    sent = hostile.sent if hostile is not None else None
+    again = chaos_replay.replay(fleet.cloud, fleet.devices, whole, held, sent)
     wrong += chaos_replay.cached(held, again)
     parts: Mapping[str, Any] = {}
     if seen.finished:
@@ -54,6 +57,12 @@ def check(fleet: Fleet, plan: Plan, seen: Seen) -> list[Violation]:
             wrong.append(Violation("served", str(error)))
         expected = EDGES.keys() - invariants.untrained({name: logs[name] for name in EDGES})
         wrong += _served(fleet, parts, expected)
+        if hostile is not None:
+            wrong += invariants.unharmed(printed, seen.peaks, _result(fleet), dict(fleet.states()))
+    if hostile is not None and hostile.failed:
+        wrong.append(
+            Violation("unharmed", f"the hostile node could not do all it was to do: {hostile.failed}")
+        )
     final = {f"{part}.{name}": array for part in (TRUNK, HEAD) for name, array in parts.get(part, {}).items()}
     return wrong + chaos_replay.compare(whole, again, final or None)
 
@@ -72,6 +81,8 @@ def _cached(fleet: Fleet, rounds: int) -> tuple[dict[chaos_replay.Batch, int], l
     for edge, config in fleet.edges.items():
         with DiskCache(config.cache.dir) as cache:
             for device, batch in list(cache.keys()):
+                if device not in fleet.devices:
+                    continue  # a hostile one's: nobody can say what it should be
                 entry = cache.get(device, batch)
                 if entry is not None and 1 <= entry.version // fleet.cloud.training.epochs <= rounds:
                     held[device, batch, entry.version] = chaos_replay.crc(entry.activations)
@@ -94,8 +105,7 @@ def _served(fleet: Fleet, parts: Mapping[str, Any], expected: Iterable[str]) -> 
     endpoint = Tier("endpoint", fleet.folder, ["serve", "--models", models, "--port", "0"])
     endpoint.start()
     try:
-        result = json.loads((fleet.cloud.state_dir / "result.json").read_text(encoding="utf-8"))
-        label, probability = predict(_url(endpoint), "emo", Path(result["sample"]["image"]))[0]
+        label, probability = predict(_url(endpoint), "emo", Path(_result(fleet)["sample"]["image"]))[0]
         if label not in set("0123456789") or not (math.isfinite(probability) and 0 < probability <= 1):
             wrong.append(Violation("served", f"the endpoint answers {label!r} with {probability}"))
     except (EmoError, OSError, ValueError, KeyError, TypeError) as error:
@@ -103,6 +113,12 @@ def _served(fleet: Fleet, parts: Mapping[str, Any], expected: Iterable[str]) -> 
     finally:
         endpoint.stop(20)
     return wrong
+
+
+def _result(fleet: Fleet) -> dict[str, Any]:
+    """What the cloud has left. Raises OSError and ValueError where it has not."""
+    found: dict[str, Any] = json.loads((fleet.cloud.state_dir / "result.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _url(endpoint: Tier) -> str:

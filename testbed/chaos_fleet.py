@@ -27,13 +27,15 @@ from testbed.chaos_process import Process, Program, Tier
 from testbed.proxy import Link, Proxy
 
 EDGES = {"edge-1": "host-1", "edge-2": "host-2"}
+HOSTILE_DEVICE, HOSTILE_EDGE = "hostile-device", "hostile-edge"
 _PER_ROUND = 4
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run. `strict`: a round closes with the updates of all that were asked, or not at all; else stragglers are left
-    out. `faults`: spread over `over_s` seconds. `devices`: an even number."""
+    out. `faults`: spread over `over_s` seconds, and so many acts of a `hostile` device and edge, which join the fleet where
+    there are any. `devices`: an even number."""
 
     seed: int
     rounds: int
@@ -41,10 +43,12 @@ class Plan:
     over_s: float
     strict: bool
     devices: int = 6
+    hostile: int = 0
 
 
 class Fleet:
-    """`tiers` and `brokers` by name, in the order in which they start; `links` by name, PROCESS-wan or PROCESS-lan."""
+    """`tiers` and `brokers` by name, in the order in which they start; `links` by name, PROCESS-wan or PROCESS-lan; `ports` of
+    the brokers. `hostile`: what the cloud and edge-1 take the hostile device for, where the plan has one."""
 
     def __init__(self, plan: Plan, folder: Path, proxy: Proxy, own_disks: bool) -> None:
         """Writes every configuration below `folder`; starts nothing. Raises BrokerError without Mosquitto."""
@@ -55,7 +59,7 @@ class Fleet:
         self.brokers: dict[str, Process] = {}
         self.links: dict[str, Link] = {}
         self.tiers: dict[str, Tier] = {}
-        ports = {}
+        self.ports = ports = dict[str, int]()
         for name in ("broker", *(f"broker-{edge[-1]}" for edge in EDGES)):
             ports[name] = _free_port()
             self.brokers[name] = _mosquitto(binary, name, folder, ports[name])
@@ -72,6 +76,9 @@ class Fleet:
             for edge in EDGES
             for name in self._members(edge)
         }
+        self.hostile: DeviceConfig | None = None
+        if plan.hostile:
+            self.hostile = parse(DeviceConfig, self._device("edge-1", HOSTILE_DEVICE), HOSTILE_DEVICE, {})
         self._tier("cloud", "cloud", self.cloud)
         for edge, host in EDGES.items():
             self._tier(edge, "edge", self.edges[edge])
@@ -109,32 +116,35 @@ class Fleet:
             for way, found in link.items()
             if found in self.links
         }
-        model = {"name": "cnn", "width": 0.5, "input": [1, 8, 8], "classes": 10}
+        norm = "batch" if self._plan.hostile else "group"  # its counters and variances can be lied about
+        model = {"name": "cnn", "width": 0.5, "norm": norm, "input": [1, 8, 8], "classes": 10}
         where = self.folder / process / ("" if name == process else name)
         return {"id": name, "model": model, "state_dir": str(where / "state"), **ways}
 
     def _cloud(self) -> dict[str, Any]:
         plan = self._plan
+        asked = plan.devices + 1 if plan.hostile else _PER_ROUND  # it is to have its say in every round
+        edges = [*EDGES, HOSTILE_EDGE] if plan.hostile else list(EDGES)
         patience = {"quorum": 1.0, "deadline_s": 120} if plan.strict else {"quorum": 0.5, "deadline_s": 4}
         return {
             **self._shared("cloud", "cloud"),
             "rounds": {
                 "rounds": plan.rounds,
-                "per_round": _PER_ROUND,
+                "per_round": asked,
                 "min_devices": plan.devices if plan.strict else _PER_ROUND,
                 "give_up_s": 600,
                 "seed": plan.seed,
                 **patience,
             },
             "training": {"lr": 0.05, "epochs": 2},
-            "overlays": {"edges": list(EDGES), "start_s": 10, "wait_s": 120},
+            "overlays": {"edges": edges, "start_s": 10, "wait_s": 20 if plan.hostile else 120},
             "export": {"models": str(self.folder / "cloud" / "models")},
         }
 
     def _edge(self, edge: str) -> dict[str, Any]:
         return {
             **self._shared(edge, edge),
-            "devices": self._members(edge),
+            "devices": self._members(edge) + [HOSTILE_DEVICE] * (self._plan.hostile > 0 and edge == "edge-1"),
             "cache": {"dir": str(self.folder / edge / "cache")},
             "overlay": {
                 "replay_ratio": 2.0,
@@ -146,11 +156,11 @@ class Fleet:
         }
 
     def _device(self, edge: str, name: str) -> dict[str, Any]:
-        index = int(name.rpartition("-")[2])
+        index = self._plan.devices if name == HOSTILE_DEVICE else int(name.rpartition("-")[2])
         return {
             **self._shared(name, EDGES[edge]),
             "edge": edge,
-            "partition": {"devices": self._plan.devices, "index": index},
+            "partition": {"devices": self._plan.devices + (self._plan.hostile > 0), "index": index},
         }
 
 

@@ -11,6 +11,9 @@ from typing import Literal, get_args
 
 Kind = Literal["kill", "restart", "stop", "cut", "silent", "throttle", "delay", "disk", "clock"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+# What a device and an edge that belong to the fleet do on purpose (chaos_hostile.py).
+Act = Literal["report", "counter", "overlay", "tensors", "bomb", "poison", "samples", "toggle", "inject"]
+ACTS: tuple[Act, ...] = get_args(Act)
 ON_LINKS: frozenset[Kind] = frozenset({"cut", "silent", "throttle", "delay"})
 
 _WEIGHT: Mapping[Kind, int] = {
@@ -109,3 +112,16 @@ def _amount(rng: random.Random, kind: Kind) -> float:
     if kind == "delay":
         return round(rng.uniform(0.05, 0.8), 3)
     return rng.choice(_SHIFTS_S) if kind == "clock" else 0.0
+
+
+def acts(seed: int, count: int, over_s: float) -> list[tuple[float, Act, float]]:
+    """`count` hostile acts, (seconds after the start, act, variant from 0 to 1), in order; each comes up before any twice."""
+    rng = random.Random(f"emo-chaos-hostile-{seed}")  # noqa: S311 - to be repeated, not to be secret
+    deck: list[Act] = []
+    found = []
+    for number in range(count):
+        if not deck:
+            deck = rng.sample(ACTS, len(ACTS))
+        at = over_s * (number + rng.random()) / count
+        found.append((round(at, 3), deck.pop(), round(rng.random(), 3)))
+    return found

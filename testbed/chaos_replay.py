@@ -6,7 +6,7 @@ shows what the edges should hold.
 """
 
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +38,10 @@ def replay(
     devices: Mapping[str, DeviceConfig],
     closed: Mapping[int, Closed],
     wanted: Collection[Batch] = (),
+    sent: Mapping[int, Sequence[Weights]] | None = None,
 ) -> Replayed:
-    """`closed`: rounds 1 to the last, without a gap. `wanted`: of rounds among them."""
+    """`closed`: rounds 1 to the last, without a gap. `wanted`: of rounds among them. `sent`: by round, what a hostile
+    member may have had counted; that one which gives the recorded model is taken to have been."""
     torch.set_num_threads(1)
     weights: Weights = models.weights(models.network(cloud.model, cloud.rounds.seed))
     nodes = {name: _node(config) for name, config in devices.items()}
@@ -47,8 +49,8 @@ def replay(
     for number in range(1, len(closed) + 1):
         members = closed[number].members
         rows = {batch for batch in wanted if batch[2] // cloud.training.epochs == number}
-        total = fedavg.init(weights)
-        for device in sorted({*members, *(batch[0] for batch in rows)}):
+        updates = dict[str, Weights]()
+        for device in sorted({*members, *(batch[0] for batch in rows)} & nodes.keys()):
             # `fresh`: the intervals hold nothing back.
             model = GlobalModel("again", number, (device,), cloud.training, weights, fresh=True)
             for message in nodes[device].handle(model, 0.0):
@@ -57,9 +59,25 @@ def replay(
                     if key in rows:
                         batches[key] = crc(message.activations.array(_LARGEST))
                 elif isinstance(message, Update) and device in members:
-                    total = fedavg.add(total, message.weights, members[device])
-        given[number] = weights = fedavg.result(total)
+                    updates[device] = message.weights
+        given[number] = weights = _mean(weights, closed[number], updates, (sent or {}).get(number, ()))
     return Replayed(given, batches)
+
+
+def _mean(
+    start: Weights, closed: Closed, updates: Mapping[str, Weights], others: Sequence[Weights]
+) -> Weights:
+    """What a round gives with the updates of its honest members and, of one that is not among them, one of `others`."""
+    strange = closed.members.keys() - updates.keys()
+    found: Weights = {}
+    for other in others if strange else [{}]:
+        total = fedavg.init(start)
+        for device, samples in sorted(closed.members.items()):
+            total = fedavg.add(total, updates.get(device, other), samples)
+        found = fedavg.result(total)
+        if digest(found) == closed.digest:
+            break
+    return found
 
 
 def compare(closed: Mapping[int, Closed], again: Replayed, final: Weights | None) -> list[Violation]:

@@ -4,6 +4,7 @@ Knows processes, links, disks and clocks, and how to break and mend each. Knows 
 what it saw is in `Seen`, what the tiers say is in their folders, and testbed/invariants.py judges both.
 """
 
+import contextlib
 import heapq
 import itertools
 import signal
@@ -13,8 +14,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from testbed.chaos_fleet import Fleet, Plan
-from testbed.chaos_plan import Fault, Kind, schedule
+import psutil
+
+from testbed.chaos_fleet import HOSTILE_EDGE, Fleet, Plan
+from testbed.chaos_hostile import Hostile
+from testbed.chaos_plan import Act, Fault, Kind, acts, schedule
 from testbed.chaos_process import Process, Tier
 from testbed.chaos_watch import Watch
 from testbed.proxy import CLEAR, Weather
@@ -32,7 +36,7 @@ _MOST_EXITS = 50
 class Seen:
     """`exits`: (process, status, whether its disk was full lately) of what ended by itself. `stubborn`: processes that did
     not end on SIGTERM. `backwards`: what the watch of the caches found. `during`: rounds that were closed when the last fault was over.
-    `seconds`: until the cloud had finished."""
+    `seconds`: until the cloud had finished. `peaks`: MiB that each tier held at most."""
 
     injected: Counter[str] = field(default_factory=Counter)
     exits: list[tuple[str, int, bool]] = field(default_factory=list)
@@ -41,12 +45,18 @@ class Seen:
     finished: bool = False
     during: int = 0
     seconds: float = 0.0
+    peaks: dict[str, int] = field(default_factory=dict)
 
 
 class Run:
     def __init__(self, fleet: Fleet, plan: Plan, stop: threading.Event, say: Callable[[str], None]) -> None:
         self._fleet, self._stop, self._say = fleet, stop, say
         self.faults = schedule(plan.seed, plan.faults, plan.over_s, fleet.targets())
+        self.acts = acts(plan.seed, plan.hostile, plan.over_s)
+        self.hostile: Hostile | None = None
+        if fleet.hostile is not None:
+            ports = fleet.ports["broker"], fleet.ports["broker-1"]
+            self.hostile = Hostile(fleet.hostile, HOSTILE_EDGE, *ports, plan.seed)
         self.seen = Seen()
         self._watch = Watch({edge: config.cache.dir for edge, config in fleet.edges.items()})
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
@@ -74,6 +84,10 @@ class Run:
             for process in self._fleet.processes().values():
                 process.start()
             self._began = time.monotonic()
+            if self.hostile is not None:
+                self.hostile.start()
+            for at, act, variant in self.acts:
+                self._at(at, lambda act=act, variant=variant: self._act(act, variant))  # type: ignore[misc]
             for fault in self.faults:
                 self._at(fault.at, lambda fault=fault: self._inject(fault))  # type: ignore[misc]  # its default
             for _ in self._turns():
@@ -93,7 +107,8 @@ class Run:
 
     def _turns(self) -> Iterator[None]:
         watched = said = 0.0
-        until = max((fault.at + fault.lasts for fault in self.faults), default=0.0) + _QUIET_S
+        last = [fault.at + fault.lasts for fault in self.faults] + [at for at, _, _ in self.acts]
+        until = max(last, default=0.0) + _QUIET_S
         while self._now() < until and not self._stop.wait(_TURN_S):
             while self._queue and self._queue[0][0] <= self._now():
                 heapq.heappop(self._queue)[2]()
@@ -101,13 +116,21 @@ class Run:
             self._supervise()
             if self._now() - watched > _WATCH_S:
                 self._watch.look()
+                self._weigh()
                 watched = self._now()
             if self._now() - said > _SAY_S:
                 said = self._now()
                 done = (
-                    f"{sum(self.seen.injected.values())} of {len(self.faults)} faults, {self._active} at work"
+                    f"{sum(self.seen.injected.values())} of {len(self.faults) + len(self.acts)} faults, "
+                    f"{self._active} at work"
                 )
                 self._say(f"{said:6.1f} s  {done}; {self._rounds()} rounds closed")
+
+    def _weigh(self) -> None:
+        for name, tier in self._fleet.tiers.items():
+            with contextlib.suppress(psutil.Error):
+                held = psutil.Process(tier.pid).memory_info().rss >> 20 if tier.alive() else 0
+                self.seen.peaks[name] = max(held, self.seen.peaks.get(name, 0))
 
     def _rounds(self) -> int:
         path = self._fleet.cloud.state_dir / "events.jsonl"
@@ -130,6 +153,13 @@ class Run:
                 self._at(self._now() + _AGAIN_S, process.start)
 
     # -- faults
+
+    def _act(self, act: Act, variant: float) -> None:
+        assert self.hostile is not None
+        self.seen.injected[act] += 1
+        self._say(f"{self._now():6.1f} s  hostile {act} ({variant:.2f})")
+        self.hostile.act(act, variant)
+        self.seen.during = self._rounds()
 
     def _inject(self, fault: Fault) -> None:
         self.seen.injected[fault.kind] += 1
@@ -217,6 +247,8 @@ class Run:
     # -- the end
 
     def _end(self) -> None:
+        if self.hostile is not None:
+            self.hostile.stop()
         for link in self._fleet.links.values():
             link.set(CLEAR)
         for name, disk in self._fleet.disks.items():

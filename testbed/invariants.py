@@ -9,6 +9,8 @@ Knows the event logs of cloud, edges and devices. Knows no process, no fault, no
     forward   nothing went back: no round, no cached version; no overlay by more than its checkpoint allows
     bits      the recorded members, trained anew, give the recorded models and the final one, bit for bit
     cache     every cached batch is what its device computed in the round that its version says
+    unharmed  beside hostile nodes: no log can be forged or flooded, no process grows, what is served is no worse than the
+              FL model
     served    the ensemble of all edges that anything has reached was exported once and answers a request
 """
 
@@ -18,6 +20,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 Event = Mapping[str, Any]
+_LINE = 2000  # characters
+_MIB = 1200
+_EVENTS = 4 << 20  # bytes
 
 
 class Violation(NamedTuple):
@@ -250,6 +255,33 @@ def quiet(logs: Mapping[str, str]) -> list[Violation]:
         if at >= 0:
             last = text[at:].split("\n\n")[0].strip().splitlines()[-1]
             wrong.append(Violation("logs", f"{name} printed a traceback: {last[:200]}"))
+    return wrong
+
+
+def unharmed(
+    printed: Mapping[str, str],
+    peaks: Mapping[str, int],
+    result: Mapping[str, Any],
+    states: Mapping[str, Path],
+) -> list[Violation]:
+    """`printed` by each process; `peaks`: MiB that each held at most; `result` of the cloud; `states`: state_dir of each."""
+    wrong = []
+    for name, text in printed.items():
+        for line in text.split("\n"):
+            if len(line) > _LINE or not line.replace("\t", " ").isprintable():
+                wrong.append(Violation("unharmed", f"{name} printed what others wrote: {line[:80]!r}"))
+                break
+    for name, held in peaks.items():
+        if held > _MIB:
+            wrong.append(Violation("unharmed", f"{name} grew to {held} MiB"))
+    for name, folder in states.items():
+        size = sum(path.stat().st_size for path in folder.glob("events*.jsonl"))
+        if size > _EVENTS:
+            wrong.append(Violation("unharmed", f"{name} wrote {size >> 10} KiB of events"))
+    accuracy = result["accuracy"]
+    if accuracy["fl"] is not None and accuracy["served"] < accuracy["fl"]:
+        text = f"{accuracy['served']:.3f} is served, the FL model alone has {accuracy['fl']:.3f}"
+        wrong.append(Violation("unharmed", text))
     return wrong
 
 
