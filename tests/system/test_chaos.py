@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.chaos_plan import KINDS
+from testbed.chaos_plan import ACTS, KINDS
 
 
 @pytest.fixture
@@ -79,6 +79,18 @@ def test_the_run_ends_right_under_faults_of_every_kind(tmp_path, temporary, star
     assert list(temporary.glob("emo-*")) == []
 
 
+def test_the_run_ends_right_beside_a_hostile_device_and_edge(tmp_path, start):
+    process = start(
+        *("--seed", "3", "--faults", "2", "--hostile", "18", "--rounds", "24", "--over", "9"),
+        *("--json", "found.json"),
+    )
+    out, _ = process.communicate(timeout=170)
+    assert process.returncode == 0, out
+    (run,) = json.loads((tmp_path / "found.json").read_text())["runs"]
+    assert {act: run["kinds"][act] for act in ACTS} == dict.fromkeys(ACTS, 2)
+    assert run["violations"] == []
+
+
 def test_it_leaves_nothing_running_however_it_ends(start):
     ends = {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
     started = {
@@ -97,7 +109,12 @@ def test_it_leaves_nothing_running_however_it_ends(start):
 
 @pytest.mark.parametrize(
     ("args", "text"),
-    [(("--faults", "-1"), "--faults"), (("--rounds", "0"), "--rounds"), (("--keep",), "--out")],
+    [
+        (("--faults", "-1"), "--faults"),
+        (("--hostile", "-1"), "--hostile"),
+        (("--rounds", "0"), "--rounds"),
+        (("--keep",), "--out"),
+    ],
 )
 def test_bad_options_are_said_in_words(start, args, text):
     process = start(*args)

@@ -5,7 +5,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.chaos_plan import KINDS, ON_LINKS, Fault, Targets, schedule
+from testbed.chaos_plan import ACTS, KINDS, ON_LINKS, Fault, Targets, acts, schedule
 
 TARGETS = Targets(
     ["broker", "cloud", "edge-1", "host-1"],
@@ -47,3 +47,13 @@ def test_fifty_faults_have_every_kind_and_target():
 def test_what_has_no_target_does_not_come_up():
     found = schedule(0, 40, 20.0, Targets(["broker"], [], []))
     assert {fault.kind for fault in found} == {"kill", "restart", "stop"}
+
+
+@given(st.integers(0, 2**32), st.integers(0, 100), st.floats(0.1, 100))
+def test_hostile_acts_repeat_and_each_comes_up_before_any_twice(seed, count, over):
+    found = acts(seed, count, over)
+    assert found == acts(seed, count, over) == sorted(found, key=lambda act: act[0])
+    assert len(found) == count
+    assert all(0 <= at <= over + 0.001 and 0 <= variant <= 1 for at, _, variant in found)
+    times = Counter(act for _, act, _ in found)
+    assert max(times.values(), default=0) - min((times[act] for act in ACTS), default=0) <= 1

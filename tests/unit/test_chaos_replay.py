@@ -52,6 +52,23 @@ def test_other_members_are_found_by_their_bits(true, members):
     assert len(wrong) == 3  # both rounds and the final model
 
 
+def test_what_a_hostile_member_sent_is_found_by_the_bits_that_it_gave(true):
+    record, again = true
+    start = again.models[1]
+    lies = [{name: np.full_like(array, factor) for name, array in start.items()} for factor in (1, 2, 3)]
+    devices = {name: DEVICES[name] for name in "ab"}  # c is the hostile one
+    for lie in lies:
+        told = dict(record)
+        plain = chaos_replay.replay(CLOUD, devices, told, sent={2: [lie]})
+        told[2] = record[2]._replace(digest=digest(plain.models[2]))
+        found = chaos_replay.replay(CLOUD, devices, told, sent={2: lies})
+        assert chaos_replay.compare(told, found, plain.models[2]) == []
+        other = chaos_replay.replay(
+            CLOUD, devices, told, sent={2: [each for each in lies if each is not lie]}
+        )
+        assert [each.invariant for each in chaos_replay.compare(told, other, None)] == ["bits"]
+
+
 def test_one_flipped_bit_of_the_final_model_is_found(true):
     record, again = true
     flipped = {name: array.copy() for name, array in again.models[2].items()}

@@ -218,3 +218,22 @@ def test_a_round_is_counted_again_only_where_the_disk_was_full_and_comes_to_the_
     assert [each.invariant for each in found(other, full=True)] == ["closed"]
     twice = [*STORY[:-3], *back, counted(2, "a"), closed(2, "c", "a"), EXPORTED]
     assert [each.invariant for each in found(twice, full=True)] == ["counted"]
+
+
+FINE = {"accuracy": {"fl": 0.9, "served": 0.95}}
+
+
+def test_beside_a_hostile_node_logs_stay_readable_processes_small_and_the_model_as_good_as_fl(tmp_path):
+    (tmp_path / "events.jsonl").write_text("{}\n")
+    printed = {"cloud": "round 1\tclosed\nround 2 closed — done\n"}
+    assert invariants.unharmed(printed, {"cloud": 400}, FINE, {"cloud": tmp_path}) == []
+    lies = [
+        ({"cloud": "an id\x1b[2J\n"}, {}, FINE),
+        ({"cloud": "y" * 1_000_000}, {}, FINE),
+        ({}, {"edge-1": 4600}, FINE),
+        ({}, {}, {"accuracy": {"fl": 0.9, "served": 0.078}}),
+    ]
+    for case in lies:
+        assert [each.invariant for each in invariants.unharmed(*case, {"cloud": tmp_path})] == ["unharmed"]
+    (tmp_path / "events.1.jsonl").write_bytes(bytes(8 << 20))
+    assert [each.invariant for each in invariants.unharmed({}, {}, FINE, {"cloud": tmp_path})] == ["unharmed"]
