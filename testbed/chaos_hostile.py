@@ -85,10 +85,9 @@ class Hostile:
         }
         self._receiver = Receiver[int]("emo", Journal())
         wan = Broker(port=wan_port, keepalive_s=5)
-        self._wan = mqtt_client.make(wan, "emo-hostile-wan", mqtt_client.V5, self._node.hello(online=False))
-        self._lan = mqtt_client.make(
-            wan.model_copy(update={"port": lan_port}), "emo-hostile-lan", mqtt_client.V5, None
-        )
+        lan, will = wan.model_copy(update={"port": lan_port}), self._node.hello(online=False)
+        self._wan = mqtt_client.make(wan, "emo-hostile-wan", mqtt_client.V5, will, None)
+        self._lan = mqtt_client.make(lan, "emo-hostile-lan", mqtt_client.V5, None, None)
         self._wan.on_connect = self._on_connect
         self._wan.on_message = self._on_message
         self._thread = threading.Thread(target=self._run, name="hostile", daemon=True)
