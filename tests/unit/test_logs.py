@@ -17,7 +17,7 @@ from emo.errors import UpdateRefused
 from emo.journal import Journal
 from emo.messages import Refused
 
-EVIL = "w\r\n12:00:00 I all is well\x1b[2J\x9b2J\u2028\u202e\x00\ud800"
+EVIL = "w\r\n12:00:00 I all is well\x1b[2J\x9b2J\u2028\u202e\x00"
 LONG = EVIL + "x" * (1 << 20)
 
 
@@ -44,6 +44,7 @@ def test_a_text_is_one_printable_line_and_bounded(text, most):
     assert shown.isprintable()
     assert len(shown) == min(len(text), most)
     assert shown == text or not text.isprintable() or len(text) > most
+    assert logs.printable("\ud800") == "?"  # not in a log here: xdist cannot carry it
 
 
 @pytest.mark.parametrize("name", ["emo", "paho", "uvicorn.error"])
@@ -100,7 +101,7 @@ def test_a_journal_says_nothing_that_a_wire_brought_as_it_is(tmp_path, log, capl
 def test_the_name_of_a_tensor_reaches_neither_the_log_nor_the_devices(caplog):
     node = cloud()
     opened(node)
-    weights = {LONG.replace("\ud800", ""): update("a").weights["w"]}
+    weights = {LONG: update("a").weights["w"]}
     (refused,) = [m for m in node.handle(update("a", **weights), 1) if isinstance(m, Refused)]
     assert refused.reason.isprintable()
     assert "w??12:00:00" in refused.reason
@@ -110,7 +111,7 @@ def test_the_name_of_a_tensor_reaches_neither_the_log_nor_the_devices(caplog):
 def test_doctor_shows_no_name_as_it_is(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(doctor, "_STEP", "print('fine')")
     monkeypatch.setattr(doctor, "_READY", 'print(\'{"ok": true, "detail": "it would start"}\')')
-    doctor.run(tmp_path / EVIL.replace("\0", "").replace("\ud800", ""), as_json=False)
+    doctor.run(tmp_path / EVIL.replace("\0", ""), as_json=False)
     lines = capsys.readouterr().out.split("\n")
     assert all(line.isprintable() for line in lines)
     assert any("all is well?[2J" in line for line in lines)
@@ -118,7 +119,7 @@ def test_doctor_shows_no_name_as_it_is(tmp_path, capsys, monkeypatch):
 
 def test_a_command_that_fails_says_so_in_printable_lines(tmp_path, capsys):
     config = tmp_path / "device.yaml"
-    config.write_text(json.dumps({"id": LONG.replace("\ud800", "")}), encoding="utf-8")
+    config.write_text(json.dumps({"id": LONG}), encoding="utf-8")
     assert main(["device", "--config", str(config)]) == 2
     err = capsys.readouterr().err
     assert all(line.isprintable() and len(line) < 2100 for line in err.splitlines())
