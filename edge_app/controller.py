@@ -85,6 +85,8 @@ class Controller:
             raise ConfigError(f"controller.max_change ({max_change}) must be above 0")
         self._constant = float(match["n"]) if match["n"] else _CONSTANT.get(policy)
         self._max_interval, self._max_age, self._max_change = max_interval, max_age, max_change
+        longest = max_interval if self._constant is None else self._constant
+        self.attempts = math.ceil(min(longest, max_age)) + 1  # of a batch, for one that is sent, at most
         self.nan_scores = 0  # scores that said nothing
         self.guarded = 0  # intervals that the relative change made shorter
         self._rows: dict[tuple[str, int], Row] = {}

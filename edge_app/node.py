@@ -8,6 +8,7 @@ counters below, each written by one side. A new run (by the WAN) and a batch (by
 import copy
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -82,6 +83,7 @@ class EdgeNode:
         self._failures, self._retry = 0, 0.0  # steps in a row that raised; when there may be another
         self._device = device
         self._newest = self._round = self._rounds = self._received = self._missed = 0
+        self._before = Counter[str]()  # device -> the most that it can have offered before this process
         self._guard = Guard(config.cache.device_batches, journal)
         self._finishing: float | None = None
         self._delivered: OverlayWeights | None = None
@@ -155,8 +157,10 @@ class EdgeNode:
     def _report(self, report: TapReport, now: float) -> None:
         if report.run == self._run and report.device in self._config.devices:
             self._last = now
+            # Of what came before a restart only the number of different batches is known.
+            most = self._before[report.device] + self._guard.served[report.device] * self._controller.attempts
             batches = self._controller.batches[report.device]
-            self._guard.report(report, batches * (self._round + 1) * MAX_EPOCHS)
+            self._guard.report(report, min(most, batches * (self._round + 1) * MAX_EPOCHS))
 
     def _state(self, state: RunState, now: float) -> OverlayWeights | None:
         """What the cloud asks for once more, by saying again that the run ends."""

@@ -137,7 +137,7 @@ class Fleet:
                 **patience,
             },
             "training": {"lr": 0.05, "epochs": 2},
-            "overlays": {"edges": edges, "start_s": 10, "wait_s": 20 if plan.hostile else 120},
+            "overlays": {"edges": edges, "start_s": 10, "wait_s": 120},
             "export": {"models": str(self.folder / "cloud" / "models")},
         }
 

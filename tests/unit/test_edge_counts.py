@@ -79,10 +79,15 @@ def test_a_report_that_comes_first_buys_no_training_and_ends_no_overlay(edge, fi
 def test_a_report_counts_for_as_many_batches_as_its_device_can_have_offered(edge):
     tell(edge, batch("a", 0), batch("a", 1), batch("a", 0, version=2))
     tell(edge, report("a", MOST, MOST))
-    most = 2 * 2 * 100  # batches, rounds that may have begun, the most epochs of one
+    most = 3 * 5  # what has come, and four that were skipped before each: controller.max_interval
     assert edge.snapshot().node.reports == {"a": (most, most)}
     assert steps(edge) == [None] * most
     assert isinstance(finish(edge)[0], OverlayWeights)
+
+
+@pytest.mark.parametrize(("policy", "most"), [("always", 1), ("fixed(3)", 4), ("svcca", 5), ("once", 129)])
+def test_a_policy_says_how_many_attempts_there_are_for_one_batch_that_comes(policy, most):
+    assert Controller(policy).attempts == most
 
 
 def test_a_sum_of_counts_is_a_count():
