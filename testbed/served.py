@@ -5,6 +5,7 @@ Knows the parts of a plan's model and the cloud's ensemble. Knows no round and n
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cloud_app import export as onnx
 from cloud_app.ensemble import DType, Ensemble
@@ -12,6 +13,7 @@ from emo import models
 from emo.data import Dataset
 from emo.errors import ExportError
 from emo.messages import Weights
+from testbed import nets
 from testbed.plan import Plan
 
 
@@ -32,10 +34,20 @@ def ensemble(plan: Plan, parts: Mapping[str, Weights], test: Dataset) -> Ensembl
     return Ensemble(net.trunk, members, test.mean, test.std, dtype)
 
 
+def tried(plan: Plan, test: Dataset, path: Path) -> None:
+    """`export` of a network that is not trained, to a temporary file: before a run that may take a night. Raises ExportError, ModelError."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ExportError(f"{path}: name a file, in a folder that is there")
+    net = nets.build(plan)
+    parts = {"trunk": models.weights(net.trunk), "head": models.weights(net.head)}
+    if plan.method == "emo":
+        parts["overlay-1"] = models.weights(models.overlay(plan.model, plan.seed))
+    with TemporaryDirectory() as folder:
+        export(plan, parts, test, Path(folder) / "model.onnx")
+
+
 def export(plan: Plan, parts: Mapping[str, Weights], test: Dataset, path: Path) -> onnx.Report:
     """One ONNX file at `path`. Raises ExportError, where torch and ONNX disagree too."""
-    if path.is_dir():
-        raise ExportError(f"{path}: is a folder; name the file, {path / 'model.onnx'} say")
     metadata = {"method": plan.method, "rounds": str(plan.rounds), "model": plan.model.model_dump_json()}
     return onnx.export(
         ensemble(plan, parts, test),

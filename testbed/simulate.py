@@ -91,6 +91,8 @@ def run(
             raise ConfigError(f"{name} {value}: must be 1 or more")
     training, test = data.load(plan.data)
     check(plan, scenario, training, device)
+    if onnx is not None:
+        served.tried(plan, test, onnx)
     here = _begin(plan, scenario, out, device, resume)
     if here.result is None:
         for line in here.header.assumptions:

@@ -59,7 +59,12 @@ def test_it_runs_through_and_writes_its_figures(tmp_path, mosquitto_program):
     assert figures["broker"].startswith("mosquitto")
     assert Path(figures["onnx"]).stat().st_size > 1000
     again = [sys.executable, "-m", "emo.cli", "export", "--run", "runs/demo/run", "--out", "runs/demo/models"]
-    exported = subprocess.run([*again, "--head", "--json"], cwd=tmp_path, capture_output=True, check=True)
+    exported = subprocess.run(
+        [*again, "--head", "--at-least", "none", "--yes", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+    )
     assert len(json.loads(exported.stdout)["members"]) == 3
     assert figures["prediction"]["label"] in "0123456789"
     assert (tmp_path / "runs/demo/sample.png").exists()

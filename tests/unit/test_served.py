@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from simulated import plan
+from torch import nn
 
 from emo import data, models
 from emo.data.batches import tensors
 from emo.errors import ExportError, ModelError
-from testbed import nets, served
+from testbed import nets, scenario, served, simulate
 
 _, TEST = data.load(plan().data)
 
@@ -47,5 +48,28 @@ def test_weights_of_another_network_are_said(tmp_path):
         served.ensemble(plan(method="fl-large"), parts_of(net), TEST)
     with pytest.raises(ExportError, match="no trunk"):
         served.ensemble(plan(), {"head": {"bias": np.zeros(1)}}, TEST)
-    with pytest.raises(ExportError, match=r"is a folder; name the file, .*model.onnx"):
-        served.export(plan(), parts_of(net), TEST, tmp_path)
+
+
+class Branching(nn.Linear):
+    def forward(self, inputs):
+        return super().forward(inputs) if float(self.bias.sum()) > 9 else -super().forward(inputs)
+
+
+def branching(spec):
+    overlay = models.parts(spec.model_copy(update={"name": "cnn"}))
+    return overlay._replace(overlay=lambda: nn.Sequential(nn.Flatten(), Branching(16 * 16, spec.classes)))
+
+
+def test_what_cannot_be_exported_is_said_before_the_first_round(tmp_path):
+    chosen = plan(method="emo")
+    odd = chosen.model.model_copy(update={"name": f"{__name__}:branching"})
+    for model, path, why in (
+        (chosen.model, tmp_path, "name a file"),
+        (chosen.model, tmp_path / "no" / "m.onnx", "name a file"),
+        (odd, tmp_path / "m.onnx", "torch cannot export"),
+    ):
+        with pytest.raises(ExportError, match=why):
+            simulate.run(
+                chosen.model_copy(update={"model": model}), scenario.load(None), tmp_path / "out", onnx=path
+            )
+        assert not (tmp_path / "out").exists()
