@@ -31,6 +31,7 @@ from emo.errors import CacheError
 FLOOR = 0.2
 HALF_LIFE = 8
 _TIMES = 4  # what the median device has had
+_NOTHING = 1e-300  # a loss below is 0: sums of such have no digits to draw by
 _STEEPEST = 500  # powers of two between the base and the newest version; a float has 1,000
 
 
@@ -122,7 +123,7 @@ class Importance(Uniform):
         here = place < len(self)
         loss = float(self._rows["loss"][place]) if here else 0.0
         before, unknown = self._losses[place], math.isnan(loss)
-        self._losses[place] = 0.0 if unknown else loss
+        self._losses[place] = 0.0 if unknown or loss < _NOTHING else loss
         self._unknown[place] = float(unknown)
         if self._losses[place] >= self._highest:
             self._highest = self._losses[place]

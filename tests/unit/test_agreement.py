@@ -17,7 +17,7 @@ from edge_app.node import EdgeNode
 from emo import agreement, frame, models
 from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Model
 from emo.journal import Journal
-from emo.messages import GlobalModel, OverlayWeights, Refused, RunState, Status, Unfit, Update
+from emo.messages import GlobalHead, GlobalModel, OverlayWeights, Refused, RunState, Status, Unfit, Update
 
 DATA = dataset()
 
@@ -96,6 +96,7 @@ def test_nodes_that_agree_are_not_bothered(disk):
     french = cloud(data=dataclasses.replace(DATA, classes=tuple(nfc)))
     assert [type(m) for m in sent(french, device(classes=tuple(nfd)).hello(online=True))] == [
         RunState,
+        GlobalHead,
         GlobalModel,
     ]
     assert sent(here, edge(disk).hello(online=True)) == []

@@ -205,7 +205,7 @@ def test_uniform_does_not_prefer_what_is_new():
 
 
 @given(
-    known=st.lists(st.floats(0, 100) | st.just(math.nan), max_size=12),
+    known=st.lists(st.floats(1e-200, 100) | st.sampled_from([0.0, math.nan]), max_size=12),
     unknown=st.integers(0, 3),
     gone=st.integers(0, 4),
 )
@@ -233,6 +233,11 @@ def test_importance_is_proportional_and_unbiased(known, unknown, gone):
         assert weight == pytest.approx(1 / (count * chances[key]), rel=1e-9)
         assert weight <= 1 / FLOOR
     assert weights.keys() == expected.keys()  # none starves: the rarest has 0.2 / 12, and 720 draws
+
+
+def test_losses_too_small_to_draw_by_are_none():
+    one = filled("importance", [math.nan, 5e-324, 5e-324], 3)
+    assert {one.pick()[0] for _ in range(200)} == {("d", batch) for batch in range(3)}
 
 
 def test_importance_draws_with_the_chances_that_its_weights_say():
