@@ -64,7 +64,7 @@ def publish(
     asked = _overlays(parts, choice.without)
     if choice.head and HEAD not in parts:
         raise ExportError(f"this run has not kept the FL model's head, only {', '.join(parts) or 'nothing'}")
-    if not asked and not choice.head:
+    if not asked and not choice.head and (choice.at_least == "none" or HEAD not in parts):
         raise ExportError(
             "no edge sent an overlay: no ensemble. The cloud's log and events.jsonl say what became of each edge in "
             "`overlays.edges`. (`emo export --head` exports the FL model alone.)"

@@ -115,7 +115,8 @@ def main() -> int:
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     try:
         run(configured.load(EdgeConfig, parser.parse_args().config), stop)
-    except EmoError:
+    except EmoError as error:
+        log.error("%s", error)  # noqa: TRY400 - bad input is no bug
         return 2
     return 0
 

@@ -114,7 +114,7 @@ def _alike(nodes: Mapping[str, Node]) -> Iterator[str]:
     first: dict[str, tuple[str, Any]] = {}
     for where, node in sorted(nodes.items(), key=lambda each: not isinstance(each[1], CloudConfig)):
         has = {f"model.{key}": value for key, value in node.model.model_dump(mode="json").items()}
-        has["wan.root"] = node.wan.root
+        has |= {"wan.root": node.wan.root, f"wan.port at {node.wan.host}": node.wan.port}
         for broker in (node.wan, getattr(node, "lan", node.wan)):
             if broker.host not in _LOOPBACK:
                 has[f"tls of {broker.host}:{broker.port}"] = "set" if broker.tls else "not set"
@@ -178,6 +178,8 @@ def _device(where: str, device: DeviceConfig, edges: Mapping[str, EdgeConfig]) -
     place, edge = names[device.edge]
     if device.id not in edge.devices:
         yield f"{where}: edge is {device.edge!r}, whose devices ({place}) do not name {device.id!r}"
+    if device.lan.host == edge.lan.host and device.lan.port != edge.lan.port:
+        yield f"{where}: lan.port is {device.lan.port}, {place} has {edge.lan.port}: they would never meet"
     if device.lan.root != edge.lan.root:
         yield f"{where}: lan.root is {device.lan.root}, {place} has {edge.lan.root}: they would never meet"
 

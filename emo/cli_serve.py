@@ -132,6 +132,8 @@ def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
+    if args.top < 1:
+        raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
         from cloud_app.predict import first_key, predict
     found = predict(args.url, args.name, args.image, first_key(args.api_key_file))

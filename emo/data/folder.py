@@ -15,7 +15,7 @@ from emo.data import image, tree
 from emo.data.dataset import Dataset, constant
 from emo.data.partition import holdout
 from emo.data.tree import Listed, Part
-from emo.errors import DataError
+from emo.errors import DataError, nearest
 
 MAX_BYTES = 8 << 30
 _NAMED = 3  # of many images that are wrong
@@ -76,7 +76,7 @@ def _parted(
     for name, folder in folders.get("test", {}).items():
         if name not in names:
             raise DataError(
-                f"{folder}: {parts[first]} has no such class; make the folder there, even if empty"
+                f"{folder}: {parts[first]} has no such class; {nearest(name, names)} (upper and lower case count)"
             )
     return names, {part: tree.images(folders[part], names, parts[part], own, skipped) for part in wanted}
 

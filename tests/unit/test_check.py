@@ -66,6 +66,8 @@ def test_the_examples_fit(fleet, check):
         ("cloud", {"data__heldout": 0.1}, "data.heldout is 0.0"),
         ("cloud", {"model__width": 0.5}, "model.width is 1.0"),
         ("cloud", {"wan__root": "other"}, "wan.root is emo"),
+        ("device-01", {"wan__port": 2883}, "wan.port at 127.0.0.1 is 2883"),
+        ("device-01", {"lan__port": 2883}, "lan.port is 2883, "),
         ("edge-1", {"devices": ["device-01", "device-20"]}, "devices names 'device-20', which is no device here; did you mean"),
         ("edge-1", {"devices": ["device-01", "device-02", "device-03"]}, "devices names 'device-03', whose edge is 'edge-2'"),
         ("edge-1", {"devices": []}, "devices is empty"),

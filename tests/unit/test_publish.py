@@ -143,7 +143,7 @@ def test_the_head_alone_is_the_fl_model(parts, tmp_path, untraced):
     [
         (RECORD.model_copy(update={"data": Data()}), Choice(fit="weights"), "no held-out data"),
         (RECORD, Choice(without=("bat",)), "no overlay of edge bat; did you mean 'bad'"),
-        (RECORD, Choice(without=("bad", "good")), "no edge sent an overlay"),
+        (RECORD, Choice(without=("bad", "good"), at_least="none"), "no edge sent an overlay"),
         (RECORD.model_copy(update={"model": SPEC.model_copy(update={"width": 0.5})}), Choice(), "`model:`"),
     ],
 )
@@ -151,6 +151,11 @@ def test_what_cannot_be_published_leaves_the_repository_alone(parts, tmp_path, r
     with pytest.raises(ExportError, match=why):
         publish(record, parts, choice, tmp_path, "digits")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_any_overlay_the_fl_model_is_what_is_left(parts, tmp_path, untraced):
+    found = publish(RECORD, parts, Choice(without=("bad", "good")), tmp_path, "digits")
+    assert (found["members"], found["instead"]) == (["head"], "no member is left")
 
 
 def test_a_head_that_was_not_kept_is_not_left_out_in_silence(parts, tmp_path):
