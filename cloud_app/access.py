@@ -80,10 +80,11 @@ class Origins:
                 )
         self._known = frozenset(each.encode() for each in known)
 
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
     def headers(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        """What an answer to a request with the headers `asked` says; where its method is OPTIONS `before` too."""
-        if not self._known:
-            return []
+        """What an answer to a request with the headers `asked` says."""
         found = [] if b"*" in self._known else [(b"vary", b"origin")]
         origin = asked.get(b"origin")
         if origin is None or not self._known & {origin, b"*"}:

@@ -17,6 +17,7 @@ from cloud_app.request import Refused
 
 BODY_SECONDS = 30.0
 _NO_CONTENT = 204
+_LITTLE = 4 << 10  # bytes of a request that are not counted: most requests are no larger
 _COMPRESS = 1024  # smaller answers do not gain
 _QUICK = 64 << 10  # larger ones would stop the loop for too long
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
@@ -46,6 +47,8 @@ class Incoming:
         self.who = client(self.client)
         self.size = 0
         self.shown_out = False
+        self._uncounted = 0
+        self._counted = False
         self._receive = receive
         self._held = held
         self._task = asyncio.current_task()
@@ -113,12 +116,17 @@ class Incoming:
 
     def hold(self, size: int) -> None:
         """Raises Refused (503) where it is this request that has to give way."""
-        self._held.take(self, size)
+        self._uncounted += size
+        if self._uncounted < _LITTLE:
+            return
+        self._held.take(self, self._uncounted)
+        self._uncounted, self._counted = 0, True
         if self.shown_out:
             raise no_room()
 
     def release(self) -> None:
-        self._held.free(self)
+        if self._counted:
+            self._held.free(self)
 
 
 def _inflate(data: bytes, most: int) -> bytes:
@@ -157,10 +165,8 @@ async def packed(request: Incoming, answer: Answer) -> Answer:
 
 async def reply(send: Send, request: Incoming, answer: Answer) -> None:
     """No body to HEAD."""
-    headers = list(answer.headers)
-    if answer.body:
-        headers.insert(0, (b"content-type", answer.type))
+    headers = answer.headers
     if answer.status != _NO_CONTENT:
-        headers.append((b"content-length", b"%d" % len(answer.body)))
+        headers = [(b"content-type", answer.type), *headers, (b"content-length", b"%d" % len(answer.body))]
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else answer.body})

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from cloud_app.answer import finite, not_finite
-from cloud_app.fair import Room
+from cloud_app.fair import greediest
 from cloud_app.request import Refused
 from cloud_app.stats import Stats
 
@@ -48,7 +48,6 @@ class Options:
 
 
 class _Waiting:
-    busy = False
     __slots__ = ("future", "give_up", "images", "since", "timer", "who")
 
     def __init__(
@@ -86,7 +85,6 @@ class Batcher:
         self._limits = limits
         self._stats = stats
         self._queue = deque[_Waiting]()
-        self._room = Room[_Waiting](limits.queue)
         self._samples = 0
         self._options = options
         self._running = dict[Any, asyncio.TimerHandle]()
@@ -120,7 +118,8 @@ class Batcher:
         self._queue.append(item)
         self._samples += len(images)
         self._stats.waiting += 1
-        self._room.take(item)
+        if len(self._queue) > limits.queue:
+            greediest(self._queue).leave()
         self._schedule(loop)
         try:
             return await item.future
@@ -183,7 +182,6 @@ class Batcher:
         assert item.timer is not None
         item.timer.cancel()
         item.timer = None
-        self._room.free(item)
         self._samples -= len(item.images)
         self._stats.waiting -= 1
         self._stats.queue.add(perf_counter_ns() - item.since)

@@ -125,10 +125,11 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
             self._await_head()
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD or len(self.headers) > MAX_FIELDS or len(self.pipeline) >= MAX_PIPELINED:
+        if self._extra > MAX_HEAD:  # of which some may be body
+            self._extra = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if self._extra > MAX_HEAD or len(self.headers) > MAX_FIELDS or len(self.pipeline) >= MAX_PIPELINED:
             self._extra = MAX_HEAD + 1
-            raise ValueError("too large")
+            raise ValueError("too large")  # the parser answers with send_400_response
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -4,17 +4,22 @@ Used for connections, for bytes in memory, for requests that wait. A client is a
 one address are one client, and so is an IPv6 network of 64 bits, which is what one customer is given.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Generic, Protocol, TypeVar
 
 
-class Guest(Protocol):
-    """What takes room. `who`: its client."""
+class Waiting(Protocol):
+    """`who`: its client."""
 
     who: str
+
+
+class Guest(Waiting, Protocol):
+    """What takes room."""
 
     @property
     def busy(self) -> bool:
@@ -25,6 +30,7 @@ class Guest(Protocol):
 
 
 G = TypeVar("G", bound=Guest)
+W = TypeVar("W", bound=Waiting)
 T = TypeVar("T")
 
 
@@ -89,6 +95,14 @@ class Room(Generic[G]):
     def _ordered(self, those: dict[T, int]) -> list[T]:
         """Of equals the first comes first."""
         return list(those) if self._oldest else list(those)[::-1]
+
+
+def greediest(waiting: Collection[W]) -> W:
+    """The newest of the client that has most of them. Where it is seldom asked this costs less than a Room."""
+    counts = Counter(each.who for each in waiting)
+    newest = list(waiting)[::-1]
+    who = max((each.who for each in newest), key=counts.__getitem__)
+    return next(each for each in newest if each.who == who)
 
 
 @dataclass(frozen=True)

@@ -82,9 +82,10 @@ class Handlers:
         must_be_short(call, takes)
         slot.stats.parse.add(perf_counter_ns() - began)
         results = await slot.batcher.submit(call.images, call.timeout_s, request.who)
-        request.hold(sum(result.nbytes for result in results.values()))
+        size = sum([result.nbytes for result in results.values()])
+        request.hold(size)
         began = perf_counter_ns()
-        if 8 * sum(result.size for result in results.values()) < _LARGE:
+        if 2 * size < _LARGE:
             data, head = answer(call, results, takes)
         else:
             data, head = await self._aside(lambda: answer(call, results, takes))

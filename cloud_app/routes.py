@@ -61,7 +61,7 @@ class Endpoint:
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:200])
             found = as_json({"error": f"{_shown(request)}: the endpoint failed; its log says why"}, 500)
-        if request.method != "OPTIONS":
+        if self._origins and request.method != "OPTIONS":
             found.headers.extend(self._origins.headers(request.headers))
         request.release()
         ns = perf_counter_ns() - began
@@ -85,7 +85,11 @@ class Endpoint:
     def _route(self, request: Incoming) -> tuple[Awaitable[Answer], Slot | None]:
         """What will answer, and the model whose figures it counts in. Raises Refused: 404, 405, 401, 403."""
         path = request.path.strip("/")
-        if request.method == "OPTIONS" and (headers := self._origins.before(request.headers)):
+        if (
+            self._origins
+            and request.method == "OPTIONS"
+            and (headers := self._origins.before(request.headers))
+        ):
             return _empty(headers), None  # before keys: a browser sends none with it
         if not path.startswith("v2/health/"):
             self._admit(request)

@@ -33,11 +33,13 @@ Job = dict[str, Any]
 
 def command(memory: int) -> list[str]:
     """What starts one. `memory`: bytes that it may have above what it starts with."""
-    return [sys.executable, "-m", "cloud_app.worker", str(memory)]
+    return [sys.executable, "-P", "-m", "cloud_app.worker", str(memory)]
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    """It imports what we do, and nothing that lies where we were started."""
+    found = [str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found)), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def frame(head: Job, size: int) -> bytes:

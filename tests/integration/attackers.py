@@ -52,6 +52,12 @@ class Attacker:
             pass
         return made
 
+    def answer(self, made, timeout=5):
+        """Waits for its first bytes, if there will be any."""
+        made.settimeout(timeout)
+        with contextlib.suppress(OSError):
+            made.recv(100)
+
     def goes_on(self):
         return not self.open or time.monotonic() < self.end
 
@@ -95,10 +101,10 @@ def zipped(body):
 
 def bombs(attacker):
     large, fits = zipped(values(2, b"[],", 16 * MIB)), zipped(values(64, b"[],", 4_000_000))
-    for _ in range(3):
-        attacker.send(post("tiny/infer", **large))
-        attacker.send(post("wide/infer", **large))
+    for _ in range(2):
         attacker.send(post("wide/infer", **fits))
+        attacker.send(post("wide/infer", **large))
+        attacker.answer(attacker.send(post("tiny/infer", **large)))
 
 
 def scans(attacker):
@@ -110,9 +116,7 @@ def scans(attacker):
 def pixels(attacker):
     wide = picture(4000, 4000)
     for made in [attacker.send(post("tiny/predict", wide)) for _ in range(2)]:
-        made.settimeout(5)
-        with contextlib.suppress(OSError):
-            made.recv(100)
+        attacker.answer(made)
 
 
 def heads(attacker):
@@ -138,19 +142,16 @@ def bodies(attacker):
 
 
 def readers(attacker):
-    """Of their answers one byte."""
+    """Of their answers a few bytes."""
     body = json.dumps(request([1] * 768, (64, 3, 2, 2), parameters={"binary_data_output": True})).encode()
     for _ in range(40):
-        with contextlib.suppress(OSError):
-            attacker.send(post("broad/infer", body) * 3).recv(1)
+        attacker.answer(attacker.send(post("broad/infer", body) * 3), 0.2)
 
 
 def answers(attacker):
-    body = json.dumps(
-        request([1] * 12 * 26, (26, 3, 2, 2), outputs=[{"name": "logits"}, {"name": "probabilities"}])
-    )
-    for _ in range(3):
-        attacker.send(post("broad/infer", body.encode(), Accept_Encoding="gzip"))
+    for rows in (26, 64, 64):
+        body = json.dumps(request([1] * 12 * rows, (rows, 3, 2, 2))).encode()
+        attacker.answer(attacker.send(post("broad/infer", body, Accept_Encoding="gzip")))
 
 
 def refilled(attacker, *parts):

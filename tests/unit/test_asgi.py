@@ -73,7 +73,9 @@ def test_what_is_refused(monkeypatch, parts, more, status):
     assert caught.value.status == status
 
 
-def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way():
+def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way(monkeypatch):
+    monkeypatch.setattr(asgi, "_LITTLE", 1)
+
     async def main():
         held = Room(10)
 
@@ -103,20 +105,31 @@ def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way():
 
 def test_a_request_gives_back_what_it_held():
     async def main():
-        held = Room(10)
-        first = incoming([b"123456"], held)
-        await first.body(100)
+        held = Room(10_000)
+        first = incoming([bytes(6000)], held)
+        await first.body(9000)
+        assert held.taken == 6000
         first.release()
         first.release()
         assert held.taken == 0
-        assert await incoming([b"1234567890"], held).body(100) == b"1234567890"
+        await incoming([bytes(9000)], held).body(9000)
+
+    asyncio.run(main())
+
+
+def test_little_is_counted_where_it_adds_up():
+    async def main():
+        held = Room(10_000)
+        request = incoming([bytes(100)] * 90, held)
+        await request.body(9000)
+        assert held.taken == 41 * 100 * 2
 
     asyncio.run(main())
 
 
 def test_what_a_compressed_body_became_counts_too():
     with pytest.raises(Refused, match="try again"):
-        read([gzip.compress(bytes(1001))], Room(1000), most=10_000, content_encoding="gzip")
+        read([gzip.compress(bytes(9001))], Room(9000), most=10_000, content_encoding="gzip")
 
 
 def sent(method, answer, **headers):
