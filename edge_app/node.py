@@ -81,7 +81,6 @@ class EdgeNode:
         self._facts: Facts = {}
         self._unable = ""
         self._failures, self._retry = 0, 0.0  # steps in a row that raised; when there may be another
-        self._device = device
         self._newest = self._round = self._rounds = self._received = self._missed = 0
         self._before = Counter[str]()  # device -> the most that it can have offered before this process
         self._guard = Guard(config.cache.device_batches, journal)

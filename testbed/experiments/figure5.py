@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from emo.config import Training
-from emo.errors import ConfigError, EmoError, nearest
+from emo.errors import ConfigError, nearest
 from testbed import costs, estimate
 from testbed.experiments import paper
+from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan, RoundWork
 from testbed.scenario import Scenario, load
 from testbed.timing import round_time
@@ -37,6 +38,7 @@ GROUPS = {
 }
 
 
+@command("figure5")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = paper.parser("Figure 5: virtual time a round.", "Without --data-dir, bytes from the models.")
     parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (default: the paper's testbed)")
@@ -47,21 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png (default: no plot)")
     args = parser.parse_args(argv)
-    try:
-        scenario = _only(load(args.scenario), args.only)
-        rows = [row for dataset in args.datasets for row in rows_of(args, dataset, scenario)]
-        assumed = dict.fromkeys(
-            line
-            for dataset in args.datasets
-            for method in METHODS
-            for here in _readings(scenario).values()
-            for line in here.assumptions(paper.plan(dataset, method))
-        )
-    except EmoError as error:
-        print(f"figure5: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    scenario = _only(load(args.scenario), args.only)
+    rows = [row for dataset in args.datasets for row in rows_of(args, dataset, scenario)]
+    assumed = dict.fromkeys(
+        line
+        for dataset in args.datasets
+        for method in METHODS
+        for here in _readings(scenario).values()
+        for line in here.assumptions(paper.plan(dataset, method))
+    )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     show(rows, assumed)

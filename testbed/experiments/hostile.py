@@ -35,12 +35,12 @@ from emo import data, models
 from emo.config import CloudConfig, Data, DeviceConfig, Model
 from emo.data import Dataset, partition
 from emo.data.batches import FixedBatches
-from emo.errors import EmoError
 from emo.journal import Journal
 from emo.messages import GlobalModel, Status, Update, Weights
 from emo.models.state import layout
 from emo.parser import Parser
 from emo.training import evaluate
+from testbed.experiments.command import command
 
 RULES: dict[str, dict[str, object]] = {
     "mean": {},
@@ -220,6 +220,7 @@ def _device(setting: Setting, name: str, number: int) -> DeviceConfig:
     )
 
 
+@command("hostile")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
@@ -246,13 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    try:
-        rows = [row for scheme in args.schemes for row in _rows(args, scheme)]
-    except EmoError as error:
-        print(f"hostile: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    rows = [row for scheme in args.schemes for row in _rows(args, scheme)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

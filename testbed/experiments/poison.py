@@ -26,10 +26,10 @@ import torch
 
 from emo import data
 from emo.config import Data, Model, Overlay
-from emo.errors import EmoError
 from emo.parser import Parser
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
+from testbed.experiments.command import command
 
 ATTACKS = ("none", "label-flip", "flood", "scale", "huge")
 _MORE = 500  # batch ids
@@ -82,6 +82,7 @@ def run(options: trace.Options, folder: Path, rounds: int, attack: str, sampling
             study.close()
 
 
+@command("poison")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
@@ -107,14 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     logging.getLogger("emo").setLevel(logging.ERROR)
-    try:
-        with tempfile.TemporaryDirectory(prefix="emo-poison-") as work:
-            rows = _rows(args, args.work or Path(work))
-    except EmoError as error:
-        print(f"poison: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    with tempfile.TemporaryDirectory(prefix="emo-poison-") as work:
+        rows = _rows(args, args.work or Path(work))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

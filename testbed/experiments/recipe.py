@@ -6,15 +6,14 @@ Knows the paper's setting and folders of runs. Knows no table and no plot.
 """
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emo.errors import EmoError
 from emo.parser import Parser
 from testbed import scenario, simulate
 from testbed.experiments import paper
+from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan
 from testbed.runs import Run
 
@@ -53,15 +52,14 @@ def plan(args: argparse.Namespace, dataset: str, method: MethodName, seed: int) 
 
 def main(name: str, args: argparse.Namespace, show: Callable[[list[Run], argparse.Namespace], None]) -> int:
     """Runs everything; `show` gets the runs, by dataset, method and seed. The exit status."""
-    try:
+
+    @command(name)
+    def run() -> int:
         with tempfile.TemporaryDirectory(prefix=f"emo-{name}-") as folder:
             show(_run(args, args.work or Path(folder)), args)
-    except EmoError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return 0
+
+    return run()
 
 
 def _run(args: argparse.Namespace, work: Path) -> list[Run]:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from emo.config import Model
-from emo.errors import EmoError
 from emo.parser import Parser
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
+from testbed.experiments.command import command
 
 Rows = list[dict[str, Any]]
 
@@ -64,7 +64,9 @@ def main(
     show: Callable[[Rows, argparse.Namespace], None],
 ) -> int:
     """Runs the arms that `read` makes of their names; `show` gets all rows. The exit status."""
-    try:
+
+    @command(name)
+    def run() -> int:
         chosen = [read(each, args) for each in args.arms]
         if args.work is not None:
             rows = _run(args, chosen, args.work)
@@ -74,12 +76,9 @@ def main(
         if args.json:
             args.json.write_text(json.dumps(rows, indent=1))
         show(rows, args)
-    except EmoError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+        return 0
+
+    return run()
 
 
 def _run(args: argparse.Namespace, chosen: list[arms.Arm], work: Path) -> Rows:

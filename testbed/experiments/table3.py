@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from emo.errors import ConfigError, EmoError
+from emo.errors import ConfigError
 from testbed import estimate, scenario
 from testbed.experiments import paper
+from testbed.experiments.command import command
 from testbed.plan import MethodName, RoundWork
 
 PAPER: dict[str, dict[MethodName, float]] = {
@@ -28,21 +29,14 @@ PAPER: dict[str, dict[MethodName, float]] = {
 _GIB = 1 << 30
 
 
+@command("table3")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = paper.parser("Table III: GiB a round.", "Without --data-dir say --analytic.")
     parser.add_argument("--analytic", action="store_true", help="from the models alone: no data, no training")
     args = parser.parse_args(argv)
-    try:
-        if args.data_dir is None and not args.analytic:
-            raise ConfigError(
-                "measured bytes need data: say --data-dir DIR, or --analytic for the raw column"
-            )
-        rows = [row(args, dataset, method) for dataset in args.datasets for method in PAPER[dataset]]
-    except EmoError as error:
-        print(f"table3: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    if args.data_dir is None and not args.analytic:
+        raise ConfigError("measured bytes need data: say --data-dir DIR, or --analytic for the raw column")
+    rows = [row(args, dataset, method) for dataset in args.datasets for method in PAPER[dataset]]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))
     show(rows)

@@ -9,6 +9,7 @@ import unicodedata
 import numpy as np
 import pytest
 from fleet import MODEL, dataset
+from telling import events, sent
 
 from cloud_app.node import CloudNode
 from device_app.node import DeviceNode
@@ -43,15 +44,6 @@ def edge(disk, model=MODEL, **more):
     node = EdgeNode(config, ReplayCache(disk, 1 << 20, 0), Journal())
     node.prepare()
     return node
-
-
-def events(folder, name):
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == name]
-
-
-def sent(node, message, now=0.0):
-    return [each for each in node.handle(message, now) if each is not None]
 
 
 DIFFERENT = {

@@ -1,12 +1,11 @@
 """A device or an edge that cannot train says so, everybody hears why, and nobody waits for it."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from clouds import cloud, opened, update
 from fleet import MODEL, Fleet, dataset
+from telling import events, sent
 from torch import nn
 from updates import LIKE, rounds, updates
 
@@ -110,15 +109,6 @@ def device(name="d", samples=96, net="moody", journal=None, prepare=True):
     if prepare:
         node.prepare()
     return node
-
-
-def events(folder, name):
-    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
-    return [line for line in lines if line["event"] == name]
-
-
-def sent(node, message, now=0.0):
-    return [each for each in node.handle(message, now) if each is not None]
 
 
 # -- before anything connects

@@ -190,10 +190,8 @@ def compressed(data, key):
     return b"\x30\x81" + bytes([len(body)]) + body
 
 
-@pytest.mark.parametrize("writes", [0, 1])
-def test_a_revocation_that_is_killed_is_repeated(ca, tmp_path, monkeypatch, writes):
-    issue(ca, "device-01")
-    csr = pem.request(tmp_path / "device-01" / "node.csr")
+def killed_after(writes, monkeypatch, act):
+    """`act`, in a process that is killed when it has written so many files."""
     write, done = pem.write, []
 
     def killed(*args, **options):
@@ -204,7 +202,14 @@ def test_a_revocation_that_is_killed_is_repeated(ca, tmp_path, monkeypatch, writ
     with monkeypatch.context() as patch:
         patch.setattr(pem, "write", killed)
         with pytest.raises(KeyboardInterrupt):
-            Authority(ca).revoke("device-01", "node")
+            act()
+
+
+@pytest.mark.parametrize("writes", [0, 1])
+def test_a_revocation_that_is_killed_is_repeated(ca, tmp_path, monkeypatch, writes):
+    issue(ca, "device-01")
+    csr = pem.request(tmp_path / "device-01" / "node.csr")
+    killed_after(writes, monkeypatch, lambda: Authority(ca).revoke("device-01", "node"))
     assert Authority(ca).revoke("device-01", "node") == 1
     assert len(pem.crls(ca / "crl.pem")[0]) == 1
     assert Authority(ca).revoke("device-01", "node") == 0
@@ -277,17 +282,7 @@ def test_a_change_that_is_killed_leaves_a_ca_that_works(ca, monkeypatch, step, w
 
     if step == "finish":
         Authority(ca).rotate("EMO", 10)
-    write, done = pem.write, []
-
-    def killed(*args, **options):
-        if len(done) == writes:
-            raise KeyboardInterrupt
-        done.append(write(*args, **options))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pem, "write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            change()
+    killed_after(writes, monkeypatch, change)
     issued = Authority(ca)
     made = issue(ca, "device-01", days=1)
     made.verify_directly_issued_by(issued.roots[0])

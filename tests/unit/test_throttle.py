@@ -2,11 +2,13 @@
 
 import json
 
-import numpy as np
 from clouds import cloud
+from fleet import MODEL
 
 from cloud_app.checkpoint import Checkpoints
 from emo import journal as module
+from emo import models
+from emo.config import Model
 from emo.journal import Journal
 from emo.messages import OverlayWeights, Status
 from emo.throttle import Budget, Newest
@@ -83,12 +85,13 @@ def test_an_event_that_no_node_causes_at_will_is_always_written(tmp_path):
 def test_an_edge_that_repeats_its_overlay_causes_no_checkpoint_each_time(tmp_path, caplog):
     journal = Journal(tmp_path / "journal")
     node, saved = cloud(), []
+    weights = models.weights(models.overlay(Model.model_validate(MODEL), 0))
     keep = Checkpoints(tmp_path / "run", journal)
     keep.save, keep.due = lambda state: saved.append(state) is None, lambda: False
     node._keep = keep
     with caplog.at_level("INFO", "emo"):
         for steps in range(1, 300):
-            list(node.handle(OverlayWeights("run", "e", steps, 1, 1, {"w": np.zeros(2, np.float32)}), 0))
+            list(node.handle(OverlayWeights("run", "e", steps, 1, 1, weights), 0))
     assert len(saved) == 1
     assert len(caplog.records) == 1
     node.close()
