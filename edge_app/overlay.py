@@ -20,6 +20,7 @@ from emo.errors import ModelError
 from emo.models import inference
 from emo.models.state import tied
 from emo.seeds import Draws
+from emo.sgd import Sgd
 
 _PATIENCE = 10  # steps in a row that are refused before the weights are taken to be beyond help
 
@@ -39,11 +40,8 @@ class Trainer:
         self._forward = forward(module, settings, self._device)
         self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         self._settings = settings
-        self._optimizer = torch.optim.SGD(
-            self._parameters.values(),
-            lr=settings.lr,
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
+        self._optimizer = Sgd(
+            self._parameters.values(), settings.lr, settings.momentum, settings.weight_decay
         )
         self._augment = Augment(settings)
         self._tied = tied(module)
@@ -71,7 +69,7 @@ class Trainer:
         Raises ModelError where `flip` or `compile` cannot be had.
         """
         rows = self._augment(self._rows(batches, weights))
-        self._optimizer.param_groups[0]["lr"] = self._rate(progress)
+        self._optimizer.lr = self._rate(progress)
         buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]  # batch norm moves them
         self._optimizer.zero_grad()
         each = self._backward(rows)
@@ -140,7 +138,7 @@ class Trainer:
         arrays = {f"weights/{name}": value for name, value in self._module.state_dict().items()}
         arrays |= {f"mean/{name}": value for name, value in self._mean.items()}
         for name, parameter in self._parameters.items():
-            momentum = self._optimizer.state[parameter].get("momentum_buffer")
+            momentum = self._optimizer.momenta.get(parameter)
             if momentum is not None:
                 arrays[f"momentum/{name}"] = momentum
         copies = {name: value.detach().clone() for name, value in arrays.items()}
@@ -157,7 +155,7 @@ class Trainer:
         for name, parameter in self._parameters.items():
             momentum = state.arrays.get(f"momentum/{name}")
             if momentum is not None:
-                self._optimizer.state[parameter]["momentum_buffer"] = momentum.to(self._device, copy=True)
+                self._optimizer.momenta[parameter] = momentum.to(self._device, copy=True)
         self.kept = state
 
     def _rows(self, batches: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float] | None) -> Rows:
@@ -223,7 +221,7 @@ class Trainer:
                 value.copy_(state.arrays[f"weights/{name}"])
             for name, value in self._mean.items():
                 value.copy_(state.arrays[f"mean/{name}"])
-        self._optimizer.state.clear()
+        self._optimizer.momenta.clear()
         self.steps = state.steps
 
 

@@ -47,9 +47,10 @@ _TORCH_S = 180  # a Pi with a slow card
 # A step of training, not only the import: the instruction that a processor lacks may hide in a kernel.
 _STEP = """
 import torch
+from emo.sgd import Sgd
 net = torch.nn.Conv2d(3, 8, 3)
 net(torch.rand(2, 3, 8, 8)).relu().sum().backward()
-torch.optim.SGD(net.parameters(), 0.01).step()
+Sgd(net.parameters(), 0.01).step()
 print(torch.__version__, "with CUDA" if torch.cuda.is_available() else "on the CPU")
 """
 

@@ -15,6 +15,7 @@ from emo.config import Training
 from emo.data.batches import Batch, tensors
 from emo.data.dataset import Dataset
 from emo.models import inference
+from emo.sgd import Sgd
 
 
 def train(net: nn.Module, stream: Iterable[Batch], settings: Training, seed: int = 0) -> Iterator[float]:
@@ -25,7 +26,7 @@ def train(net: nn.Module, stream: Iterable[Batch], settings: Training, seed: int
     zero. `settings.epochs` is the caller's, who makes the stream. A loss may be NaN or infinite: the caller judges.
     `seed`: of what the network draws, as dropout does.
     """
-    optimizer = torch.optim.SGD(net.parameters(), lr=settings.lr, momentum=settings.momentum)
+    optimizer = Sgd(net.parameters(), settings.lr, settings.momentum)
     device = _device(net)
     draws = seeds.Draws(device)
     net.train()

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from emo import models
 from emo.config import Model
+from emo.sgd import Sgd
 from testbed import costs
 from testbed.costs import BACKWARD
 
@@ -40,7 +41,7 @@ def measure(spec: Model = _SPEC, seconds: float = _SECONDS) -> dict[str, Any]:
     threads, on the GPU where there is one, the first two left out; memory as it is free now."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = models.network(spec, 0).to(device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.001)
+    optimizer = Sgd(net.parameters(), 0.001)
     inputs = torch.randn(BATCH, *spec.input, device=device)
     labels = torch.arange(BATCH, device=device) % spec.classes
     forward, backward = list[float](), list[float]()

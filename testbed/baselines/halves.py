@@ -22,6 +22,7 @@ from emo.data.batches import FixedBatches
 from emo.errors import ModelError
 from emo.messages import ActivationBatch, GlobalModel, Update
 from emo.models import SplitNetwork
+from emo.sgd import Sgd
 from emo.weights import Weights, restore, shrink
 from testbed.baselines.wire import Wire
 
@@ -110,7 +111,7 @@ class Halves:
         samples = training.epochs * batches.samples
         return Trained(both, loss, len(losses), samples, dict(up.bytes), dict(down.bytes))
 
-    def _serve(self, sent: ActivationBatch, optimizer: torch.optim.SGD) -> tuple[ActivationBatch, float]:
+    def _serve(self, sent: ActivationBatch, optimizer: Sgd) -> tuple[ActivationBatch, float]:
         """The server's step on one batch: the gradient for the device, and the loss before the step."""
         activations = self._tensor(sent).requires_grad_()
         labels = torch.tensor(sent.labels, dtype=torch.int64, device=self._device)
@@ -127,6 +128,6 @@ class Halves:
         return torch.tensor(message.activations.array(_LIMIT), device=self._device)
 
 
-def _optimizer(part: nn.Module, training: Training) -> torch.optim.SGD:
+def _optimizer(part: nn.Module, training: Training) -> Sgd:
     # A new one each epoch, as in emo/training.py: momentum starts from zero.
-    return torch.optim.SGD(part.parameters(), lr=training.lr, momentum=training.momentum)
+    return Sgd(part.parameters(), training.lr, training.momentum)

@@ -1,4 +1,4 @@
-"""The playbooks, without running them on anything: lint, syntax, and what an inventory that cannot work is told.
+"""The playbooks, without running them on anything: yamllint, syntax, and what an inventory that cannot work is told.
 
 A whole converge is `make fleet-test` (converge.py).
 """
@@ -71,11 +71,6 @@ def test_an_inventory_that_sets_become_for_all_sets_it_not_for_the_controller(tm
         for host in ("pi-01", "localhost")
     }
     assert become == {"pi-01": True, "localhost": False}
-
-
-def test_ansible_lint_has_nothing_to_say_under_its_strictest_profile(tmp_path):
-    found = run(tmp_path, "ansible-lint", "--offline", "--strict", "--nocolor")
-    assert found.returncode == 0, found.stdout + found.stderr
 
 
 def test_yamllint_has_nothing_to_say(tmp_path):
