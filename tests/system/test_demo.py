@@ -104,32 +104,9 @@ def test_kill_9_leaves_no_process_behind(tmp_path, mosquitto_program):
 
 
 def test_your_own_network_and_data_without_mosquitto(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        """
-import numpy as np
-from torch import nn
-from emo.data import Dataset
-from emo.models import Parts
-
-def network(spec):
-    features = spec.input[0] * spec.input[1]
-    return Parts(
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(features, 12), nn.ReLU()),
-        lambda: nn.Linear(12, spec.classes),
-        lambda: nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, spec.classes)),
-    )
-
-def sensors(spec):
-    rng = np.random.default_rng(0)
-    def part(n):
-        labels = rng.integers(0, 3, n)
-        signal = rng.normal(size=(n, 2, 16)) + 2 * labels[:, None, None]
-        scale = np.ones(2, np.float32)
-        return Dataset(signal.astype(np.float32), labels, ("still", "walk", "run"), scale, scale)
-    return part(200), part(60)
-"""
-    )
-    args = ("--dataset", "mine:sensors", "--model", "mine:network", "--alpha", "20", "--broker", "amqtt")
+    page = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    args = ("--dataset", "mine:motion", "--model", "mine:network", "--alpha", "20", "--broker", "amqtt")
     code, out = run(tmp_path, *FEW, *args, "--json", "figures.json", PYTHONPATH=str(tmp_path))
     assert code == 0, out
     figures = json.loads((tmp_path / "figures.json").read_text())
