@@ -7,6 +7,9 @@ endpoint is asked directly: proxies in the environment do not count.
 import http.client
 import json
 import logging
+import ssl
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -21,11 +24,13 @@ TIMEOUT_S = 30.0
 log = logging.getLogger("emo")
 
 
-def predict(url: str, name: str, image: Path, key: str | None = None) -> list[tuple[str, float]]:
+def predict(
+    url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None
+) -> list[tuple[str, float]]:
     """(label, probability) of every class, the most probable first.
 
     The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `key`:
-    an API key, where the endpoint asks for one. Raises ServeError: no endpoint at `url`, no model `name`, no usable
+    an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. Raises ServeError: no endpoint at `url`, no model `name`, no usable
     image, or a model that does not take images.
     """
     try:
@@ -37,7 +42,7 @@ def predict(url: str, name: str, image: Path, key: str | None = None) -> list[tu
         raise ServeError(f"{image}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_IMAGE:
         raise ServeError(f"{image}: is over {MAX_IMAGE:,} bytes; an endpoint takes no larger image")
-    answer = _ask(url, f"/v2/models/{quote(name, safe='')}/predict", data, key, str(image))
+    answer = _ask(url, f"/v2/models/{quote(name, safe='')}/predict", data, key, ca, str(image))
     try:
         pairs = [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
         had, has = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
@@ -56,11 +61,18 @@ def first_key(file: Path | None) -> str | None:
     return known[0].decode("latin-1") if known else None
 
 
-def _ask(url: str, path: str, body: bytes, key: str | None, what: str) -> dict[str, Any]:
+def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str) -> dict[str, Any]:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ServeError(f"{ca}: no PEM certificates can be read: {error.strerror or error}") from error
     try:
         parts = urlsplit(url)
-        kinds = {"http": http.client.HTTPConnection, "https": http.client.HTTPSConnection}
-        connection = kinds[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        made: dict[str, Callable[..., http.client.HTTPConnection]] = {
+            "http": http.client.HTTPConnection,
+            "https": partial(http.client.HTTPSConnection, context=context),
+        }
+        connection = made[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S)
     except (KeyError, ValueError) as error:
         raise ServeError(f"{url!r} is not an endpoint's address, such as http://127.0.0.1:8000") from error
     headers = {"Content-Type": "application/octet-stream"}
@@ -70,6 +82,12 @@ def _ask(url: str, path: str, body: bytes, key: str | None, what: str) -> dict[s
         connection.request("POST", parts.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
         text = response.read(MAX_ANSWER + 1)
+    except ssl.SSLCertVerificationError as error:
+        raise ServeError(
+            f"{url}: its certificate is not believed: {error.verify_message}. --ca FILE names the CA that signed it"
+        ) from error
+    except ssl.SSLError as error:
+        raise ServeError(f"{url}: no TLS connection: {error.reason}. Does it speak https?") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ServeError(
             f"no endpoint answers at {url}: {error}. `emo serve --models DIR` starts one"

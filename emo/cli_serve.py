@@ -74,6 +74,12 @@ def commands(add: Add) -> None:
         metavar="FILE",
         help="whose first key to send (default: EMO_API_KEY, if it is set)",
     )
+    predict.add_argument(
+        "--ca",
+        type=Path,
+        metavar="FILE",
+        help="PEM certificates to believe of an https endpoint (default: the system's)",
+    )
     predict.add_argument("--json", action="store_true", help="print every label as JSON")
 
     models = add("models", _list, "the versions in a model repository, and which one is served")
@@ -136,7 +142,7 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
         raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
         from cloud_app.predict import first_key, predict
-    found = predict(args.url, args.name, args.image, first_key(args.api_key_file))
+    found = predict(args.url, args.name, args.image, first_key(args.api_key_file), args.ca)
     if args.json:
         print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
     else:

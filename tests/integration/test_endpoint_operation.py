@@ -11,8 +11,10 @@ import threading
 import time
 
 import pytest
+from PIL import Image
 from serving import ask, request, serving, until
 
+from cloud_app.predict import predict
 from emo.errors import ServeError
 
 KEY = "0123456789abcdef"
@@ -130,6 +132,15 @@ def test_tls(repository, tmp_path):
         connection.request("POST", "/v2/models/tiny/infer", json.dumps(request()))
         assert connection.getresponse().status == 200
         connection.close()
+        image = tmp_path / "a.png"
+        Image.new("RGB", (2, 2)).save(image)
+        assert len(predict(f"https://{host[1]}", "tiny", image, ca=cert)) == 3
+        with pytest.raises(ServeError, match=r"its certificate is not believed: self.signed.*--ca FILE"):
+            predict(f"https://{host[1]}", "tiny", image)
+        with pytest.raises(ServeError, match="no PEM certificates can be read"):
+            predict(f"https://{host[1]}", "tiny", image, ca=image)
+    with serving(repository.root) as (_, line), pytest.raises(ServeError, match="Does it speak https"):
+        predict(line.rpartition(" ")[2].replace("http:", "https:"), "tiny", image)
 
 
 def test_tls_files_that_do_not_fit_are_named(repository, tmp_path):
