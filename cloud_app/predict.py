@@ -9,7 +9,6 @@ import json
 import logging
 import ssl
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,6 +19,10 @@ from emo.errors import ServeError
 MAX_IMAGE = 16 << 20
 MAX_ANSWER = 16 << 20
 TIMEOUT_S = 30.0
+_KINDS: dict[str, Callable[..., http.client.HTTPConnection]] = {
+    "http": http.client.HTTPConnection,
+    "https": http.client.HTTPSConnection,
+}
 
 log = logging.getLogger("emo")
 
@@ -30,8 +33,9 @@ def predict(
     """(label, probability) of every class, the most probable first.
 
     The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `key`:
-    an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. Raises ServeError: no endpoint at `url`, no model `name`, no usable
-    image, or a model that does not take images.
+    an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. Raises
+    ServeError: no endpoint at `url`, or one that is not believed, no model `name`, no usable image, or a model that does
+    not take images.
     """
     try:
         with image.open("rb") as file:
@@ -61,18 +65,18 @@ def first_key(file: Path | None) -> str | None:
     return known[0].decode("latin-1") if known else None
 
 
-def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str) -> dict[str, Any]:
+def _believing(ca: Path | None) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=ca)
+        return ssl.create_default_context(cafile=ca)
     except OSError as error:
         raise ServeError(f"{ca}: no PEM certificates can be read: {error.strerror or error}") from error
+
+
+def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
-        made: dict[str, Callable[..., http.client.HTTPConnection]] = {
-            "http": http.client.HTTPConnection,
-            "https": partial(http.client.HTTPSConnection, context=context),
-        }
-        connection = made[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        options = {"context": _believing(ca)} if parts.scheme == "https" else {}
+        connection = _KINDS[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S, **options)
     except (KeyError, ValueError) as error:
         raise ServeError(f"{url!r} is not an endpoint's address, such as http://127.0.0.1:8000") from error
     headers = {"Content-Type": "application/octet-stream"}
