@@ -4,7 +4,7 @@
 
 EMO on the digits, 2 edges, 2 workers, one thread: the final weights of the FL model and of each overlay, and the answers of
 the exported ONNX file to seeded noise. SHA-256 over names, dtypes, shapes and bytes. The frames of the wire are held by
-tests/unit/test_protocol.py.
+tests/unit/emo/wire/test_protocol.py.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from cloud_app.session import open_session
+from cloud_app.serving.onnx_session import open_session
 from emo.parser import Parser
-from testbed.runs import Run
+from testbed.simulation.run_folder import Run
 
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:

@@ -26,8 +26,9 @@ import numpy as np
 
 from bench import replay
 from edge_app.cache.disk import DiskCache
-from emo import codec, files
+from emo import files
 from emo.parser import Parser
+from emo.wire import codec
 
 GROUP = 16
 MOBILENET, VGG = (16, 128, 16, 16), (16, 256, 4, 4)

@@ -22,17 +22,17 @@ import numpy as np
 import torch
 import yaml
 
-from emo import models
-from emo.codec import DELTA, Codec, Packed
-from emo.config import Broker, Model, Tap
+from emo.config import DELTA, Broker, Codec, Model, Tap
 from emo.journal import Journal
-from emo.messages import ActivationBatch, Interval, Message, RunState, TapReport
-from emo.models import inference
-from emo.mqtt import MqttChannel
+from emo.models import split_network
+from emo.models.split_network import inference
+from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
-from emo.topics import subscription
-from testbed.broker import LocalBroker
-from testbed.child import Child
+from emo.wire.codec import Packed
+from emo.wire.messages import ActivationBatch, Interval, Message, RunState, TapReport
+from emo.wire.topics import subscription
+from testbed.processes.broker import LocalBroker
+from testbed.processes.child import Child
 
 _RUN, _EDGE, _DEVICE = "ingest", "edge-1", "device-1"
 _BATCHES, _SAMPLES, _OPEN = 48, 16, 24
@@ -85,7 +85,7 @@ def main() -> None:
 
 def _case(case: Case, cores: list[int], seconds: float) -> dict[str, Any]:
     versions = _versions(case)
-    nbytes = 4 * _SAMPLES * int(np.prod(models.split_shape(case.model)))
+    nbytes = 4 * _SAMPLES * int(np.prod(split_network.split_shape(case.model)))
     row: dict[str, Any] = {"case": case.name, "codec": case.codec, "batch_bytes": nbytes}
     with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name)) as broker:
         for mode in ("idle", "training"):
@@ -108,7 +108,7 @@ def _case(case: Case, cores: list[int], seconds: float) -> dict[str, Any]:
 
 def _versions(case: Case) -> list[list[Packed]]:
     """For each of the batches two versions that take turns, encoded; a delta is against the other one."""
-    parts = models.network(case.model, 0)
+    parts = split_network.network(case.model, 0)
     random = torch.Generator().manual_seed(0)
     out = []
     with inference(parts):

@@ -12,12 +12,13 @@ import random
 
 import numpy as np
 
-from emo import frame, models, topics
-from emo.codec import Packed
 from emo.config import Model
 from emo.journal import Journal
-from emo.messages import ActivationBatch, GlobalModel, Message, Refused, Status, TapReport, Update
-from emo.receiver import Receiver
+from emo.models import split_network
+from emo.wire import frame, topics
+from emo.wire.codec import Packed
+from emo.wire.messages import ActivationBatch, GlobalModel, Message, Refused, Status, TapReport, Update
+from emo.wire.receiver import Receiver
 
 MODEL = Model(name="cnn", width=0.5)
 _SAMPLES, _BATCHES = 16, 2
@@ -34,7 +35,7 @@ class Shared:
         self.stopping = False
         self._parts = Receiver[int]("emo", Journal())
         self._known: tuple[bytes, GlobalModel | None] = b"", None
-        shape = models.split_shape(MODEL)
+        shape = split_network.split_shape(MODEL)
         rng = np.random.default_rng(0)
         self.activations = Packed(rng.standard_normal((_SAMPLES, *shape)).astype(np.float32), "int2")
         self.labels = rng.integers(0, 10, _SAMPLES).astype("<i4")
@@ -52,7 +53,7 @@ class Device:
         self._name, self._edge, self._port, self._shared = name, edge, port, shared
         self._numbers, self._asked = itertools.count(1), itertools.count(1)
         self._answered = 0
-        self._first = random.uniform(0.5, 1.8)  # noqa: S311 - as mqtt_client.py has it
+        self._first = random.uniform(0.5, 1.8)  # noqa: S311 - as client.py has it
 
     async def live(self) -> None:
         delay = self._first

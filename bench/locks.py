@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from edge_app.cache import DiskCache, ReplayCache
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
-from emo import models
-from emo.codec import Packed
 from emo.config import EdgeConfig, Model, Tap
 from emo.journal import Journal
-from emo.messages import ActivationBatch, RunState
+from emo.models import split_network
 from emo.parser import Parser
+from emo.wire.codec import Packed
+from emo.wire.messages import ActivationBatch, RunState
 
 _BATCHES, _SAMPLES, _VERSIONS = 512, 16, 2
 _MODEL = Model(name="mobilenet6", width=1.0, input=(3, 32, 32))
@@ -100,7 +101,7 @@ def _edge(folder: Path) -> Iterator[tuple[EdgeNode, list[Timed]]]:
     config = EdgeConfig.model_validate(
         {"id": "edge-1", "devices": ["device-1"], "model": _MODEL, "overlay": {"budget": "time"}}
     )
-    size = 4 * _SAMPLES * int(np.prod(models.split_shape(_MODEL)))
+    size = 4 * _SAMPLES * int(np.prod(split_network.split_shape(_MODEL)))
     with mock.patch.object(threading, "Lock", make):
         disk = DiskCache(folder, durability="group")
         cache = ReplayCache(disk, _BATCHES * size // 10, 0)
@@ -112,7 +113,7 @@ def _edge(folder: Path) -> Iterator[tuple[EdgeNode, list[Timed]]]:
 
 def _measure(node: EdgeNode, locks: list[Timed], seconds: float) -> dict[str, Any]:
     random = np.random.default_rng(0)
-    shape = (_SAMPLES, *models.split_shape(_MODEL))
+    shape = (_SAMPLES, *split_network.split_shape(_MODEL))
     codec = Tap().codec.removesuffix("-delta")
     coded = [
         Packed(np.maximum(random.standard_normal(shape, np.float32), 0), codec) for _ in range(_VERSIONS)

@@ -25,12 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edge_app.cache import DiskCache, ReplayCache, Sample
-from edge_app.overlay import Trainer
-from emo import codec, models
-from emo.codec import DELTA
-from emo.config import Model, Overlay, Tap
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
+from edge_app.cache.tensor_slots import Sample
+from edge_app.overlay.trainer import Trainer
+from emo.config import CODECS, DELTA, Model, Overlay, Tap
+from emo.models import split_network
 from emo.parser import Parser
+from emo.wire import codec
 
 _SAMPLES, _CLASSES, _TOGETHER = 16, 10, 4
 _PLAIN = "plain"  # arrays as they are, without a codec
@@ -43,7 +45,7 @@ def main() -> None:
     parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
     parser.add_argument(
         "--codec",
-        choices=[_PLAIN, *(c for c in codec.CODECS if DELTA not in c)],
+        choices=[_PLAIN, *(c for c in CODECS if DELTA not in c)],
         help="how the cache holds them (default: as a device sends them)",
     )
     parser.add_argument("--batches", type=int, default=100, help="in the cache")
@@ -72,7 +74,7 @@ def measure(
     the taps' default."""
     torch.set_num_threads(1)
     spec = Model(name=model, width=width, input=(3, 32, 32), classes=_CLASSES)
-    shape = (_SAMPLES, *models.split_shape(spec))
+    shape = (_SAMPLES, *split_network.split_shape(spec))
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(prefix="emo-replay-") as folder, DiskCache(folder) as disk:
         arrays, labels = _fill(disk, shape, batches, stored_as or Tap().codec.removesuffix(DELTA), random)
@@ -84,7 +86,7 @@ def measure(
             for cache in (fit, tenth):
                 while cache.stats()["fresh"]:  # everything was trained on once: the rest is replay
                     cache.sample()
-            trainer = Trainer(models.overlay(spec, 0), Overlay())
+            trainer = Trainer(split_network.overlay(spec, 0), Overlay())
             takers = {
                 "tensor": _from_tensor(trainer, torch.from_numpy(arrays), torch.from_numpy(labels), random),
                 "fit": _from_cache(trainer, fit),

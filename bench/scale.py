@@ -31,8 +31,8 @@ import yaml
 from bench.light import MODEL, Device, Shared
 from emo.errors import BrokerError
 from emo.parser import Parser
-from testbed import broker
-from testbed.chaos_process import Program
+from testbed.chaos.process import Program
+from testbed.processes import broker
 
 _ROUNDS, _PER_ROUND = 30, 10
 _EDGES = ("edge-1", "edge-2")

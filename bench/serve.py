@@ -5,7 +5,7 @@
 The CIFAR ensemble at width 0.25 (VGG trunk, two overlays, untrained: weights do not change the time), an image a
 request. `session_rps`: images a second by onnxruntime alone, the endpoint's threads, as many images a run as there are
 clients; half of it measured before and half after the endpoint. `endpoint_rps`, `p50_ms`, `p99_ms`: over HTTP, binary,
-the clients a process on the same machine (bench.load). `ratio`: of the two. `naive_rps`: bench.naive, JSON, the same
+the clients a process on the same machine (bench.load). `ratio`: of the two. `naive_rps`: bench.peers.fastapi_endpoint, JSON, the same
 clients. `cpu_ratio`: microseconds of processor an image by onnxruntime alone, over those of endpoint and client; what
 else runs on the machine disturbs it less than `ratio`. `resident_growth`: the endpoint's memory at its highest after the first tenth of the requests, over its memory
 there. `shared_trunk_ratio`: bench.trunk.
@@ -28,13 +28,14 @@ import numpy as np
 import psutil
 
 from bench import trunk
-from cloud_app import ensemble, selftest
-from cloud_app.batching import Limits
-from cloud_app.export import export
-from cloud_app.repository import Repository
-from cloud_app.session import cpus, open_session
-from emo import models
+from cloud_app.ensemble import model
+from cloud_app.ensemble.onnx_export import export
+from cloud_app.serving import known_answer
+from cloud_app.serving.batching import Limits
+from cloud_app.serving.onnx_session import cpus, open_session
+from cloud_app.serving.repository import Repository
 from emo.config import Model
+from emo.models import split_network
 from emo.parser import Parser
 
 SPEC = Model(name="vgg6", width=0.25, input=(3, 32, 32), classes=10)
@@ -66,7 +67,7 @@ def main() -> None:
 
 def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     onnx = _export(folder)
-    Repository(folder / "models").add("cifar", onnx, LABELS, SPEC.input, selftest=selftest.make(onnx))
+    Repository(folder / "models").add("cifar", onnx, LABELS, SPEC.input, selftest=known_answer.make(onnx))
     image = np.random.default_rng(0).integers(0, 256, (1, *SPEC.input), np.uint8)
     batch = min(args.clients, Limits().batch)
     before = _session(onnx, args.threads, batch)
@@ -91,10 +92,12 @@ def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _export(folder: Path) -> Path:
     scale = np.full(SPEC.input[0], 100, np.float32)
-    overlays = {f"{number}": models.weights(models.overlay(SPEC, number)) for number in range(2)}
-    parts = ensemble.parts(models.weights(models.network(SPEC, 0)), overlays)
+    overlays = {
+        f"{number}": split_network.weights(split_network.overlay(SPEC, number)) for number in range(2)
+    }
+    parts = model.parts(split_network.weights(split_network.network(SPEC, 0)), overlays)
     path = folder / "model.onnx"
-    export(ensemble.build(SPEC, parts, scale, scale), path, SPEC.input, LABELS, {})
+    export(model.build(SPEC, parts, scale, scale), path, SPEC.input, LABELS, {})
     return path
 
 
@@ -154,7 +157,7 @@ def _endpoint(folder: Path, image: np.ndarray[Any, Any], args: argparse.Namespac
 def _naive(folder: Path, onnx: Path, image: np.ndarray[Any, Any], args: argparse.Namespace) -> float:
     tensor = {"shape": list(image.shape), "data": image.ravel().tolist()}
     (folder / "json").write_text(json.dumps({"inputs": [tensor]}))
-    with _running(["-m", "bench.naive", str(onnx), str(args.threads)]) as (_, url):
+    with _running(["-m", "bench.peers.fastapi_endpoint", str(onnx), str(args.threads)]) as (_, url):
         headers = ["Content-Type: application/json"]
         requests = max(args.clients, args.requests // 50)
         _load(f"{url}/infer", folder / "json", headers, args.clients, requests // 4)

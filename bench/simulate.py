@@ -29,12 +29,15 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from emo import data, models
 from emo.config import Data, Model
-from emo.data import Dataset
+from emo.data import registry
+from emo.data.dataset import Dataset
+from emo.models import split_network
 from emo.parser import Parser
-from testbed import nodes, scenario, simulate
+from testbed import node_configs
 from testbed.plan import Plan
+from testbed.simulation import run as simulate
+from testbed.timing import scenario
 
 Turn = Callable[[], list[float]]
 
@@ -102,7 +105,7 @@ def plan(samples: int) -> Plan:
 def dataset(folder: Path | None) -> Dataset:
     """The training set. Raises DataError where `folder` lacks CIFAR-10."""
     if folder is not None:
-        return data.load(Data(name="cifar10", dir=folder))[0]
+        return registry.load(Data(name="cifar10", dir=folder))[0]
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (50_000, 3, 32, 32), np.uint8)
     scale = np.full(3, 127.5, np.float32)
@@ -114,14 +117,16 @@ class Plain:
 
     def __init__(self, plan: Plan, training: Dataset) -> None:
         self._plan = plan
-        self._batches = [nodes.batches(plan, training, rows) for rows in nodes.shares(plan, training.labels)]
-        self._net = models.network(plan.model, plan.seed)
+        self._batches = [
+            node_configs.batches(plan, training, rows) for rows in node_configs.shares(plan, training.labels)
+        ]
+        self._net = split_network.network(plan.model, plan.seed)
         self.weights = {name: value.clone() for name, value in self._net.state_dict().items()}
         self._number = 0
 
     def round(self) -> None:
         self._number += 1
-        sampled = nodes.sampled(self._plan, self._number)
+        sampled = node_configs.sampled(self._plan, self._number)
         total = {name: torch.zeros_like(value) for name, value in self.weights.items()}
         for device in sampled:
             self._net.load_state_dict(self.weights)
@@ -182,9 +187,9 @@ def _peers(args: argparse.Namespace) -> dict[str, Turn]:
     many = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     many += ["--nproc-per-node", str(args.workers)]
     return {
-        "flower_s": _child(["-m", "bench.peer_flower", "--workers", str(args.workers), *common]),
-        "pfl_one_s": _child(["-m", "bench.peer_pfl", *common]),
-        "pfl_many_s": _child([*many, "-m", "bench.peer_pfl", *common, "--threads", "1"]),
+        "flower_s": _child(["-m", "bench.peers.flower", "--workers", str(args.workers), *common]),
+        "pfl_one_s": _child(["-m", "bench.peers.pfl", *common]),
+        "pfl_many_s": _child([*many, "-m", "bench.peers.pfl", *common, "--threads", "1"]),
     }
 
 

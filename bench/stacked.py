@@ -1,4 +1,4 @@
-"""Twenty devices trained together on one GPU (testbed/stacked.py), and one after another as emo/training.py does it.
+"""Twenty devices trained together on one GPU (testbed/fleet/vmap_sgd.py), and one after another as emo/local_sgd.py does it.
 
     python -m bench.stacked [--json FILE] [--model vgg6 --width 0.25 --devices 20 --samples 500 --torch-device cuda]
 
@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from emo import models
 from emo.config import Model, Training
 from emo.data.batches import Batch
-from emo.messages import Weights
+from emo.local_sgd import train
+from emo.models import split_network
 from emo.parser import Parser
-from emo.training import train
-from testbed.stacked import Stack
+from emo.wire.messages import Weights
+from testbed.fleet.vmap_sgd import Stack
 
 Streams = list[list[Batch]]
 
@@ -65,16 +65,16 @@ def main() -> None:
 
 
 def _measure(spec: Model, streams: Streams, rounds: int, device: str) -> dict[str, Any]:
-    start, settings = models.weights(models.network(spec, 0)), Training()
-    net = models.network(spec, 0).to(device)
-    stack = Stack(models.network(spec, 0), device)
+    start, settings = split_network.weights(split_network.network(spec, 0)), Training()
+    net = split_network.network(spec, 0).to(device)
+    stack = Stack(split_network.network(spec, 0), device)
 
     def alone() -> list[Weights]:
         found: list[Weights] = []
         for stream in streams:
-            models.load(net, start)
+            split_network.load(net, start)
             list(train(net, stream, settings))
-            found.append(models.weights(net))
+            found.append(split_network.weights(net))
         return found
 
     def together() -> list[Weights]:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from edge_app.cka import cka
-from edge_app.covariance import Floats
-from edge_app.svcca import svcca, svcca_batch
+from edge_app.intervals.cka import cka
+from edge_app.intervals.covariance import Floats
+from edge_app.intervals.svcca import svcca, svcca_batch
 from emo.parser import Parser
 
 CASES = (256, 64), (4096, 64), (16384, 128)  # the first is a batch of 16 at VGG's split, width 0.25

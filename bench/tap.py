@@ -18,15 +18,14 @@ import numpy as np
 import torch
 
 from device_app.node import DeviceNode
-from emo import models
-from emo.codec import CODECS
-from emo.config import Broker, DeviceConfig, Model, Tap, Training
-from emo.data import Dataset
+from emo.config import CODECS, Broker, DeviceConfig, Model, Tap, Training
+from emo.data.dataset import Dataset
 from emo.journal import Journal
-from emo.messages import GlobalModel, Update
-from emo.mqtt import MqttChannel
+from emo.models import split_network
+from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
-from testbed.broker import LocalBroker
+from emo.wire.messages import GlobalModel, Update
+from testbed.processes.broker import LocalBroker
 
 
 def main() -> None:
@@ -59,7 +58,7 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
     channel.start(lambda _message: None)
     channel.wait_connected(10)
     nodes = {on: _node(spec, codec, on) for on in (True, False)}
-    start = models.weights(models.network(spec, 0))
+    start = split_network.weights(split_network.network(spec, 0))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     same = True
     for number in range(1, rounds + 2):

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
-from emo import frame, models
 from emo.config import Model
 from emo.journal import Journal
-from emo.limits import Limits, of_weights
-from emo.messages import Update
+from emo.models import split_network
 from emo.parser import Parser
-from emo.receiver import Receiver
+from emo.wire import frame
+from emo.wire.limits import Limits, of_weights
+from emo.wire.messages import Update
+from emo.wire.receiver import Receiver
 
 _CHUNK, _TOPIC = 256 * 1024, "emo/wan/update/d1"
 _EMPTY = b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
@@ -44,7 +45,7 @@ def _honest(mib: int) -> dict[str, np.ndarray]:
 def _limits(case: str, mib: int) -> Limits:
     if case == CASES[1]:
         return {}
-    like = models.weights(models.network(Model(), 0)) if case == CASES[0] else _honest(mib)
+    like = split_network.weights(split_network.network(Model(), 0)) if case == CASES[0] else _honest(mib)
     return {Update: of_weights(Update, like)}
 
 

@@ -15,11 +15,11 @@ import onnx
 import torch
 from torch import nn
 
-from cloud_app import ensemble
-from cloud_app.export import export, trace
-from cloud_app.session import open_session
-from emo import models
+from cloud_app.ensemble import model
+from cloud_app.ensemble.onnx_export import export, trace
+from cloud_app.serving.onnx_session import open_session
 from emo.config import Model
+from emo.models import split_network
 from emo.parser import Parser
 
 NETWORKS = ("vgg6", 0.25, 10), ("vgg6", 1.0, 10), ("mobilenet6", 0.25, 100), ("mobilenet6", 1.0, 100)
@@ -28,7 +28,7 @@ NETWORKS = ("vgg6", 0.25, 10), ("vgg6", 1.0, 10), ("mobilenet6", 0.25, 100), ("m
 class _Front(nn.Module):
     """Normalisation and trunk: what all members share."""
 
-    def __init__(self, whole: ensemble.Ensemble) -> None:
+    def __init__(self, whole: model.Ensemble) -> None:
         super().__init__()
         self.whole = whole
 
@@ -47,10 +47,12 @@ def measure(
     """
     now = time.thread_time if threads == 1 else time.perf_counter
     scale = np.full(spec.input[0], 100, np.float32)
-    overlays = {f"{number}": models.weights(models.overlay(spec, number)) for number in range(members)}
-    parts = ensemble.parts(models.weights(models.network(spec, 0)), overlays)
-    whole = ensemble.build(spec, parts, scale, scale)
-    one = ensemble.build(spec, parts, scale, scale, shares={"overlay-0": 1.0})
+    overlays = {
+        f"{number}": split_network.weights(split_network.overlay(spec, number)) for number in range(members)
+    }
+    parts = model.parts(split_network.weights(split_network.network(spec, 0)), overlays)
+    whole = model.build(spec, parts, scale, scale)
+    one = model.build(spec, parts, scale, scale, shares={"overlay-0": 1.0})
     front, labels = _Front(whole), [str(number) for number in range(spec.classes)]
     example = torch.zeros(2, *spec.input, dtype=torch.uint8)
     with TemporaryDirectory() as folder, torch.inference_mode():

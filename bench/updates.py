@@ -18,17 +18,19 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import numpy as np
 import torch
 
-from cloud_app import fedavg
-from cloud_app.node import CloudNode
+from cloud_app.aggregation import exact_mean
+from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
-from emo import data, frame, models
-from emo.config import CloudConfig, Data, DeviceConfig, Model, Training
+from emo.config import CloudConfig, Data, DeviceConfig, Form, Model, Training, Whole
+from emo.data import registry
 from emo.data.batches import Batch
 from emo.journal import Journal
-from emo.messages import GlobalModel, Message, Update
+from emo.local_sgd import evaluate, train
+from emo.models import split_network
 from emo.parser import Parser
-from emo.training import evaluate, train
-from emo.weights import Form, Weights, Whole, restore, shrink
+from emo.wire import frame
+from emo.wire.compression import Weights, restore, shrink
+from emo.wire.messages import GlobalModel, Message, Update
 
 MODEL = Model(name="cnn", input=(1, 8, 8))
 VGG6 = Model(name="vgg6", width=0.25, input=(3, 32, 32))
@@ -90,14 +92,14 @@ def _case(form: Form, whole: Whole, runs: list[Run], exact: list[Run]) -> dict[s
 
 
 def _run(form: Form, whole: Whole, rounds: int, devices: int, seed: int) -> Run:
-    train_set, test_set = data.load(Data())
+    train_set, test_set = registry.load(Data())
     settings = {
         "model": MODEL,
         "rounds": {"rounds": rounds, "min_devices": devices, "model": whole},
         "training": {"lr": 0.05, "update": form},
     }
-    net = models.network(MODEL, seed)
-    cloud = CloudNode(CloudConfig.model_validate(settings), "run", models.weights(net), Journal())
+    net = split_network.network(MODEL, seed)
+    cloud = CloudNode(CloudConfig.model_validate(settings), "run", split_network.weights(net), Journal())
     nodes = []
     for index in range(devices):
         share = {"devices": devices, "index": index, "seed": seed}
@@ -111,7 +113,7 @@ def _run(form: Form, whole: Whole, rounds: int, devices: int, seed: int) -> Run:
         updates.append([_through(message, up) for message in answers if isinstance(message, Update)])
         opened = _opened(cloud, updates[-1])
         starts.append(cloud.weights)
-    models.load(net, cloud.weights)
+    split_network.load(net, cloud.weights)
     accuracy, _ = evaluate(net, test_set)
     return Run(statistics.fmean(up), statistics.fmean(down), accuracy, starts, updates)
 
@@ -134,11 +136,11 @@ def _through(message: M, sizes: list[int]) -> M:
 def _error(form: Form, whole: Whole, exact: Run) -> float:
     errors = []
     for base, updates, end in zip(exact.models, exact.updates, exact.models[1:], strict=False):
-        total = fedavg.init(base)
+        total = exact_mean.init(base)
         for update in updates:
             rounded = restore(shrink(update.weights, form, base), form, base)
-            total = fedavg.add(total, rounded, update.samples)
-        mean = fedavg.result(total)
+            total = exact_mean.add(total, rounded, update.samples)
+        mean = exact_mean.result(total)
         off = restore(shrink(mean, whole, mean), whole, mean)
         errors.append(_distance(off, end) / _distance(end, base))
     return statistics.fmean(errors)
@@ -150,8 +152,8 @@ def _distance(one: Weights, two: Weights) -> float:
 
 def _sizes(spec: Model) -> dict[str, int]:
     """Bytes of an update in each form, after 16 steps on noise."""
-    net = models.network(spec, 0)
-    base = models.weights(net)
+    net = split_network.network(spec, 0)
+    base = split_network.weights(net)
     drawn = torch.Generator().manual_seed(0)
     batches = (
         Batch(
@@ -162,7 +164,7 @@ def _sizes(spec: Model) -> dict[str, int]:
         for j in range(16)
     )
     list(train(net, batches, Training()))
-    weights = models.weights(net)
+    weights = split_network.weights(net)
     return {
         form: len(frame.pack(Update("run", "device-0", 1, 256, 1.0, shrink(weights, form, base), form)))
         for form in FORMS

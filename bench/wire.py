@@ -24,15 +24,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from emo import data, frame, models, topics
-from emo.codec import CODECS, DELTA, Packed, decode, encode
-from emo.config import Data, Model, Training
+from emo.config import CODECS, DELTA, Data, Model, Training
+from emo.data import registry
 from emo.data.batches import FixedBatches
 from emo.errors import BaseError
-from emo.messages import ActivationBatch
-from emo.models import SplitNetwork
+from emo.local_sgd import evaluate, train
+from emo.models import split_network
+from emo.models.split_network import SplitNetwork
 from emo.parser import Parser
-from emo.training import evaluate, train
+from emo.wire import frame, topics
+from emo.wire.codec import Packed, decode, encode
+from emo.wire.messages import ActivationBatch
 
 EVERY = 50  # steps between two states of the trunk that are kept
 CHUNK = 256 << 10
@@ -77,16 +79,16 @@ def main() -> None:
 
 
 def _trained(args: argparse.Namespace) -> tuple[Batches, dict[str, Any]]:
-    training, test = data.load(Data(name=args.dataset, dir=args.data_dir))
+    training, test = registry.load(Data(name=args.dataset, dir=args.data_dir))
     classes = len(training.classes)
     spec = Model(name=args.model, width=args.width, input=training.images.shape[1:], classes=classes)
-    net = models.network(spec, 0)
+    net = split_network.network(spec, 0)
     fixed = FixedBatches(training, np.arange(len(training.labels)), 16, 0)
     stream = (fixed.batch(j) for turn in itertools.count() for j in fixed.order(turn, 0))
-    states = [(0, models.weights(net))]
+    states = [(0, split_network.weights(net))]
     for step, _loss in enumerate(train(net, itertools.islice(stream, args.batches), Training(lr=args.lr)), 1):
         if step % EVERY == 0:
-            states.append((step, models.weights(net)))
+            states.append((step, split_network.weights(net)))
     accuracy, _ = evaluate(net, test)
     coded = [fixed.batch(j).inputs for j in range(args.coded)]
     now = _activations(net, coded)
@@ -117,7 +119,7 @@ def _earlier(
 ) -> tuple[int, np.ndarray]:
     """(step, activations) of the latest state that is far enough from `now`; of the first, where none is."""
     for step, state in reversed(states):
-        models.load(net, state)
+        split_network.load(net, state)
         before = _activations(net, coded)
         if step == 0 or _relative(before, now) >= change:
             return step, before
@@ -125,7 +127,7 @@ def _earlier(
 
 
 def _activations(net: SplitNetwork, inputs: list[torch.Tensor]) -> np.ndarray:
-    with models.inference(net.trunk):
+    with split_network.inference(net.trunk):
         return np.stack([net.trunk(batch).numpy() for batch in inputs])
 
 

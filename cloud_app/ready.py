@@ -2,27 +2,30 @@
 
 import torch
 
-from cloud_app import checkpoint, dry_run, heldout, int8
-from cloud_app.publish import dtype, judges
-from cloud_app.repository import Repository
-from emo import data, models, trial
+from cloud_app.ensemble import dry_run, int8
+from cloud_app.ensemble.publish import dtype, judges
+from cloud_app.rounds import checkpoint
+from cloud_app.serving.repository import Repository
 from emo.config import CloudConfig
-from emo.data import Dataset
-from emo.models import SplitNetwork
+from emo.data import heldout, registry
+from emo.data.dataset import Dataset
+from emo.models import split_network
+from emo.models.split_network import SplitNetwork
 from emo.models.state import Layout, layout
+from emo.ops import trial
 
 
 def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork, Layout]:
     """The test set, the network of the first round, and what each tensor of it is. Raises EmoError on what does not fit: also on what only the end
     of the run needs."""
-    test = data.testing(config.data, config.model)
+    test = registry.testing(config.data, config.model)
     if config.overlays.fit != "none":
         heldout.kept(config.data, config.model)
     if config.export.int8:
         int8.must_be_enough(judges(config.data, config.model)[1])
     Repository(config.export.models).check(config.export.name, test.classes, config.model.input, dtype(test))
-    net = models.network(config.model, config.rounds.seed)
-    models.overlay(config.model, config.rounds.seed)
+    net = split_network.network(config.model, config.rounds.seed)
+    split_network.overlay(config.model, config.rounds.seed)
     return test, net, layout(net, config.model.input)
 
 
@@ -30,7 +33,7 @@ def said(config: CloudConfig) -> str:
     """For people. Raises as `ready`, and ConfigError where a run that was interrupted had other settings."""
     torch.set_num_threads(config.threads)
     test, net, what = ready(config)
-    checkpoint.agree(config.state_dir / "run", config, models.weights(net), what)
+    checkpoint.agree(config.state_dir / "run", config, split_network.weights(net), what)
     dry_run.run(config, test)
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)

@@ -12,16 +12,23 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from device_app.offers import Offers
+from device_app.publisher import Offers
 from device_app.tap import Tap
-from emo import agreement, models, seeds
+from emo import seeds
 from emo.config import DeviceConfig, Training
-from emo.data import Dataset, must_fit
 from emo.data.batches import Batch, FixedBatches
+from emo.data.dataset import Dataset
 from emo.data.partition import share
+from emo.data.registry import must_fit
 from emo.journal import Journal, log
-from emo.limits import Limits, of_weights
-from emo.messages import (
+from emo.local_sgd import train
+from emo.models import split_network
+from emo.models.split_network import SplitNetwork
+from emo.runtime import agreement
+from emo.runtime.trouble import Trouble
+from emo.wire.compression import digest, restore, shrink
+from emo.wire.limits import Limits, of_weights
+from emo.wire.messages import (
     ActivationBatch,
     CannotTrain,
     Facts,
@@ -33,10 +40,6 @@ from emo.messages import (
     Unfit,
     Update,
 )
-from emo.models import SplitNetwork
-from emo.training import train
-from emo.trouble import Trouble
-from emo.weights import digest, restore, shrink
 
 _RUNS = 16  # runs that are remembered as over
 
@@ -68,7 +71,7 @@ class DeviceNode:
             )
             batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
         self._batches = batches
-        self._net = models.network(config.model, seed=0) if net is None else net
+        self._net = split_network.network(config.model, seed=0) if net is None else net
         self._run = ""
         self._over: deque[str] = deque(maxlen=_RUNS)
         self._ended = ""
@@ -89,10 +92,10 @@ class DeviceNode:
     def prepare(self) -> None:
         """Before it connects: what `hello` says of this node, and whether it can train at all: a step on its smallest batch, by
         another node, so that nothing changes here but `trouble`."""
-        net, rows = models.network(self._config.model, seed=0), self._batches.rows(-1)
+        net, rows = split_network.network(self._config.model, seed=0), self._batches.rows(-1)
         try:
-            weights = models.weights(net)
-            split = models.split_shape(self._config.model)
+            weights = split_network.weights(net)
+            split = split_network.split_shape(self._config.model)
             self._facts = agreement.facts(self._config.model, split, self._data, network=weights)
             model = GlobalModel("trial", 1, (self._config.id,), Training(), weights)
             batches = FixedBatches(self._data, rows, len(rows), 0)
@@ -101,14 +104,14 @@ class DeviceNode:
                 if trial._offers is not None:
                     trial._offers.begin(model.run)
                 deque(trial._epochs(model), maxlen=0)
-            models.weights(net)
+            split_network.weights(net)
         except Exception as error:  # noqa: BLE001 - a user's network may raise anything
             of = f"{len(rows)} of {self._batches.samples} samples, batch_size {self._config.batch_size}"
             self._unable = self.trouble.failed(f"a trial step on its smallest batch ({of})", error)
 
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
-        return {GlobalModel: of_weights(GlobalModel, models.weights(self._net))}
+        return {GlobalModel: of_weights(GlobalModel, split_network.weights(self._net))}
 
     def tick(self, now: float) -> Iterator[Message | None]:
         """A device acts on messages only."""
@@ -178,10 +181,10 @@ class DeviceNode:
         if self._update is not None and (self._update.round, self._base) == (model.round, base):
             yield self._update  # delivered twice, or the cloud came back: the same answer
             return
-        start = restore(model.weights, model.form, models.weights(self._net))
-        models.load(self._net, start)
+        start = restore(model.weights, model.form, split_network.weights(self._net))
+        split_network.load(self._net, start)
         loss = yield from self._epochs(model)
-        trained, self._base = models.weights(self._net), base
+        trained, self._base = split_network.weights(self._net), base
         said = {"base": base, "digest": digest(trained), "loss": loss}
         log.info("%s: round %d trained, loss %.3f", self._config.id, model.round, loss)
         self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, **said)

@@ -3,15 +3,17 @@
 import torch
 
 from device_app.node import DeviceNode
-from emo import data, models, trial
 from emo.config import DeviceConfig
+from emo.data import registry
 from emo.errors import ModelError
 from emo.journal import Journal
+from emo.models import split_network
+from emo.ops import trial
 
 
 def ready(config: DeviceConfig, journal: Journal) -> DeviceNode:
     """Its node, with its data. Raises EmoError on what does not fit."""
-    train = data.training(config.data, config.model, own=config.partition is None)
+    train = registry.training(config.data, config.model, own=config.partition is None)
     return DeviceNode(config, train, journal)
 
 
@@ -23,9 +25,7 @@ def said(config: DeviceConfig) -> str:
     if node.trouble.why:
         raise ModelError(node.trouble.why)
     samples = node.hello(online=False).samples
-    return (
-        f"{config.model.name} takes its {samples:,} samples; split {list(models.split_shape(config.model))}"
-    )
+    return f"{config.model.name} takes its {samples:,} samples; split {list(split_network.split_shape(config.model))}"
 
 
 if __name__ == "__main__":

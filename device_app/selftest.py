@@ -17,14 +17,15 @@ import numpy as np
 import torch
 
 from device_app.node import DeviceNode
-from emo import frame, models, topics
 from emo.config import DeviceConfig, Training
+from emo.config_file import load
 from emo.data.dataset import Dataset, constant
 from emo.errors import EmoError, FrameError, ModelError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, CannotTrain, GlobalModel, Message, Update
-from emo.reassembly import Reassembler
-from emo.settings import load
+from emo.models import split_network
+from emo.wire import frame, topics
+from emo.wire.messages import ActivationBatch, CannotTrain, GlobalModel, Message, Update
+from emo.wire.reassembly import Reassembler
 
 _RUN = "selftest"
 
@@ -40,7 +41,7 @@ def check(config: DeviceConfig) -> dict[str, Any]:
     config = config.model_copy(update={"edge": config.edge or "edge", "partition": None})
     config = config.model_copy(update={"tap": config.tap.model_copy(update={"enabled": True})})
     start = time.monotonic()
-    before = models.weights(models.network(config.model, seed=0))
+    before = split_network.weights(split_network.network(config.model, seed=0))
     node = DeviceNode(config, _noise(config), Journal())
     sent = list(
         node.handle(GlobalModel(_RUN, 0, (config.id,), Training(lr=0.01), before), now=time.monotonic())
@@ -65,7 +66,7 @@ def check(config: DeviceConfig) -> dict[str, Any]:
         "codec": config.tap.codec,
         "frames": len(frames),
         "bytes": sum(map(len, frames)),
-        "raw_bytes": 4 * config.batch_size * int(np.prod(models.split_shape(config.model))),
+        "raw_bytes": 4 * config.batch_size * int(np.prod(split_network.split_shape(config.model))),
         "seconds": round(time.monotonic() - start, 3),
     }
 

@@ -32,7 +32,7 @@ COPY emo emo
 COPY edge_app edge_app
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
     PIP_CONSTRAINT=constraints.txt python3 -m pip --python /opt/emo/bin/python install --no-deps --target /opt/app .; \
-    /opt/emo/bin/python -c "import edge_app.__main__"
+    /opt/emo/bin/python -c "import edge_app.run"
 
 FROM ${BASE}${BASE_DIGEST:+@${BASE_DIGEST}}
 SHELL ["/bin/sh", "-eu", "-c"]

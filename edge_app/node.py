@@ -14,22 +14,27 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from torch import nn
 
-from edge_app import ready, scoring
-from edge_app.cache import ReplayCache
-from edge_app.checkpoint import CheckpointFile, State
-from edge_app.controller import Controller
-from edge_app.guard import Guard
-from edge_app.judge import Judge
-from edge_app.overlay import Trainer
+from edge_app import ready
+from edge_app.cache.replay_cache import ReplayCache
+from edge_app.device_quota import Guard
+from edge_app.intervals import scoring
+from edge_app.intervals.controller import Controller
+from edge_app.intervals.log_file import TableFile
+from edge_app.overlay.batch_filter import Judge
+from edge_app.overlay.checkpoint import CheckpointFile, State
+from edge_app.overlay.replay_training import Training
+from edge_app.overlay.trainer import Trainer
 from edge_app.snapshot import NodeState, Snapshot, log_of
-from edge_app.table import TableFile
-from edge_app.training import Training
-from emo import agreement, codec, models
 from emo.config import MAX_EPOCHS, EdgeConfig, Overlay
 from emo.errors import BaseError, CacheError, ModelError, WireError
 from emo.journal import Journal, log
-from emo.limits import Limits, of_batches, of_weights
-from emo.messages import (
+from emo.models import split_network
+from emo.runtime import agreement
+from emo.runtime.trouble import Trouble
+from emo.wire import codec
+from emo.wire.compression import restore
+from emo.wire.limits import Limits, of_batches, of_weights
+from emo.wire.messages import (
     ActivationBatch,
     CannotTrain,
     Facts,
@@ -43,8 +48,6 @@ from emo.messages import (
     Unfit,
     Weights,
 )
-from emo.trouble import Trouble
-from emo.weights import restore
 
 _PATIENCE, _RETRY_S = 10, 1.0  # steps that may fail in a row, and the time between two of them
 _LARGE = 1e15  # of their squares float32 can still add up a few million
@@ -65,14 +68,14 @@ class EdgeNode:
         """`device`: where the overlay trains ("cpu", "cuda"). `table`, `checkpoint`: where the controller's log and
         the overlay are kept, None in a simulation. `trainer`: a Trainer or what is one. Raises ModelError."""
         self._config, self._cache, self._journal = config, cache, journal
-        self._shape = models.split_shape(config.model)
+        self._shape = split_network.split_shape(config.model)
         self._controller, self._table = Controller(**config.controller.model_dump()), table
         self._receiving = threading.Lock()
 
         def fresh() -> Trainer:
-            return trainer(models.overlay(config.model, config.overlay.seed), config.overlay, device)
+            return trainer(split_network.overlay(config.model, config.overlay.seed), config.overlay, device)
 
-        self._head, self._device = models.network(config.model, seed=0).head, device
+        self._head, self._device = split_network.network(config.model, seed=0).head, device
         self._heard: GlobalHead | None = None
         self._judge = Judge(config.model.classes, journal)
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint, self._judge)
@@ -106,7 +109,7 @@ class EdgeNode:
         samples = self._config.cache.batch_samples
         return {
             ActivationBatch: of_batches(ActivationBatch, samples, self._shape),
-            GlobalHead: of_weights(GlobalHead, models.weights(self._head)),
+            GlobalHead: of_weights(GlobalHead, split_network.weights(self._head)),
         }
 
     def tick(self, now: float) -> Iterator[Message | None]:
@@ -147,8 +150,8 @@ class EdgeNode:
         if message.run != self._run:
             return
         try:
-            weights = restore(message.weights, message.form, models.weights(self._head))
-            models.load(self._head, weights)
+            weights = restore(message.weights, message.form, split_network.weights(self._head))
+            split_network.load(self._head, weights)
         except (ModelError, WireError) as error:
             raise WireError(f"the global model's head: {error}") from error
         self._judge.head = copy.deepcopy(self._head).to(self._device)  # whole, for the thread that trains

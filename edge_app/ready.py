@@ -2,31 +2,32 @@
 
 import torch
 
-from edge_app.overlay import Trainer
-from emo import models, trial
+from edge_app.overlay.trainer import Trainer
 from emo.config import EdgeConfig
+from emo.models import split_network
+from emo.ops import trial
 
 
 def ready(config: EdgeConfig) -> int:
     """Parameters of its overlay, which is built anew for each run. Raises ModelError on one that cannot be."""
-    overlay = models.overlay(config.model, config.overlay.seed)
+    overlay = split_network.overlay(config.model, config.overlay.seed)
     return sum(parameter.numel() for parameter in overlay.parameters())
 
 
 def step(config: EdgeConfig, device: str = "cpu") -> None:
     """One step of an overlay like its own, on as few samples as a step may have. Raises what the user's network does."""
     model, settings = config.model, config.overlay.model_copy(update={"compile": False})
-    trainer = Trainer(models.overlay(model, settings.seed), settings, device)
+    trainer = Trainer(split_network.overlay(model, settings.seed), settings, device)
     count = max(2, settings.batches)
     labels = torch.arange(count) % model.classes
-    trainer.step([(torch.zeros(count, *models.split_shape(model)), labels)])
+    trainer.step([(torch.zeros(count, *split_network.split_shape(model)), labels)])
 
 
 def said(config: EdgeConfig) -> str:
     """For people. Raises as `ready` and `step`."""
     torch.set_num_threads(config.threads)
     step(config)
-    split = list(models.split_shape(config.model))
+    split = list(split_network.split_shape(config.model))
     return f"{config.model.name}'s overlay, {ready(config):,} parameters, takes activations {split}"
 
 

@@ -4,7 +4,7 @@
     FOLDER/edge.safetensors    arrays now/... and kept/..., as checkpoint.State names them
 
 Knows fields, arrays and two files. Knows no node and no cache; for a simulation: nothing is synced, and what an edge
-in the field keeps through a power cut is checkpoint.py's and table.py's.
+in the field keeps through a power cut is checkpoint.py's and log_file.py's.
 """
 
 import math
@@ -16,13 +16,13 @@ import safetensors.torch
 from pydantic import Field
 from safetensors import SafetensorError
 
-from edge_app import augment
-from edge_app.checkpoint import State
-from edge_app.controller import Row
+from edge_app.intervals.controller import Row
+from edge_app.overlay import augment
+from edge_app.overlay.checkpoint import State
 from emo import files
 from emo.config import Id, Section
 from emo.errors import CacheError, ModelError
-from emo.messages import Count
+from emo.wire.messages import Count
 
 _JSON = 256 << 20  # bytes: the sampler's state and the controller's log for a million batches
 _HEADER = 1 << 20  # of a file of arrays

@@ -22,12 +22,12 @@ from emo import (
     logs,
     terminal,
 )
-from emo.codec import CODECS
+from emo.config import CODECS
+from emo.config_file import load
 from emo.errors import ConfigError, EmoError, ExportError, nearest
 from emo.extras import needs as _needs
 from emo.parser import Parser
-from emo.runner import stop_on
-from emo.settings import load
+from emo.runtime.runner import stop_on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,7 +56,7 @@ def _device(args: argparse.Namespace, stop: threading.Event) -> int:
     configs = [load(config.DeviceConfig, path) for path in args.config]
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("device"):
-        from device_app.__main__ import run
+        from device_app.run import run
     run(configs, stop, args.parallel)
     return 0
 
@@ -67,7 +67,7 @@ def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
     settings = load(config.EdgeConfig, args.config)
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("edge"):
-        from edge_app.__main__ import run
+        from edge_app.run import run
     run(settings, stop)
     return 0
 
@@ -79,16 +79,16 @@ def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
             f"{args.config}: no device {args.device!r} in devices; {nearest(args.device, settings.devices)}"
         )
     with _needs("edge"):
-        from edge_app import table
-    run, rows = table.read(settings.cache.dir)
+        from edge_app.intervals import log_file
+    run, rows = log_file.read(settings.cache.dir)
     rows = [row for row in rows if args.device in (None, row[0].device)]
     cap = min(settings.controller.max_interval, settings.controller.max_age)
     if not args.json:
-        print(table.text(run, rows, cap, time.time()))
+        print(log_file.text(run, rows, cap, time.time()))
         return 0
-    mean, capped = table.summary(rows, cap)
+    mean, capped = log_file.summary(rows, cap)
     found = {"edge": settings.id, "run": run, "mean_interval": mean, "share_at_cap": capped, "cap": cap}
-    print(json.dumps({**found, "rows": [table.as_json(*row) for row in rows]}))
+    print(json.dumps({**found, "rows": [log_file.as_json(*row) for row in rows]}))
     return 0
 
 
@@ -96,7 +96,7 @@ def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
     settings = load(config.CloudConfig, args.config)
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("cloud"):
-        from cloud_app.__main__ import run
+        from cloud_app.run import run
     result = run(settings, stop, args.new_run)
     if result is not None and args.json:
         print(json.dumps(result))
@@ -105,8 +105,8 @@ def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
 
 def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
     with _needs("cloud"):
-        from cloud_app.choosing import Choice
-        from cloud_app.publish import from_folder
+        from cloud_app.ensemble.member_choice import Choice
+        from cloud_app.ensemble.publish import from_folder
     without = tuple(args.without)
     choice = Choice(args.combine, args.head, args.fit, args.int8, without, args.opset, args.at_least)
 
@@ -128,16 +128,16 @@ def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
 def _demo(args: argparse.Namespace, stop: threading.Event) -> int:
     stop_on(stop, signal.SIGINT)  # a tier says goodbye on Ctrl-C as on SIGTERM
     with _needs("demo"):
-        from testbed.demo import run
+        from testbed.demo.run import run
     return run(args, stop)
 
 
 def _doctor(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from emo import doctor
+    from emo.ops import doctor
 
     if args.profile:
         with _needs("device"):
-            from testbed import profile
+            from testbed.timing import profile
         found = profile.measure()
         print(json.dumps(found) if args.json else profile.text(found))
         return 0
@@ -145,9 +145,9 @@ def _doctor(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _init(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from emo import init
+    from emo.ops import example_configs
 
-    init.init(args.folder)
+    example_configs.init(args.folder)
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emo.errors import ConfigError
 from emo.extras import needs
-from emo.runner import stop_on
+from emo.runtime.runner import stop_on
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 
@@ -62,5 +62,5 @@ def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:
         raise ConfigError("--keep: where? Say --out DIR.")
     stop_on(stop, signal.SIGINT)  # SIGINT ends the fleet in good order
     with needs("demo"):
-        from testbed import chaos, soak
-    return chaos.run(args, stop) if args.soak is None else soak.run(args, stop)
+        from testbed.chaos import run_seeds, soak
+    return run_seeds.run(args, stop) if args.soak is None else soak.run(args, stop)

@@ -55,22 +55,22 @@ def commands(add: Add) -> None:
 
 
 def _check(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from emo import check
+    from emo.ops import fleet_check
 
-    nodes, wrong = check.read(args.files)
+    nodes, wrong = fleet_check.read(args.files)
     wrong = wrong or list(
-        check.wrong(nodes, args.own_brokers)
+        fleet_check.wrong(nodes, args.own_brokers)
     )  # of a node that is not read others seem wrong
     if args.json:
         print(json.dumps({"ok": not wrong, "nodes": len(nodes), "wrong": wrong}))
     else:
-        print("\n".join(map(printable, wrong)) or f"ok: {check.count(nodes)}, and they fit each other")
+        print("\n".join(map(printable, wrong)) or f"ok: {fleet_check.count(nodes)}, and they fit each other")
     return int(bool(wrong))
 
 
 def _write(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from emo import broker_conf, members
     from emo.config import ID
+    from emo.security import members, mosquitto
 
     if (args.link == "lan") != (args.edge is not None):
         raise ConfigError(
@@ -91,7 +91,7 @@ def _write(args: argparse.Namespace, _stop: threading.Event) -> int:
             raise ConfigError(
                 f"{option} {str(value)!r}: no spaces and no line ends in what Mosquitto is to read"
             )
-    settings = broker_conf.Settings(
+    settings = mosquitto.Settings(
         port=args.port,
         here=here,
         tls=args.tls or here / "tls",
@@ -101,7 +101,7 @@ def _write(args: argparse.Namespace, _stop: threading.Event) -> int:
         memory_mib=args.memory_mib,
         user=args.user,
     )
-    changed = broker_conf.write(args.out, members.load(args.fleet), args.edge, settings)
+    changed = mosquitto.write(args.out, members.load(args.fleet), args.edge, settings)
     found = {"changed": bool(changed), "files": [str(path) for path in changed]}
     print(
         json.dumps(found) if args.json else f"{args.out}: {', '.join(p.name for p in changed) or 'unchanged'}"

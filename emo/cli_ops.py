@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from emo import files, heartbeat
+from emo import files
 from emo.config import CloudConfig
+from emo.config_file import any_tier, load
 from emo.errors import ConfigError
-from emo.heartbeat import PAUSE, Beat
 from emo.logs import printable
-from emo.settings import any_tier, load
+from emo.runtime import heartbeat
+from emo.runtime.heartbeat import PAUSE, Beat
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 _FRESH_S, _LOOK_S = 30.0, 0.25

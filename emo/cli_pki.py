@@ -13,8 +13,8 @@ from emo.extras import needs
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
 
-    from emo.pki.authority import Authority
-    from emo.pki.form import Kind
+    from emo.security.pki.authority import Authority
+    from emo.security.pki.certificates import Kind
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
 Told = tuple[str, Any]  # for people; as JSON
@@ -96,15 +96,15 @@ def _with(run: Callable[[argparse.Namespace], Told]) -> Callable[[argparse.Names
 
 
 def _request(args: argparse.Namespace) -> Told:
-    from emo.pki import node
+    from emo.security.pki import node_request
 
-    changed = node.request(args.dir, args.id)
+    changed = node_request.request(args.dir, args.id)
     path = args.dir / "node.csr"
     return f"{path}: take it to the CA; node.key stays here", {"changed": changed, "csr": str(path)}
 
 
 def _init(args: argparse.Namespace) -> Told:
-    from emo.pki import authority
+    from emo.security.pki import authority
 
     authority.init(args.ca, args.name, args.days, _passphrase(args))
     return (
@@ -114,10 +114,10 @@ def _init(args: argparse.Namespace) -> Told:
 
 
 def _issue(args: argparse.Namespace) -> Told:
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
     if args.fleet is not None:
-        from emo import members
+        from emo.security import members
 
         role = members.load(args.fleet).role(args.id)
         if args.broker and role == "device":
@@ -125,22 +125,22 @@ def _issue(args: argparse.Namespace) -> Told:
                 f"--broker: {args.id} is a device; brokers stand beside edges and the cloud"
             )
     _out(args)
-    with pem.lock(args.ca):
-        request = pem.request(args.csr)
+    with pem_files.lock(args.ca):
+        request = pem_files.request(args.csr)
         made = _authority(args).issue(request, args.id, _kind(args), args.host, args.days, args.readmit)
-        pem.write(args.out, pem.encoded(made))
+        pem_files.write(args.out, pem_files.encoded(made))
     until = f"{made.not_valid_after_utc:%Y-%m-%d}"
     return f"{args.out}: {args.id} until {until}", {"changed": True, "not_after": until}
 
 
 def _renew(args: argparse.Namespace) -> Told:
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
     _out(args)
-    with pem.lock(args.ca):
-        request = pem.request(args.csr)
+    with pem_files.lock(args.ca):
+        request = pem_files.request(args.csr)
         made, new = _authority(args).renew(request, args.id, _kind(args), args.host, args.days, args.within)
-        written = pem.write(args.out, pem.encoded(made))
+        written = pem_files.write(args.out, pem_files.encoded(made))
     until = f"{made.not_valid_after_utc:%Y-%m-%d}"
     how = "renewed, now" if new else "not due,"
     return f"{args.out}: {args.id} {how} until {until}", {
@@ -151,18 +151,18 @@ def _renew(args: argparse.Namespace) -> Told:
 
 
 def _revoke(args: argparse.Namespace) -> Told:
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
-    with pem.lock(args.ca):
+    with pem_files.lock(args.ca):
         count = _authority(args).revoke(args.id, _kind(args))
     text = f"{args.id}: {count} revoked; copy {args.ca / 'crl.pem'} to every broker, and reload it; to every node too"
     return text if count else f"{args.id}: nothing left to revoke", {"changed": count > 0, "revoked": count}
 
 
 def _rotate(args: argparse.Namespace) -> Told:
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
-    with pem.lock(args.ca):
+    with pem_files.lock(args.ca):
         ca = _authority(args)
         if args.finish:
             ca.finish()
@@ -177,8 +177,8 @@ def _rotate(args: argparse.Namespace) -> Told:
 
 
 def _list(args: argparse.Namespace) -> Told:
-    from emo.pki.authority import days_left
-    from emo.pki.node import common_name
+    from emo.security.pki.authority import days_left
+    from emo.security.pki.node_request import common_name
 
     ca = _authority(args, keys=False)
     rows = []
@@ -197,7 +197,7 @@ def _list(args: argparse.Namespace) -> Told:
 def _row(
     name: str, kind: str, state: str, hosts: Sequence[str], old: bool, certificate: "Certificate"
 ) -> dict[str, Any]:
-    from emo.pki.authority import days_left
+    from emo.security.pki.authority import days_left
 
     return {
         "id": name,
@@ -213,7 +213,7 @@ def _row(
 
 
 def _authority(args: argparse.Namespace, keys: bool = True) -> "Authority":
-    from emo.pki.authority import Authority
+    from emo.security.pki.authority import Authority
 
     return Authority(args.ca, _passphrase(args), keys)
 
@@ -224,11 +224,11 @@ def _kind(args: argparse.Namespace) -> "Kind":
 
 def _out(args: argparse.Namespace) -> None:
     """Raises CertificateError when --out holds something else than a certificate, which would be lost: a key, say."""
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
     if args.out.exists():
         try:
-            pem.certificate(args.out)
+            pem_files.certificate(args.out)
         except CertificateError as error:
             raise CertificateError(
                 f"--out {args.out}: holds no certificate, and is not overwritten; name another file"
@@ -236,11 +236,11 @@ def _out(args: argparse.Namespace) -> None:
 
 
 def _passphrase(args: argparse.Namespace) -> bytes | None:
-    from emo.pki import pem
+    from emo.security.pki import pem_files
 
     if args.passphrase_file is None:
         return None
-    line = pem.read(args.passphrase_file).partition(b"\n")[0].strip()
+    line = pem_files.read(args.passphrase_file).partition(b"\n")[0].strip()
     if not 1 <= len(line) <= _PASSPHRASE:
         wrong = f"is longer than {_PASSPHRASE} bytes" if line else "is empty"
         raise CertificateError(f"--passphrase-file {args.passphrase_file}: its first line {wrong}")

@@ -122,8 +122,8 @@ def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
     if (args.tls_cert is None) != (args.tls_key is None):
         raise ConfigError("TLS takes both files: --tls-cert FILE --tls-key FILE")
     with needs("serve"):
-        from cloud_app.batching import Limits
-        from cloud_app.endpoint import Options, serve
+        from cloud_app.serving.batching import Limits
+        from cloud_app.serving.http.server import Options, serve
     options = Options(
         threads=args.threads,
         limits=Limits(args.max_batch, args.max_delay_ms / 1e3, args.queue, args.timeout_s, args.runs),
@@ -141,7 +141,7 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
-        from cloud_app.predict import first_key, predict
+        from cloud_app.serving.client import first_key, predict
     found = predict(args.url, args.name, args.image, first_key(args.api_key_file), args.ca)
     if args.json:
         print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
@@ -152,7 +152,7 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _list(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from cloud_app.repository import Repository
+    from cloud_app.serving.repository import Repository
 
     repository = Repository(args.models)
     names = repository.names()
@@ -178,7 +178,7 @@ def _list(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _promote(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from cloud_app.repository import Repository
+    from cloud_app.serving.repository import Repository
 
     if args.version != "latest" and not (
         args.version.isascii() and args.version.isdigit() and len(args.version) < 10
@@ -191,14 +191,14 @@ def _promote(args: argparse.Namespace, _stop: threading.Event) -> int:
 
 
 def _rollback(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from cloud_app.repository import Repository
+    from cloud_app.serving.repository import Repository
 
     print(f"{args.name}: version {Repository(args.models).rollback(args.name)} is current")
     return 0
 
 
 def _prune(args: argparse.Namespace, _stop: threading.Event) -> int:
-    from cloud_app.repository import Repository
+    from cloud_app.serving.repository import Repository
 
     gone = Repository(args.models).prune(args.name, args.keep)
     print(f"{args.name}: deleted {', '.join(map(str, gone)) or 'nothing'}")

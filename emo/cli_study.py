@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from emo.codec import CODECS
+from emo.config import CODECS
 from emo.extras import needs
 
 Add = Callable[[str, object, str], argparse.ArgumentParser]
@@ -31,13 +31,13 @@ def commands(add: Add) -> None:
 
 def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
     with needs("demo"):
-        from testbed.command import run
+        from testbed.simulation.simulate import run
     return run(args, stop)
 
 
 def _compare(args: argparse.Namespace, _stop: threading.Event) -> int:
     with needs("study"):
-        from testbed.compare import run
+        from testbed.simulation.compare import run
     return run(args)
 
 

@@ -1,13 +1,13 @@
 """One validated model a tier: names, types, bounds and defaults of every field.
 
-Reads no file (settings.py does); opens no data, no model, no socket; imports no torch, so that
+Reads no file (config_file.py does); opens no data, no model, no socket; imports no torch, so that
 `emo doctor` and the endpoint can read a configuration on a machine without it.
 """
 
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -20,9 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from emo import own, places
-from emo.codec import Codec
-from emo.weights import Form, Whole
+from emo import places, user_function
 
 # No '/', '+', '#': an id is a topic level (CVE-2017-7650), a folder and a certificate name.
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -31,6 +29,15 @@ MAX_EPOCHS = 100  # a round
 Positive = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Seconds = Annotated[float, Field(gt=0)]
+
+# How activations are written on the wire (wire/codec.py), and weights (wire/compression.py).
+DELTA = "-delta"
+Codec = Literal[
+    "fp32", "fp16", "int8", "int4", "int3", "int2", "int8-delta", "int4-delta", "int3-delta", "int2-delta"
+]
+CODECS: tuple[str, ...] = get_args(Codec)
+Whole = Literal["fp32", "fp16"]  # read without a base
+Form = Literal[Whole, "delta-fp16", "delta-int8"]
 
 
 class Section(BaseModel):
@@ -143,7 +150,7 @@ class Partition(Section):
 class Training(Section):
     """What every device does in a round (sent to it by the cloud): SGD over its fixed batches.
 
-    `update`: the form its update comes back in (weights.py). All but fp32 round it."""
+    `update`: the form its update comes back in (compression.py). All but fp32 round it."""
 
     epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 1
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01
@@ -158,7 +165,7 @@ class Rounds(Section):
     """`per_round`: devices sampled a round (all that live when left out). `quorum`: share that closes it late.
     `model`: the form of the global model on its way to them; fp16 rounds it, for the cloud too.
 
-    Against devices that are broken or hostile (cloud_app/robust.py): `aggregate` is what updates come to; trimmed-mean
+    Against devices that are broken or hostile (cloud_app/aggregation/aggregator.py): `aggregate` is what updates come to; trimmed-mean
     and multi-krum bear `attackers`, a share of those that were asked. `clip_norm` shortens an update to that L2 norm, or
     to the round's median; one over `max_norm` times the model's own is refused. `max_weight`: in the mean no device
     counts for more than so many equal shares of what those who are asked announce, whatever it claims."""
@@ -323,7 +330,7 @@ def _known(*names: str) -> AfterValidator:
     """In a configuration, not where it is used: whoever reads one needs no torch to say that there is no such name."""
 
     def check(section: Any) -> Any:
-        if wrong := own.unknown(section.name, names):
+        if wrong := user_function.unknown(section.name, names):
             msg = f"name: {wrong}"
             raise ValueError(msg)
         return section

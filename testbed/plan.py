@@ -10,19 +10,8 @@ from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import Field
 
-from emo.config import (
-    Cache,
-    Controller,
-    Data,
-    Model,
-    Overlay,
-    Positive,
-    Section,
-    Seed,
-    Tap,
-    Training,
-)
-from emo.messages import Weights
+from emo.config import Cache, Controller, Data, Model, Overlay, Positive, Section, Seed, Tap, Training
+from emo.wire.messages import Weights
 
 MethodName = Literal["fl-small", "fl-large", "sfl-cloud", "sfl-edge", "emo"]
 METHODS: tuple[MethodName, ...] = get_args(MethodName)

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cloud_app import export as onnx
-from cloud_app.ensemble import DType, Ensemble
-from emo import models
-from emo.data import Dataset
+from cloud_app.ensemble import onnx_export as onnx
+from cloud_app.ensemble.model import DType, Ensemble
+from emo.data.dataset import Dataset
 from emo.errors import ExportError
-from emo.messages import Weights
+from emo.models import split_network
+from emo.wire.messages import Weights
 from testbed import nets
 from testbed.plan import Plan
 
@@ -23,13 +23,13 @@ def ensemble(plan: Plan, parts: Mapping[str, Weights], test: Dataset) -> Ensembl
     another network are among them."""
     if "trunk" not in parts:
         raise ExportError(f"there is no trunk among the weights, only {', '.join(parts) or 'nothing'}")
-    net = models.network(plan.model, seed=0)
+    net = split_network.network(plan.model, seed=0)
     members = []
-    models.load(net.trunk, parts["trunk"])
+    split_network.load(net.trunk, parts["trunk"])
     for name in _members(plan, parts):
         small = name == "head" and plan.method == "fl-small"
-        members.append(net.head if small else models.overlay(plan.model, seed=0))
-        models.load(members[-1], parts[name])
+        members.append(net.head if small else split_network.overlay(plan.model, seed=0))
+        split_network.load(members[-1], parts[name])
     dtype: DType = "uint8" if test.images.dtype == "uint8" else "float32"
     return Ensemble(net.trunk, members, test.mean, test.std, dtype)
 
@@ -39,12 +39,12 @@ def tried(plan: Plan, test: Dataset, path: Path) -> None:
     have shown it. Raises ExportError, ModelError."""
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ExportError(f"{path}: name a file, in a folder that is there")
-    if plan.model.name in models.BUILT_IN:
+    if plan.model.name in split_network.BUILT_IN:
         return
     net = nets.build(plan)
-    parts = {"trunk": models.weights(net.trunk), "head": models.weights(net.head)}
+    parts = {"trunk": split_network.weights(net.trunk), "head": split_network.weights(net.head)}
     if plan.method == "emo":
-        parts["overlay-1"] = models.weights(models.overlay(plan.model, plan.seed))
+        parts["overlay-1"] = split_network.weights(split_network.overlay(plan.model, plan.seed))
     with TemporaryDirectory() as folder:
         export(plan, parts, test, Path(folder) / "model.onnx")
 

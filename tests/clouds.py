@@ -3,10 +3,10 @@
 import numpy as np
 from fleet import MODEL
 
-from cloud_app.node import CloudNode
+from cloud_app.rounds.node import CloudNode
 from emo.config import CloudConfig
 from emo.journal import Journal
-from emo.messages import GlobalModel, Status, Update
+from emo.wire.messages import GlobalModel, Status, Update
 
 
 def cloud(start_s=0, **rounds) -> CloudNode:

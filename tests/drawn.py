@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from emo import models
 from emo.config import Model
-from emo.models import Parts
+from emo.models import split_network
+from emo.models.layers import Parts
 
 
 class Dropped(nn.Module):
@@ -20,5 +20,5 @@ class Dropped(nn.Module):
 
 
 def net(spec: Model) -> Parts:
-    made = models.parts(spec.model_copy(update={"name": "cnn"}))
+    made = split_network.parts(spec.model_copy(update={"name": "cnn"}))
     return made._replace(overlay=lambda: nn.Sequential(Dropped(), made.overlay()))

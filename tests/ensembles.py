@@ -4,13 +4,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from cloud_app import ensemble
-from cloud_app.saved import Record
-from emo import data, models
+from cloud_app.ensemble import model as ensemble
+from cloud_app.ensemble.run_archive import Record
 from emo.config import Data, Model, Training
+from emo.data import registry
 from emo.data.batches import FixedBatches
 from emo.data.dataset import Dataset
-from emo.training import train
+from emo.local_sgd import train
+from emo.models import split_network
 
 SPEC = Model(name="cnn", width=0.25, input=(1, 8, 8), classes=10)
 DATA = Data(heldout=0.2)
@@ -28,13 +29,13 @@ def _trained(net, dataset, labels=None, epochs=1):
 def trained():
     """`good` is better than the FL model alone; `bad` was taught each digit's successor."""
     torch.set_num_threads(1)
-    dataset, _ = data.load(Data())
-    net = models.network(SPEC, 0)
+    dataset, _ = registry.load(Data())
+    net = split_network.network(SPEC, 0)
     _trained(net, dataset)
     overlays = {}
     for edge, labels in (("good", dataset.labels), ("bad", (dataset.labels + 1) % 10)):
-        overlay = models.overlay(SPEC, 1)
+        overlay = split_network.overlay(SPEC, 1)
         pair = nn.Sequential(net.trunk.requires_grad_(requires_grad=False), overlay)
         _trained(pair, dataset, labels, epochs=3)
-        overlays[edge] = models.weights(overlay)
-    return ensemble.parts(models.weights(net), overlays)
+        overlays[edge] = split_network.weights(overlay)
+    return ensemble.parts(split_network.weights(net), overlays)

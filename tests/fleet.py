@@ -5,16 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud_app.node import CloudNode
+from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
-from edge_app.cache import ReplayCache
 from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
-from emo import agreement, models
 from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Model
-from emo.data import Dataset
+from emo.data.dataset import Dataset
 from emo.journal import Journal
-from emo.messages import (
+from emo.models import split_network
+from emo.runtime import agreement
+from emo.wire.messages import (
     ActivationBatch,
     CannotTrain,
     GlobalHead,
@@ -29,8 +30,8 @@ from emo.messages import (
     Unfit,
     Update,
 )
-from emo.topics import ROUTES, subscription
-from testbed.network import Network
+from emo.wire.topics import ROUTES, subscription
+from testbed.fleet.memory_network import Network
 
 MODEL = Model(name="cnn", width=0.5, input=(1, 8, 8), classes=4)
 
@@ -77,8 +78,8 @@ class Fleet:
             }
         )
         self.globals: list[dict[str, np.ndarray]] = []
-        start = models.weights(models.network(model, 1))
-        facts = agreement.facts(model, models.split_shape(model), dataset(), network=start)
+        start = split_network.weights(split_network.network(model, 1))
+        facts = agreement.facts(model, split_network.split_shape(model), dataset(), network=start)
         self.cloud = CloudNode(config, "run-1", start, self._journal("cloud"), facts=facts)
         self._join("cloud", self.cloud, [Status, Update, OverlayWeights, CannotTrain])
         self.edges, self.devices = {}, {}

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import paho.mqtt.client as paho
 
-from emo import frame
-from emo.channel import Channel
 from emo.config import Broker
 from emo.journal import Journal
-from emo.messages import Interval, Message, Status, Update
-from emo.mqtt import MqttChannel
-from emo.topics import ROUTES, subscription
-from testbed.network import Network
+from emo.mqtt.channel import MqttChannel
+from emo.runtime.channel import Channel
+from emo.wire import frame
+from emo.wire.messages import Interval, Message, Status, Update
+from emo.wire.topics import ROUTES, subscription
+from testbed.fleet.memory_network import Network
 
 CHUNK_KIB = 4
 _roots = itertools.count()

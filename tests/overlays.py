@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from edge_app.checkpoint import NAME
-from edge_app.overlay import Trainer
+from edge_app.overlay.checkpoint import NAME
+from edge_app.overlay.trainer import Trainer
 from emo.config import Overlay
 
 SETTINGS = Overlay(lr=0.1, average=0.9, checkpoint_steps=7, mixup=0.3, flip=True)

@@ -1,6 +1,6 @@
 """A pool without processes: the same handlers, in this one, and workers that die when a test says so."""
 
-from testbed.pool import WorkerLost
+from testbed.workers.pool import WorkerLost
 
 
 class LocalPool:

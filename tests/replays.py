@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from caches import LABELS, acts
 
-from edge_app.cache import DiskCache, ReplayCache
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
 
 ONE = acts(0).nbytes + LABELS.nbytes  # a slot of level 1
 

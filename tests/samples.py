@@ -7,11 +7,10 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from emo import frame, messages
-from emo.codec import CODECS, Packed
-from emo.config import Training
-from emo.messages import Message
-from emo.weights import Form, Whole
+from emo.config import CODECS, Form, Training, Whole
+from emo.wire import frame, messages
+from emo.wire.codec import Packed
+from emo.wire.messages import Message
 
 ids = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,15}", fullmatch=True)
 rounds = st.integers(0, 2**31 - 1)

@@ -18,7 +18,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
 from emo.cli import main
 from emo.config import Broker, Tls
-from emo.pki import form, node, pem
+from emo.security.pki import certificates, node_request, pem_files
 
 FLEET = """\
 cloud: cloud
@@ -63,7 +63,7 @@ class Site:
     def copy(self, place: Path) -> None:
         """The CA's public part, as an operator would carry it."""
         for name in ("ca.crt", "crl.pem"):
-            pem.write(place / name, (self.ca / name).read_bytes())
+            pem_files.write(place / name, (self.ca / name).read_bytes())
 
     def renew_brokers(self) -> None:
         for daemon in self._brokers:
@@ -80,8 +80,10 @@ class Site:
 
     def revoking(self, files: Tls) -> bytes:
         """A CRL of this one."""
-        root, key = pem.certificate(self.ca / "ca.crt"), pem.keys(self.ca / "ca.key")[0]
-        return pem.encoded(form.crl(root, key, None, [pem.certificate(files.cert).serial_number]))
+        root, key = pem_files.certificate(self.ca / "ca.crt"), pem_files.keys(self.ca / "ca.key")[0]
+        return pem_files.encoded(
+            certificates.crl(root, key, None, [pem_files.certificate(files.cert).serial_number])
+        )
 
     def spread(self) -> None:
         """CA and CRL to every node and broker, which reads it again."""
@@ -110,13 +112,13 @@ class Site:
     ) -> Tls:
         """A certificate that no command would issue: valid from day `start` to day `end`."""
         place = self.folder / "made" / f"{name}{kind}{start}{end}"
-        node.request(place, name)
+        node_request.request(place, name)
         ca, now = like or self, datetime.now(UTC)
-        root, key = pem.certificate(ca.ca / "ca.crt"), pem.keys(ca.ca / "ca.key")[0]
+        root, key = pem_files.certificate(ca.ca / "ca.crt"), pem_files.keys(ca.ca / "ca.key")[0]
         dates = now + timedelta(days=end), now + timedelta(days=start)
         hosts = ("127.0.0.1",) if kind == "broker" else ()
-        made = form.leaf(pem.request(place / "node.csr"), name, kind, hosts, root, key, *dates)
-        pem.write(place / "node.crt", pem.encoded(made))
+        made = certificates.leaf(pem_files.request(place / "node.csr"), name, kind, hosts, root, key, *dates)
+        pem_files.write(place / "node.crt", pem_files.encoded(made))
         self.copy(place)
         return Tls(ca=place / "ca.crt", cert=place / "node.crt", key=place / "node.key")
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from emo import models
 from emo.config import Data, Model
 from emo.errors import ModelError
-from emo.models import Parts
+from emo.models import split_network
+from emo.models.layers import Parts
 from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 
 SPEC = Model(name="cnn", width=0.5, input=(1, 8, 8), classes=10)
@@ -31,8 +31,8 @@ class Drawn:
         assert not list(folder.iterdir())
         (folder / "cache").write_text("of a round")
         self._plan = plan
-        self._net = models.network(plan.model, plan.seed)
-        self._weights = models.weights(self._net)
+        self._net = split_network.network(plan.model, plan.seed)
+        self._weights = split_network.weights(self._net)
         self._rng = np.random.default_rng(plan.seed)
         self._number = 0
 
@@ -92,7 +92,7 @@ class Drawn:
 
 def no_overlay(spec: Model) -> Parts:
     """A network of one's own that ends at its head."""
-    made = models.parts(SPEC.model_copy(update={"width": spec.width}))
+    made = split_network.parts(SPEC.model_copy(update={"width": spec.width}))
 
     def overlay() -> nn.Module:
         raise ModelError("this network has no overlay")

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from emo import data, models
 from emo.config import Data, Model, Training
-from emo.training import train
-from testbed import nets, nodes
+from emo.data import registry
+from emo.local_sgd import train
+from emo.models import split_network
+from testbed import nets, node_configs
 from testbed.plan import Plan
 
 MODEL = Model(name="cnn", width=0.5)
@@ -25,18 +26,18 @@ def plan(method="sfl-cloud", **changes):
 
 
 def batches(settings, device):
-    training, _ = data.load(Data())
-    return nodes.batches(settings, training, nodes.shares(settings, training.labels)[device])
+    training, _ = registry.load(Data())
+    return node_configs.batches(settings, training, node_configs.shares(settings, training.labels)[device])
 
 
 def whole(settings, start, number, device):
     """The device's weights after a round of the network in one piece: FL-Large."""
     net = nets.build(settings)
-    models.load(net, start)
+    split_network.load(net, start)
     mine = batches(settings, device)
     for epoch in range(settings.training.epochs):
         list(train(net, (mine.batch(j) for j in mine.order(number, epoch)), settings.training))
-    return models.weights(net)
+    return split_network.weights(net)
 
 
 def same(one, two):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cloud_app import robust
+from cloud_app.aggregation import aggregator
 from emo.config import Rounds
 
 RULES = ("mean", "median", "trimmed-mean", "multi-krum")
@@ -25,10 +25,10 @@ def updates(count, seed=0, like=LIKE):
 
 
 def outcome(chosen, sent, like=LIKE, samples=None, **values):
-    total = robust.init(chosen, like, len(sent), **values)
+    total = aggregator.init(chosen, like, len(sent), **values)
     for device, weights in sent.items():
-        total = robust.add(total, device, weights, (samples or {}).get(device, 1))
-    return robust.result(total)
+        total = aggregator.add(total, device, weights, (samples or {}).get(device, 1))
+    return aggregator.result(total)
 
 
 def stacked(sent, name):

@@ -1,7 +1,7 @@
 """Level 2 of the replay cache: every batch, newest version only, on disk (paper, section IV-B).
 
     ROOT/lock     held while a DiskCache is open
-    ROOT/...      one HDF5 file a batch: shelf.py says where, hdf5.py what is inside
+    ROOT/...      one HDF5 file a batch: batch_files.py says where, hdf5.py what is inside
 
 Knows when a file is written, synced, indexed and removed. Knows no name, no HDF5, no tensor, no sampling, no level 1.
 
@@ -19,11 +19,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from edge_app.cache import image
+from edge_app.cache import hdf5_template
+from edge_app.cache.batch_files import LIMIT, Entry, Shelf, advice
 from edge_app.cache.catalogue import Catalogue, Entered
 from edge_app.cache.eviction import POLICIES
 from edge_app.cache.index import Key, Row
-from edge_app.cache.shelf import LIMIT, Entry, Shelf, advice
 from edge_app.cache.startup import rebuild
 from emo import files
 from emo.config import ID
@@ -89,13 +89,13 @@ class DiskCache(AbstractContextManager["DiskCache"]):
     def put(self, device: str, batch: int, version: int, activations: Array | bytes, labels: Array) -> bool:
         """Store a batch, as durably as this cache is. False, and nothing changed, unless `version` is newer.
 
-        `activations`: (N, ...) of floats or integers; or a full frame of emo.codec, which is stored as it is.
+        `activations`: (N, ...) of floats or integers; or a full frame of emo.wire.codec, which is stored as it is.
         `labels`: (N, ...) of integers. Raises CacheError for others, for an id that is not one, and when there is no
         room or the disk fails: all that was stored before is then intact, and the next put is tried again.
         """
         key = self._key(device, batch)
         try:
-            form = image.form_of(activations, labels)
+            form = hdf5_template.form_of(activations, labels)
         except CacheError as error:
             raise CacheError(f"{key}: {error}") from error
         if not 0 <= version < LIMIT:
@@ -103,7 +103,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         with self._lock:
             if not self._is_newer(key, version):
                 return False
-        pieces, crc = image.pack(form, device, batch, version, activations, labels)
+        pieces, crc = hdf5_template.pack(form, device, batch, version, activations, labels)
         row = Row(version, crc, sum(map(len, pieces)))
         stored = None
         try:

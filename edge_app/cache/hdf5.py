@@ -1,6 +1,6 @@
 """One batch as an HDF5 file in memory.
 
-    /activations   an array (N, ...), or a full frame of emo.codec as it is, uint8; contiguous
+    /activations   an array (N, ...), or a full frame of emo.wire.codec as it is, uint8; contiguous
     /labels        integers (N, ...)
     attributes     device, batch, version; shape, dtype of the activations once decoded; codec, "" for an array;
                    checksum: crc32 of what is in /activations
@@ -30,7 +30,7 @@ _lock = threading.Lock()  # two files of one name in memory are one file to libh
 
 class Form(NamedTuple):
     """What like batches have in common. `shape`, `dtype` (as numpy writes it): of the activations once decoded.
-    `codec`: as emo.codec.Head has it, "" for an array. `labels`: their shape and dtype."""
+    `codec`: as emo.wire.codec.Head has it, "" for an array. `labels`: their shape and dtype."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -9,10 +9,10 @@ import threading
 from collections import deque
 from typing import Any
 
+from edge_app.cache.batch_records import Key
 from edge_app.cache.disk import DiskCache, Entry
-from edge_app.cache.ledger import Key
-from edge_app.cache.memory import Memory, Shapes
 from edge_app.cache.sampling import Sampler
+from edge_app.cache.tensor_slots import Memory, Shapes
 from emo.errors import CacheError
 
 AHEAD = 32  # batches: eight steps of four

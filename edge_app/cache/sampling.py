@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_app.cache import ledger
-from edge_app.cache.ledger import Key, Ledger
-from edge_app.cache.tree import SumTree
+from edge_app.cache import batch_records
+from edge_app.cache.batch_records import Key, Ledger
+from edge_app.cache.sum_tree import SumTree
 from emo.errors import CacheError
 
 FLOOR = 0.2
@@ -280,7 +280,7 @@ class Shares:
 
 def as_json(state: dict[str, Any]) -> dict[str, Any]:
     """A `state` whose rows are text. Of many this takes milliseconds: it is not for under the cache's lock."""
-    return {**state, "of": {device: ledger.as_json(each) for device, each in state["of"].items()}}
+    return {**state, "of": {device: batch_records.as_json(each) for device, each in state["of"].items()}}
 
 
 POLICIES: dict[str, Callable[[np.random.Generator], Sampler]] = {

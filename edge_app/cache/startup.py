@@ -6,9 +6,9 @@ Knows names, and of a batch that has several files which one counts. Knows no bu
 from collections.abc import Callable
 from pathlib import Path
 
+from edge_app.cache.batch_files import Shelf
 from edge_app.cache.catalogue import Catalogue
 from edge_app.cache.index import Key, Row
-from edge_app.cache.shelf import Shelf
 
 _PROGRESS = 10_000
 

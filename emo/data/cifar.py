@@ -15,12 +15,24 @@ import numpy as np
 
 from emo.config import Data
 from emo.data import archive
-from emo.data.cifar_names import CIFAR10_CLASSES, CIFAR100_CLASSES
 from emo.data.dataset import Dataset, constant
 from emo.errors import DataError
 
 PIXELS = 3 * 32 * 32
 SLAB = 10_000  # records read at a time, so that memory holds the images once
+_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
+_CIFAR100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
+forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
+mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
+willow_tree wolf woman worm
+"""
+
+CIFAR10_CLASSES = tuple(_CIFAR10.split())
+CIFAR100_CLASSES = tuple(_CIFAR100.split())
 
 
 @dataclass(frozen=True)

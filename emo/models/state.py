@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from emo import models
 from emo.errors import ModelError, UpdateRefused
+from emo.models import split_network
 from emo.seeds import Draws
-from emo.weights import Weights
+from emo.wire.compression import Weights
 
 _STATISTICS = {"running_mean", "running_var"}
 
@@ -70,7 +70,7 @@ def layout(module: nn.Module, shape: tuple[int, ...]) -> Layout:
     """Of `module`, by one pass in training over three random samples of `shape`; its state is then as before.
 
     Raises ModelError where it cannot take them."""
-    before, modes = models.weights(module), [(part, part.training) for part in module.modules()]
+    before, modes = split_network.weights(module), [(part, part.training) for part in module.modules()]
     try:
         with Draws().seeded(0), torch.no_grad():
             module.train()(torch.randn(3, *shape))
@@ -81,8 +81,8 @@ def layout(module: nn.Module, shape: tuple[int, ...]) -> Layout:
     finally:
         for part, training in modes:
             part.training = training
-    after = models.weights(module)
-    models.load(module, before)
+    after = split_network.weights(module)
+    split_network.load(module, before)
     # The mean of what is already normalised may not move at all.
     moved = {n for n, a in after.items() if a.tobytes() != before[n].tobytes() or _last(n) in _STATISTICS}
     again, whole = tied(module), {n for n in moved if after[n].dtype.kind in "iu"}

@@ -1,6 +1,6 @@
 """One policy with one codec, on a recorded run: what it sends, and what the ensemble is worth.
 
-The device's side (device_app/offers.py), the frames and the edge's node are the fleet's own. The network is a loop:
+The device's side (device_app/publisher.py), the frames and the edge's node are the fleet's own. The network is a loop:
 each message arrives before the next batch is offered, and an edge trains up to its budget in between. Knows no
 federated learning: trace.py has recorded that.
 """
@@ -16,17 +16,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from device_app.offers import Offers
-from edge_app.cache import DiskCache, ReplayCache
+from device_app.publisher import Offers
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
-from emo import frame, models, topics
-from emo.codec import Codec, Packed
-from emo.config import Controller, EdgeConfig, Overlay
-from emo.data import Dataset
+from emo.config import Codec, Controller, EdgeConfig, Overlay
 from emo.data.batches import tensors
+from emo.data.dataset import Dataset
 from emo.journal import Journal
-from emo.messages import GlobalHead, Interval, Message, RunState
-from emo.models import inference
+from emo.models import split_network
+from emo.models.split_network import inference
+from emo.wire import frame, topics
+from emo.wire.codec import Packed
+from emo.wire.messages import GlobalHead, Interval, Message, RunState
 from testbed.experiments import trace
 
 _RUN = "study"
@@ -120,12 +122,12 @@ class Study:
 
     def _begin(self, number: int) -> None:
         """What the cloud says to the edges."""
-        net = models.network(self._spec, self._options.seed)
+        net = split_network.network(self._spec, self._options.seed)
         if number > 1:
-            models.load(net, trace.read(self._folder, number - 1).weights)
+            split_network.load(net, trace.read(self._folder, number - 1).weights)
         for edge in self._edges:
             list(edge.handle(RunState(_RUN, number, self._rounds, "training"), 0.0))
-            list(edge.handle(GlobalHead(_RUN, number, models.weights(net.head)), 0.0))
+            list(edge.handle(GlobalHead(_RUN, number, split_network.weights(net.head)), 0.0))
 
     def _offer(
         self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray
@@ -161,11 +163,11 @@ class Study:
 
     def result(self, recorded: trace.Round, test: Dataset) -> dict[str, Any]:
         """Accuracies in percent with the model of `recorded`, and the bytes so far."""
-        net = models.network(self._spec, 0)
-        models.load(net, recorded.weights)
-        overlays = [models.overlay(self._spec, 0) for _ in self._edges]
+        net = split_network.network(self._spec, 0)
+        split_network.load(net, recorded.weights)
+        overlays = [split_network.overlay(self._spec, 0) for _ in self._edges]
         for overlay, edge in zip(overlays, self._edges, strict=True):
-            models.load(overlay, edge.overlay())
+            split_network.load(overlay, edge.overlay())
         logits = _logits(test, net.trunk, [net.head, *overlays])
         chances = [_softmax(each) for each in logits]
 

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from testbed import compare
 from testbed.experiments import recipe
 from testbed.experiments.table2 import METHODS
-from testbed.runs import Run
+from testbed.simulation import compare
+from testbed.simulation.run_folder import Run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -21,12 +21,12 @@ from typing import Any
 
 from emo.config import Training
 from emo.errors import ConfigError, nearest
-from testbed import costs, estimate
 from testbed.experiments import paper
 from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan, RoundWork
-from testbed.scenario import Scenario, load
-from testbed.timing import round_time
+from testbed.timing import costs, estimate
+from testbed.timing.round_time import round_time
+from testbed.timing.scenario import Scenario, load
 
 _ROUNDS = 10  # other devices are sampled in each
 _SMALL = "emo, small models"

@@ -28,18 +28,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cloud_app import clip
-from cloud_app.node import CloudNode
+from cloud_app.aggregation import clipping
+from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
-from emo import data, models
 from emo.config import CloudConfig, Data, DeviceConfig, Model
-from emo.data import Dataset, partition
+from emo.data import partition, registry
 from emo.data.batches import FixedBatches
+from emo.data.dataset import Dataset
 from emo.journal import Journal
-from emo.messages import GlobalModel, Status, Update, Weights
+from emo.local_sgd import evaluate
+from emo.models import split_network
 from emo.models.state import layout
 from emo.parser import Parser
-from emo.training import evaluate
+from emo.wire.messages import GlobalModel, Status, Update, Weights
 from testbed.experiments.command import command
 
 RULES: dict[str, dict[str, object]] = {
@@ -62,7 +63,7 @@ def _noise(rng: np.random.Generator, learnt: list[Weights]) -> list[Weights]:
     sent: list[Weights] = []
     for each in learnt:
         noise = {name: rng.standard_normal(array.shape) for name, array in each.items()}
-        share = _LOUD * clip.norm(each) / clip.norm(noise)
+        share = _LOUD * clipping.norm(each) / clipping.norm(noise)
         sent.append({name: share * array for name, array in noise.items()})
     return sent
 
@@ -122,9 +123,13 @@ def accuracy(
         if attack != "none"
         else set()
     )
-    net = models.network(setting.model, setting.seed)
+    net = split_network.network(setting.model, setting.seed)
     cloud = CloudNode(
-        _cloud(setting, rule), "run", models.weights(net), Journal(), layout=layout(net, setting.model.input)
+        _cloud(setting, rule),
+        "run",
+        split_network.weights(net),
+        Journal(),
+        layout=layout(net, setting.model.input),
     )
     devices = {}
     rows = _zipf(setting, train) if setting.sizes == "zipf" else None
@@ -150,7 +155,7 @@ def accuracy(
             now += _DEADLINE_S
             found = [m for m in cloud.tick(now) if isinstance(m, GlobalModel)]
         (asked,) = found
-    models.load(net, cloud.weights)
+    split_network.load(net, cloud.weights)
     return evaluate(net, test)[0]
 
 
@@ -256,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
     """A row a rule, printed as soon as it is known: attack -> percent, one a seed."""
     spec = Data(name=args.dataset, dir=args.data_dir)
-    train, test = data.load(spec)
+    train, test = registry.load(spec)
     model = Model(name=args.model, width=args.width, input=train.images.shape[1:], classes=len(train.classes))
     said = scheme if scheme == "iid" else f"{scheme}, alpha {args.alpha:g}"
     print(

@@ -17,8 +17,7 @@ from typing import cast
 
 from pydantic import ValidationError
 
-from emo.codec import CODECS, Codec
-from emo.config import Controller, Overlay, Overlays
+from emo.config import CODECS, Codec, Controller, Overlay, Overlays
 from emo.errors import ConfigError
 from testbed.experiments import arm as arms
 from testbed.experiments import study

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from emo import data
 from emo.config import Data, Model, Overlay
+from emo.data import registry
 from emo.parser import Parser
-from testbed import simulate
 from testbed.plan import MethodName, Plan, RoundWork
-from testbed.scenario import Scenario
+from testbed.simulation import run
+from testbed.timing.scenario import Scenario
 
 DATASETS = ("cifar10", "cifar100")
 SAMPLES = 500  # of a device: 50,000 images dealt out to 100
@@ -73,15 +73,15 @@ def measure(
     if scale == "small":
         change |= {"devices": _SMALL_DEVICES, "per_round": _SMALL_DEVICES}
     here = wanted.model_copy(update=change)
-    training, test = data.load(here.data)
-    simulate.check(here, scenario, training)
+    training, test = registry.load(here.data)
+    run.check(here, scenario, training)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="emo-paper-") as folder:
-        method = simulate.make(here, scenario, training, test, workers, "cpu", Path(folder))
+        method = run.make(here, scenario, training, test, workers, "cpu", Path(folder))
         try:
             found = []
             for number in range(1, count + 1):
-                simulate.say(f"{here.data.name} {here.method}: round {number} of {count}")
+                run.say(f"{here.data.name} {here.method}: round {number} of {count}")
                 found.append(method.round(number)[0])
         finally:
             method.close()

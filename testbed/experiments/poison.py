@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from emo import data
 from emo.config import Data, Model, Overlay
+from emo.data import registry
 from emo.parser import Parser
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--dataset", default="digits", help="digits, cifar10, cifar100 or folder")
     add("--data-dir", help="where it lies (default: none, as digits needs)")
-    add("--model", default="cnn", help="a network of emo.models")
+    add("--model", default="cnn", help="a network of emo.models.split_network")
     add("--norm", default="group", choices=["group", "batch", "none"], help="of the network")
     add("--width", type=float, default=1.0, help="multiplier of the network")
     add("--devices", type=int, default=10, help="of which one is hostile")
@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rows(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """A row an attack, printed as soon as it is known."""
-    train, _ = data.load(Data(name=args.dataset, dir=args.data_dir))
+    train, _ = registry.load(Data(name=args.dataset, dir=args.data_dir))
     model = Model(
         name=args.model,
         width=args.width,

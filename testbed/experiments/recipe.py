@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from emo.parser import Parser
-from testbed import scenario, simulate
 from testbed.experiments import paper
 from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan
-from testbed.runs import Run
+from testbed.simulation import run as simulate
+from testbed.simulation.run_folder import Run
+from testbed.timing import scenario
 
 WIDTH, ROUNDS, PER_ROUND = 0.25, 30, 10
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from testbed.experiments import recipe
 from testbed.plan import MethodName
-from testbed.runs import Run
+from testbed.simulation.run_folder import Run
 
 METHODS: tuple[MethodName, ...] = ("fl-small", "fl-large", "sfl-cloud", "emo")
 _SFL = {"sfl-cloud": "sfl", "sfl-edge": "sfl"}

@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from emo.errors import ConfigError
-from testbed import estimate, scenario
 from testbed.experiments import paper
 from testbed.experiments.command import command
 from testbed.plan import MethodName, RoundWork
+from testbed.timing import estimate, scenario
 
 PAPER: dict[str, dict[MethodName, float]] = {
     "cifar10": {"fl-small": 0.60, "fl-large": 2.91, "sfl-cloud": 0.90, "emo": 0.83},

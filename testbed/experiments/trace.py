@@ -16,14 +16,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cloud_app import fedavg
+from cloud_app.aggregation import exact_mean
 from device_app.tap import Tap
-from emo import data, models
 from emo.config import Data, Model, Partition, Training
+from emo.data import registry
 from emo.data.batches import FixedBatches
 from emo.data.partition import share
 from emo.errors import DataError
-from emo.training import train
+from emo.local_sgd import train
+from emo.models import split_network
 
 Weights = dict[str, np.ndarray]
 
@@ -42,10 +43,10 @@ class Options:
     lr: float = 0.01
     seed: int = 0
 
-    def load(self) -> tuple[data.Dataset, data.Dataset]:
+    def load(self) -> tuple[registry.Dataset, registry.Dataset]:
         """Training and test set. Raises DataError."""
         folder = Path(self.data_dir) if self.data_dir else None
-        return data.load(Data(name=self.dataset, dir=folder, seed=self.seed))
+        return registry.load(Data(name=self.dataset, dir=folder, seed=self.seed))
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "model": self.model.model_dump(mode="json")}
@@ -95,28 +96,28 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
     if done == rounds:
         return
     training, _ = options.load()
-    net = models.network(options.model, options.seed)
-    weights: Weights = models.weights(net) if done == 0 else read(folder, done).weights
+    net = split_network.network(options.model, options.seed)
+    weights: Weights = split_network.weights(net) if done == 0 else read(folder, done).weights
     shares = [_batches(training, options, index) for index in range(options.devices)]
     seen: list[tuple[int, np.ndarray, np.ndarray]] = []
     tap = Tap(net.trunk, lambda batch, a, labels: seen.append((batch, a.numpy().copy(), labels.numpy())))
     for number in range(done + 1, rounds + 1):
-        state = fedavg.init(weights)
+        state = exact_mean.init(weights)
         chosen = np.random.default_rng([options.seed, number]).choice(
             options.devices, options.per_round, replace=False
         )
         rows, parts = [], []
         for device in sorted(chosen.tolist()):
             mine = shares[device]
-            models.load(net, weights)
+            split_network.load(net, weights)
             seen.clear()
             stream = (mine.batch(j) for j in mine.order(number, 0))
             for _ in train(net, tap.watch(stream), Training(lr=options.lr)):
                 pass
             rows += [(device, batch, len(labels)) for batch, _, labels in seen]
             parts += [(activations, labels) for _, activations, labels in seen]
-            state = fedavg.add(state, models.weights(net), mine.samples)
-        weights = fedavg.result(state)
+            state = exact_mean.add(state, split_network.weights(net), mine.samples)
+        weights = exact_mean.result(state)
         arrays = {
             "batches": np.array(rows),
             "activations": np.concatenate([activations for activations, _ in parts]),
@@ -131,6 +132,6 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
     tap.close()
 
 
-def _batches(training: data.Dataset, options: Options, index: int) -> FixedBatches:
+def _batches(training: registry.Dataset, options: Options, index: int) -> FixedBatches:
     partition = Partition(devices=options.devices, index=index, alpha=options.alpha, seed=options.seed)
     return FixedBatches(training, share(training.labels, partition), options.batch_size, options.seed)

@@ -1,4 +1,4 @@
-"""What every channel promises (emo/channel.py), in memory and over a real Mosquitto.
+"""What every channel promises (emo/runtime/channel.py), in memory and over a real Mosquitto.
 
 Coming and going is in test_channel_presence.py.
 """
@@ -10,9 +10,9 @@ import time
 from links import all_filters, frames_of, interval, update, weights
 from samples import examples, same
 
-from emo import messages, topics
-from emo.messages import GlobalModel, Interval, Status, Update
-from emo.topics import subscription
+from emo.wire import messages, topics
+from emo.wire.messages import GlobalModel, Interval, Status, Update
+from emo.wire.topics import subscription
 
 # -- a message arrives equal to what was sent
 

@@ -6,8 +6,8 @@ import time
 from links import all_filters, update, weights
 from samples import examples, same
 
-from emo.messages import GlobalModel, RunState, Status, Update
-from emo.topics import subscription
+from emo.wire.messages import GlobalModel, RunState, Status, Update
+from emo.wire.topics import subscription
 
 
 def model(round_, size=5000):

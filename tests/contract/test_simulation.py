@@ -6,14 +6,18 @@ import threading
 import pytest
 import torch
 
-from cloud_app.node import CloudNode
+from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
-from edge_app.cache import DiskCache, ReplayCache
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
-from emo import data, models
 from emo.config import Model, Training
+from emo.data import registry
 from emo.journal import Journal
-from emo.messages import (
+from emo.models import split_network
+from emo.mqtt.channel import MqttChannel
+from emo.runtime.runner import Runner
+from emo.wire.messages import (
     ActivationBatch,
     GlobalModel,
     Interval,
@@ -24,12 +28,11 @@ from emo.messages import (
     TapReport,
     Update,
 )
-from emo.mqtt import MqttChannel
-from emo.runner import Runner
-from emo.topics import subscription
-from testbed import nets, nodes, scenario
-from testbed.fleet import Fleet
+from emo.wire.topics import subscription
+from testbed import nets, node_configs
+from testbed.fleet.fleet import Fleet
 from testbed.plan import Plan
+from testbed.timing import scenario
 
 PLAN = Plan(
     method="emo",
@@ -84,10 +87,10 @@ def over_mqtt(plan, folder, training, broker):
         stack.callback(watcher.stop)
         stack.callback(lambda: [thread.join(20) for thread in threads])
         stack.callback(stop.set)
-        shares = nodes.shares(plan, training.labels)
+        shares = node_configs.shares(plan, training.labels)
         for number, rows in enumerate(shares):
-            config = nodes.device(plan, number)
-            batches = nodes.batches(plan, training, rows)
+            config = node_configs.device(plan, number)
+            batches = node_configs.batches(plan, training, rows)
             node = DeviceNode(config, training, Journal(), nets.build(plan), batches)
             wan = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
             channels = {"wan": channel(f"{config.id}-wan", *wan, will=node.hello(online=False))}
@@ -96,7 +99,7 @@ def over_mqtt(plan, folder, training, broker):
                 channels["lan"] = channel(f"{config.id}-lan", lan)
             start(node, channels, turn=turn)
         for number in range(len(plan.edges)) if plan.method == "emo" else ():
-            config = nodes.edge(plan, number, folder / f"edge-{number}")
+            config = node_configs.edge(plan, number, folder / f"edge-{number}")
             disk = stack.enter_context(DiskCache(config.cache.dir))
             edge = EdgeNode(config, ReplayCache(disk, 1 << 20, 0), Journal())
             lan = [subscription(root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
@@ -106,7 +109,10 @@ def over_mqtt(plan, folder, training, broker):
             }
             start(edge, channels, work=edge.work, settle=edge.settle)
         cloud = CloudNode(
-            nodes.cloud(plan, 60, 120), "simulation", models.weights(nets.build(plan)), Journal()
+            node_configs.cloud(plan, 60, 120),
+            "simulation",
+            split_network.weights(nets.build(plan)),
+            Journal(),
         )
         filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]
         runner = Runner(cloud, {"wan": channel("cloud-wan", *filters)}, Journal())
@@ -122,7 +128,7 @@ def _bits(weights):
 @pytest.mark.parametrize("method", ["fl-small", "fl-large", "emo"])
 def test_memory_and_mosquitto_find_the_same_global_models(tmp_path, broker, method):
     plan = PLAN.model_copy(update={"method": method})
-    training, test = data.load(plan.data)
+    training, test = registry.load(plan.data)
     for name in ("fleet", "real"):
         (tmp_path / name).mkdir()
     expected = simulated(plan, tmp_path / "fleet", training, test)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from emo import config, settings
+from emo import config, config_file
 from emo.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +169,7 @@ def environments():
 
 def loaded():
     return {
-        name: settings.load(TIERS[tier], DOCKER / "dev" / f"{CONFIGS[tier]}.yaml", environ)
+        name: config_file.load(TIERS[tier], DOCKER / "dev" / f"{CONFIGS[tier]}.yaml", environ)
         for name, tier, environ in environments()
     }
 
@@ -178,7 +178,7 @@ def test_every_variable_of_a_container_is_a_key_of_its_configuration():
     assert any(environ for _, _, environ in environments())
     loaded()  # an unknown key raises
     with pytest.raises(ConfigError, match="unknown key"):
-        settings.load(config.EdgeConfig, DOCKER / "dev/edge.yaml", {"EMO_ID": "e", "EMO_DEVICE": "[d]"})
+        config_file.load(config.EdgeConfig, DOCKER / "dev/edge.yaml", {"EMO_ID": "e", "EMO_DEVICE": "[d]"})
     for path in FILES:
         for name, service in read(path.name)["services"].items():
             given = {key for key in service.get("environment", {}) if key.startswith("EMO_")}

@@ -10,8 +10,8 @@ import pytest
 from secured import LINKS, Rogue, Site
 from serving import LABELS, add, serving, write
 
-from cloud_app.repository import Repository
-from emo import tls
+from cloud_app.serving.repository import Repository
+from emo.mqtt import tls
 
 
 @pytest.fixture

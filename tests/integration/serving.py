@@ -12,14 +12,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from cloud_app import selftest
+from cloud_app.serving import known_answer
 
 LABELS = ["red", "green", "blue"]
 WEIGHTS = np.array([[i == j // 4 for i in range(3)] for j in range(12)], np.float32) / 100
 START = """
 from pathlib import Path
-from cloud_app.batching import Limits
-from cloud_app.endpoint import Options, serve
+from cloud_app.serving.batching import Limits
+from cloud_app.serving.http.server import Options, serve
 {}
 serve(Path({!r}), {!r}, 0, Options({}))
 """
@@ -87,7 +87,9 @@ def without(key):
 
 def add(repository, folder, stored=True):
     onnx = write(folder / "in.onnx", "uint8")
-    return repository.add("tiny", onnx, LABELS, (3, 2, 2), selftest=selftest.make(onnx) if stored else None)
+    return repository.add(
+        "tiny", onnx, LABELS, (3, 2, 2), selftest=known_answer.make(onnx) if stored else None
+    )
 
 
 def ask(url, method, path, body=None, headers=None):

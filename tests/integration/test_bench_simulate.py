@@ -5,14 +5,15 @@ import contextlib
 import numpy as np
 
 from bench import simulate as bench
-from testbed import scenario, simulate
+from testbed.simulation import run
+from testbed.timing import scenario
 
 
 def test_the_plain_loop_and_the_fleet_give_the_same_model(tmp_path):
     asked = bench.plan(8).model_copy(update={"devices": 6, "per_round": 3})
     training = bench.dataset(None)
     plain = bench.Plain(asked, training)
-    method = simulate.make(asked, scenario.load(None), training, training, 1, "cpu", tmp_path)
+    method = run.make(asked, scenario.load(None), training, training, 1, "cpu", tmp_path)
     with contextlib.closing(method):
         for number in (1, 2):
             method.round(number)

@@ -13,16 +13,16 @@ import time
 import numpy as np
 import pytest
 
-from emo.codec import Packed, encode
 from emo.config import Broker, Training
 from emo.errors import BrokerError
 from emo.journal import Journal
-from emo.messages import ActivationBatch, GlobalModel, RunState, Status
-from emo.mqtt import MqttChannel
-from emo.mqtt_probe import probe
-from emo.topics import subscription
-from testbed import broker as broker_module
-from testbed.broker import LocalBroker
+from emo.mqtt.channel import MqttChannel
+from emo.mqtt.probe import probe
+from emo.wire.codec import Packed, encode
+from emo.wire.messages import ActivationBatch, GlobalModel, RunState, Status
+from emo.wire.topics import subscription
+from testbed.processes import broker as broker_module
+from testbed.processes.broker import LocalBroker
 
 KINDS = ["mosquitto", "amqtt"]
 
@@ -134,7 +134,7 @@ def test_a_node_that_vanishes_is_reported_by_its_will(broker, end):
     code = (
         "import sys, time, threading\n"
         "from emo.config import Broker\nfrom emo.journal import Journal\n"
-        "from emo.messages import Status\nfrom emo.mqtt import MqttChannel\n"
+        "from emo.wire.messages import Status\nfrom emo.mqtt.channel import MqttChannel\n"
         "here = Status('device-01', 'device', online=True)\n"
         "gone = Status('device-01', 'device', online=False)\n"
         f"channel = MqttChannel(Broker(port={broker.config.port}), 'device-01', [], Journal(), gone)\n"

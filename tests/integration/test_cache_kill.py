@@ -13,7 +13,6 @@ import struct
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
@@ -114,14 +113,8 @@ def test_kill_at_random_points(tmp_path, mode):
 
 
 if __name__ == "__main__":
-    import edge_app
-
-    # The package of the cache imports torch, which what is tested here does without: a fork has less to copy.
-    package = types.ModuleType("edge_app.cache")
-    package.__path__ = [str(Path(edge_app.__file__).parent / "cache")]
-    sys.modules["edge_app.cache"] = package
     from edge_app.cache.disk import DiskCache
-    from emo import codec
+    from emo.wire import codec
 
     assert "torch" not in sys.modules
     print(kill_and_look(sys.argv[1], sys.argv[2], int(sys.argv[3]), seed=1))

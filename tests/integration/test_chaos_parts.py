@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from testbed import chaos_child
-from testbed.chaos_disk import Disk
-from testbed.chaos_process import Program, Tier
+from testbed.chaos import forked_tier
+from testbed.chaos.disk import Disk
+from testbed.chaos.process import Program, Tier
 
 WRITER = """
 import os, sys, time
@@ -89,7 +89,7 @@ def test_a_tier_that_is_called_wrongly_says_so(tmp_path, args):
 
 def test_a_clock_is_shifted_while_the_process_runs(tmp_path):
     tier = Tier("any", tmp_path, [])
-    clock = chaos_child._shifted(tmp_path / "any.clock")
+    clock = forked_tier._shifted(tmp_path / "any.clock")
     assert abs(clock() - time.time()) < 30
     tier.shift(-86400.0)
     assert abs(clock() + 86400 - time.time()) < 30

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from serving import LABELS, WEIGHTS, request, serving, write
 
-from cloud_app.endpoint import Options, app, serve
-from cloud_app.repository import MAX_BATCH, Repository
+from cloud_app.serving.http.server import Options, app, serve
+from cloud_app.serving.repository import MAX_BATCH, Repository
 from emo import __version__
 from emo.errors import ServeError
 

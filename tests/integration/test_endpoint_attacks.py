@@ -17,13 +17,13 @@ import pytest
 from attackers import MIB, picture
 from serving import request, serving, write
 
-from cloud_app.repository import Repository
+from cloud_app.serving.repository import Repository
 
 # What is large on a real machine is small here: files, memory for clients, time for a picture.
 BEFORE = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-import cloud_app.endpoint as endpoint, cloud_app.connections as connections, cloud_app.workers as workers
+import cloud_app.serving.http.server as endpoint, cloud_app.serving.http.connections as connections, cloud_app.serving.children as workers
 endpoint.MAX_HELD, endpoint.DRAIN_SECONDS, connections.WRITE_SECONDS, workers.CPU_SECONDS = 32 << 20, 1, 0.5, 1.0
 """
 

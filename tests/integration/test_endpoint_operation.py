@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from serving import ask, request, serving, until
 
-from cloud_app.predict import predict
+from cloud_app.serving.client import predict
 from emo.errors import ServeError
 
 KEY = "0123456789abcdef"
@@ -144,7 +144,7 @@ def test_tls(repository, tmp_path):
 
 
 def test_tls_files_that_do_not_fit_are_named(repository, tmp_path):
-    from cloud_app.endpoint import Options, serve
+    from cloud_app.serving.http.server import Options, serve
 
     (tmp_path / "cert.pem").write_text("no certificate")
     with pytest.raises(ServeError, match=r"cert\.pem and .*none\.pem"):
@@ -211,7 +211,7 @@ def test_metrics(repository):
 
 
 def test_a_full_queue_and_time_that_is_up_are_503(repository):
-    slow = "import time, cloud_app.protocol as p; p.Served.run = lambda self, images, options=None, run=p.Served.run: (time.sleep(0.4), run(self, images))[1]"
+    slow = "import time, cloud_app.serving.model as p; p.Served.run = lambda self, images, options=None, run=p.Served.run: (time.sleep(0.4), run(self, images))[1]"
     found = []
 
     def one(url, parameters):

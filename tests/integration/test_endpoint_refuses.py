@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import LABELS, changed, request, serving, without, write
 
-from cloud_app.repository import MAX_BATCH, Repository
-from cloud_app.request import MAX_BODY
+from cloud_app.serving.infer_request import MAX_BODY
+from cloud_app.serving.repository import MAX_BATCH, Repository
 
 MALFORMED = {
     "empty": b"",
@@ -241,7 +241,7 @@ def test_repository_calls_read_json(ask, path, body):
 @pytest.mark.parametrize("start", [b"", b"GET /v2 HTTP/1.1\r\nHost:"])
 def test_a_head_that_does_not_come_is_not_waited_for(tmp_path, start):
     Repository(tmp_path / "models").add("tiny", write(tmp_path / "in.onnx", "uint8"), LABELS, (3, 2, 2))
-    code = "import cloud_app.connections as c; c.HEAD_SECONDS = 0.3; "
+    code = "import cloud_app.serving.http.connections as c; c.HEAD_SECONDS = 0.3; "
     with serving(tmp_path / "models", before=code) as (_, line):
         host, port = line.split("http://")[1].split(":")
         with socket.create_connection((host, int(port)), timeout=20) as client:

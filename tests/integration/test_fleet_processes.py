@@ -7,11 +7,11 @@ import time
 
 import pytest
 
-from emo import data
 from emo.config import Model, Training
-from testbed import scenario
-from testbed.fleet import Fleet
+from emo.data import registry
+from testbed.fleet.fleet import Fleet
 from testbed.plan import Plan
+from testbed.timing import scenario
 
 PLAN = Plan(
     method="emo",
@@ -25,7 +25,7 @@ PLAN = Plan(
 
 def run(folder, workers, method="emo", meanwhile=lambda _fleet, _number: None):
     folder.mkdir()
-    training, test = data.load(PLAN.data)
+    training, test = registry.load(PLAN.data)
     fleet = Fleet(
         PLAN.model_copy(update={"method": method}), scenario.load(None), training, test, workers, folder
     )

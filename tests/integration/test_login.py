@@ -10,13 +10,15 @@ from brokers import Mosquitto, free_port
 from links import mqtt, update
 from secured import Site
 
-from emo import broker_checks, doctor, health, mqtt_client
 from emo.cli import main
 from emo.config import Broker, Tls
 from emo.errors import BrokerError, ConfigError, LoginError
-from emo.messages import Update
-from emo.mqtt_probe import probe
-from emo.topics import subscription
+from emo.mqtt import client as mqtt_client
+from emo.mqtt import connection
+from emo.mqtt.probe import probe
+from emo.ops import broker_checks, doctor
+from emo.wire.messages import Update
+from emo.wire.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
 SECRET = "0123: pä#ss"
@@ -94,7 +96,7 @@ def test_who_is_not_let_in_is_told_what_is_missing(strict, way, caplog):
     stranger = strict[way].model_copy(update={"username": None, "password_file": None})
     with pytest.raises(LoginError) as caught:
         probe(stranger)
-    assert broker_checks.remedy(caught.value, stranger) == health.login(stranger)
+    assert broker_checks.remedy(caught.value, stranger) == connection.login(stranger)
     with mqtt(stranger) as link, caplog.at_level(logging.WARNING, "emo"):
         here = link.end("here", [])
         here.channel.start(here._handle)

@@ -9,11 +9,11 @@ from brokers import Mosquitto, Proxy, free_port
 from links import frames_of, mqtt, update
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from emo import receiver
 from emo.config import Broker
 from emo.errors import BrokerError
-from emo.messages import GlobalModel, Interval, Status, Update
-from emo.topics import subscription
+from emo.wire import receiver
+from emo.wire.messages import GlobalModel, Interval, Status, Update
+from emo.wire.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
 

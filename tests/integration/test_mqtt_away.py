@@ -8,9 +8,9 @@ import pytest
 from brokers import Mosquitto
 from links import mqtt
 
-from emo.codec import Packed
-from emo.messages import ActivationBatch
-from emo.topics import subscription
+from emo.wire.codec import Packed
+from emo.wire.messages import ActivationBatch
+from emo.wire.topics import subscription
 
 BATCHES = 40
 SUPERSEDED = "inbox.superseded.ActivationBatch"

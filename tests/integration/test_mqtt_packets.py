@@ -7,10 +7,10 @@ import pytest
 from brokers import Mosquitto, Proxy
 from links import mqtt, update
 
-from emo import topics
-from emo.messages import Update
-from emo.mqtt_probe import probe
-from emo.topics import subscription
+from emo.mqtt.probe import probe
+from emo.wire import topics
+from emo.wire.messages import Update
+from emo.wire.topics import subscription
 
 pytestmark = pytest.mark.usefixtures("quick")
 

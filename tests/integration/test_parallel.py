@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from edge_app import parallel, ranks
-from edge_app.overlay import Trainer
-from emo import models
+from edge_app.overlay import collectives, multi_gpu
+from edge_app.overlay.trainer import Trainer
 from emo.config import EdgeConfig, Model, Overlay
 from emo.errors import ConfigError, EmoError
+from emo.models import split_network
 
 CONFIG = EdgeConfig(
     id="edge-1", devices=("device-0",), model=Model(name="drawn:net", width=0.5, input=(1, 8, 8), classes=4)
@@ -33,7 +33,7 @@ BAD = 11  # the step with a sample that is not finite, in the part of rank 1
 
 
 def module(settings):
-    return models.overlay(CONFIG.model, settings.seed)
+    return split_network.overlay(CONFIG.model, settings.seed)
 
 
 def batches(step):
@@ -41,7 +41,7 @@ def batches(step):
     random = torch.Generator().manual_seed(step)
     counts = [1] if step == 5 else [16, 16, 16, 13]
     labels = [torch.randint(0, 4, (n,), generator=random) for n in counts]
-    shape = models.split_shape(CONFIG.model)
+    shape = split_network.split_shape(CONFIG.model)
     given = [(torch.rand(len(y), *shape, generator=random) + y[:, None, None, None] / 4, y) for y in labels]
     if step == BAD:
         given[-1][0][-1] = float("nan")
@@ -67,15 +67,15 @@ def drawn(trainer):
 
 
 def rank(mode, out):
-    """One process, as `edge_app.__main__` has it; exits 2 on an EmoError."""
+    """One process, as `edge_app.run` has it; exits 2 on an EmoError."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     torch.set_num_threads(1)
-    world = ranks.world()
+    world = collectives.world()
     if world.rank > 0:
-        parallel.worker(CONFIG, world)
+        multi_gpu.worker(CONFIG, world)
         return
-    with parallel.Leader(world, stop.set, beat_s=0.2) as leader:
+    with multi_gpu.Leader(world, stop.set, beat_s=0.2) as leader:
         if mode == "curve":
             found = {n: curve(leader.trainer(module(s), s), n) for n, s in CURVES.items()}
             found["drawn"] = [drawn(leader.trainer) for _ in range(2)]
@@ -182,17 +182,17 @@ def test_the_others_end_with_rank_0(pair, tmp_path, mode, status):
 
 
 def test_a_process_that_trains_alone_has_no_world():
-    assert ranks.world({}) is None
-    assert ranks.world({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}) is None
-    assert ranks.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}) == (3, 4, 1)
+    assert collectives.world({}) is None
+    assert collectives.world({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}) is None
+    assert collectives.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}) == (3, 4, 1)
     for wrong in ({"RANK": "4"}, {"RANK": "-1"}, {"RANK": "x"}, {"LOCAL_RANK": ""}, {"WORLD_SIZE": "many"}):
         with pytest.raises(ConfigError, match="WORLD_SIZE"):
-            ranks.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"} | wrong)
+            collectives.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"} | wrong)
 
 
 @pytest.mark.parametrize(("size", "samples"), [(2, 0), (2, 1), (3, 64), (4, 61)])
 def test_shares_are_even_and_whole(size, samples):
-    shares = ranks.World(0, size, 0).shares(samples)
+    shares = collectives.World(0, size, 0).shares(samples)
     assert [n for start, end in shares for n in range(start, end)] == list(range(samples))
     counts = [end - start for start, end in shares]
     assert counts == sorted(counts, reverse=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emo.errors import ConfigError
-from testbed.pool import Job, Pool, WorkerLost
-from testbed.shared import Shared
+from testbed.workers.pool import Job, Pool, WorkerLost
+from testbed.workers.shared_memory import Shared
 
 ARRAY = np.arange(12, dtype=np.int64).reshape(3, 4)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cloud_app.predict import MAX_IMAGE, predict
+from cloud_app.serving.client import MAX_IMAGE, predict
 from emo.errors import ServeError
 
 

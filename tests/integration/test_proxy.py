@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from testbed.proxy import CLEAR, Proxy, Weather
+from testbed.chaos.proxy import CLEAR, Proxy, Weather
 
 
 @pytest.fixture

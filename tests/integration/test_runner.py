@@ -3,13 +3,13 @@
 import threading
 import time
 
-from emo import runner as module
 from emo.config import Training
 from emo.journal import Journal
-from emo.messages import GlobalModel, Status
-from emo.mqtt import MqttChannel
-from emo.runner import Runner
-from emo.topics import subscription
+from emo.mqtt.channel import MqttChannel
+from emo.runtime import runner as module
+from emo.runtime.runner import Runner
+from emo.wire.messages import GlobalModel, Status
+from emo.wire.topics import subscription
 
 
 class Speaker:

@@ -8,7 +8,7 @@ import time
 import pytest
 from secured import LINKS, Rogue
 
-from emo import tls
+from emo.mqtt import tls
 
 NODES = ("cloud", "edge-1", "edge-2", "device-01", "device-02", "device-03")
 STRANGER = "device-99"  # has a certificate, and is in no fleet.yaml

@@ -12,14 +12,14 @@ import time
 import pytest
 from secured import Rogue, Site
 
-from emo import tls
 from emo.config import Broker
 from emo.errors import BrokerError
 from emo.journal import Journal
-from emo.messages import RunState, Status
-from emo.mqtt import MqttChannel
-from emo.mqtt_probe import probe
-from emo.topics import subscription
+from emo.mqtt import tls
+from emo.mqtt.channel import MqttChannel
+from emo.mqtt.probe import probe
+from emo.wire.messages import RunState, Status
+from emo.wire.topics import subscription
 
 
 def reference(site, link, name, files=None):

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from secured import Site
 
-from emo.pki import pem
-from testbed.child import Child
+from emo.security.pki import pem_files
+from testbed.processes.child import Child
 
 DEVICES = ("device-01", "device-02")
 ROUNDS = 6
@@ -100,7 +100,7 @@ def fleet(mosquitto_program, tmp_path):
 def issuers(site):
     paths = [*site.folder.glob("nodes/*/node.crt"), *site.folder.glob("brokers/*/tls/node.crt")]
     assert len(paths) == 6
-    return {pem.certificate(path).issuer for path in paths}
+    return {pem_files.certificate(path).issuer for path in paths}
 
 
 def test_another_ca_without_a_dropped_round(fleet):

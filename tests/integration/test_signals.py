@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import os, signal, threading
-from emo.runner import stop_on
+from emo.runtime.runner import stop_on
 stop = threading.Event()
 stop_on(stop, signal.SIGTERM)
 

@@ -12,9 +12,9 @@ import onnxruntime
 import psutil
 import pytest
 
-from emo import data
 from emo.config import Data
-from testbed.runs import Run
+from emo.data import registry
+from testbed.simulation.run_folder import Run
 
 EMO = (
     *("simulate", "--method", "emo", "--width", "0.5", "--devices", "6", "--per-round", "3", "--rounds", "4"),
@@ -73,7 +73,7 @@ def test_stopped_and_gone_on_with_by_another_number_of_workers(tmp_path):
         for name, array in arrays.items():
             assert array.tobytes() == weights[1][part][name].tobytes(), (part, name)
 
-    _, test = data.load(Data())
+    _, test = registry.load(Data())
     session = onnxruntime.InferenceSession(tmp_path / "served.onnx")
     (logits,) = session.run(["logits"], {"images": test.images})
     accuracy = 100 * float(np.mean(logits.argmax(1) == test.labels))

@@ -5,11 +5,11 @@ import signal
 
 import numpy as np
 
-from emo import data
 from emo.config import Data, Model, Training
-from testbed import scenario
+from emo.data import registry
 from testbed.plan import Plan
-from testbed.split import Split
+from testbed.splitfed.splitfed import Split
+from testbed.timing import scenario
 
 PLAN = Plan(
     method="sfl-edge",
@@ -22,7 +22,7 @@ PLAN = Plan(
 
 
 def run(folder, workers, kill):
-    made = Split(PLAN, scenario.load(None), *data.load(Data()), workers, folder)
+    made = Split(PLAN, scenario.load(None), *registry.load(Data()), workers, folder)
     try:
         rounds = [made.round(1)]
         processes = made._pool.pids()

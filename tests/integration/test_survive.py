@@ -12,17 +12,22 @@ import yaml
 from brokers import Mosquitto
 from links import mqtt
 
-from cloud_app import saved
-from cloud_app.node import CloudNode
-from cloud_app.repository import Repository
+from cloud_app.ensemble import run_archive
+from cloud_app.rounds.node import CloudNode
+from cloud_app.serving.repository import Repository
 from device_app.node import DeviceNode
-from device_app.offers import Offers
-from emo import cli, codec, data, heartbeat, models, mqtt_client
+from device_app.publisher import Offers
+from emo import cli
 from emo.config import Broker, CloudConfig, DeviceConfig, Model
+from emo.data import registry
 from emo.journal import Journal
-from emo.messages import GlobalModel, Interval, OverlayWeights, RunState, Status
-from emo.topics import subscription
-from testbed.chaos_process import Tier
+from emo.models import split_network
+from emo.mqtt import client as mqtt_client
+from emo.runtime import heartbeat
+from emo.wire import codec
+from emo.wire.messages import GlobalModel, Interval, OverlayWeights, RunState, Status
+from emo.wire.topics import subscription
+from testbed.chaos.process import Tier
 
 MODEL = {"name": "cnn", "width": 0.5, "input": [1, 8, 8], "classes": 10}
 DEVICES = ("device-0", "device-1", "device-2")
@@ -74,8 +79,10 @@ def device_of(folder, broker, name):
 def undisturbed(folder, broker):
     """The weights of the same run, in one process and in memory."""
     settings = CloudConfig.model_validate(cloud_of(folder, broker))
-    images, _ = data.load(settings.data)
-    cloud = CloudNode(settings, "run", models.weights(models.network(settings.model, 5)), Journal())
+    images, _ = registry.load(settings.data)
+    cloud = CloudNode(
+        settings, "run", split_network.weights(split_network.network(settings.model, 5)), Journal()
+    )
     devices = {
         name: DeviceNode(DeviceConfig.model_validate(device_of(folder, broker, name)), images, Journal())
         for name in DEVICES
@@ -142,7 +149,7 @@ def test_cloud_devices_and_broker_killed_again_and_again(tmp_path, broker, tiers
             cloud.start()
         assert cloud.status() in {None, 0}, cloud.log.read_text()[-2000:]
         time.sleep(0.005)
-    record, parts = saved.read(state)
+    record, parts = run_archive.read(state)
     begun = events(state, "begun")[-1]  # one that was killed before its first round has begun nothing
     result = json.loads((state / "result.json").read_text())
     assert record.run == begun["run"] == result["run"]
@@ -166,12 +173,12 @@ def test_nodes_come_back_to_a_broker_at_moments_of_their_own():
     assert len(set(first)) == 20
     assert max(first) - min(first) > 0.5
     assert all(0.5 <= delay <= 1.8 for delay in first)
-    assert max(client._reconnect_max_delay for client in clients) <= 15  # as cloud_app/node.py has it
+    assert max(client._reconnect_max_delay for client in clients) <= 15  # as cloud_app/rounds/node.py has it
 
 
 def test_an_edge_killed_while_batches_come_goes_on_where_it_was(tmp_path, broker, tiers):
     rng = np.random.default_rng(0)
-    shape = models.split_shape(Model.model_validate(MODEL))
+    shape = split_network.split_shape(Model.model_validate(MODEL))
     first = [np.abs(rng.standard_normal((16, *shape), np.float32)) for _ in range(12)]
     labels = [rng.integers(0, 10, 16).astype("<i4") for _ in first]
     with mqtt(broker.broker) as link:

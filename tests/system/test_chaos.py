@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from testbed.chaos_plan import ACTS, KINDS
+from testbed.chaos.schedule import ACTS, KINDS
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import onnx
 import pytest
 import torch
 
-from cloud_app import publish as publishing
-from cloud_app import selftest
-from cloud_app.export import Report
+from cloud_app.ensemble import publish as publishing
+from cloud_app.ensemble.onnx_export import Report
+from cloud_app.serving import known_answer
 from edge_app.cache.disk import DiskCache
-from emo.pki import authority
+from emo.security.pki import authority
 
 
 @pytest.fixture
@@ -47,4 +47,4 @@ def untraced(monkeypatch):
         return Report(path, path.stat().st_size, 0.0, 0.0)
 
     monkeypatch.setattr(publishing, "export", export)
-    monkeypatch.setattr(selftest, "make", lambda _path: "{}")
+    monkeypatch.setattr(known_answer, "make", lambda _path: "{}")

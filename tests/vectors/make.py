@@ -3,7 +3,7 @@
     .venv/bin/python tests/vectors/make.py
 
 writes frames.json, arrays.json and forms.json anew, beside this file: after a change of the protocol, never to make a
-test pass. tests/unit/test_protocol.py reads them; docs/protocol.md says how they are read without this code.
+test pass. tests/unit/emo/wire/test_protocol.py reads them; docs/protocol.md says how they are read without this code.
 
 Knows one small example of everything that has a place on the wire.
 """
@@ -17,11 +17,11 @@ from typing import Any, get_args
 import numpy as np
 import zstandard
 
-from emo import codec, frame, messages, topics
-from emo.codec import Packed
-from emo.config import Training
-from emo.messages import Message
-from emo.weights import Form, Weights, restore, shrink
+from emo.config import CODECS, DELTA, Form, Training
+from emo.wire import codec, frame, messages, topics
+from emo.wire.codec import Packed
+from emo.wire.compression import Weights, restore, shrink
+from emo.wire.messages import Message
 
 FOLDER = Path(__file__).parent
 LIMIT = 1 << 20
@@ -84,8 +84,8 @@ def arrays() -> list[dict[str, Any]]:
     after[0, 0] *= 0.5
     after[before > 0.99] = 0.9  # the base lies outside of the new range
     rows = []
-    for name in codec.CODECS:
-        delta = name.endswith(codec.DELTA)
+    for name in CODECS:
+        delta = name.endswith(DELTA)
         base = codec.decode(codec.encode(before, name), LIMIT) if delta else None
         values = after if delta else small
         data = codec.encode(values, name, base)

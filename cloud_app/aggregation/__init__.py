@@ -1,0 +1,1 @@
+"""One round's updates become one model."""

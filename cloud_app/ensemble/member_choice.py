@@ -1,0 +1,104 @@
+"""Who is a member of what is served, and with what share.
+
+Left out, each with the reason: what is no overlay of this model, what answers with no numbers, and by held-out data what
+costs accuracy. An ensemble that is then less accurate than the FL model alone is not served: the FL model is.
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from cloud_app.ensemble import member_weights
+from cloud_app.ensemble.member_weights import Fit
+from cloud_app.ensemble.model import HEAD, Combine
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the ensemble is to be, as `Overlays` and `Export` of the configuration say it. `combine`: left out, as the
+    run was configured. `without`: these edges."""
+
+    combine: Combine | None = None
+    head: bool = False
+    fit: Fit = "none"
+    int8: bool = False
+    without: tuple[str, ...] = ()
+    opset: int = 20
+    at_least: Literal["head", "none"] = "head"
+
+    def command(self, models: Path, name: str) -> str:
+        """The options with which `emo export` takes it, into the repository `models` as `name`."""
+        said = ["--out", str(models), "--name", name]
+        for option, value, default in (("fit", self.fit, "none"), ("at-least", self.at_least, "head")):
+            said += [f"--{option}", value] if value != default else []
+        said += ["--head"] * self.head + ["--int8"] * self.int8 + ["--opset", str(self.opset)]
+        return shlex.join(said)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """The logits `each` (parts, N, classes) of the parts `names` on data with these `labels` (N,). `where`: for people."""
+
+    names: Sequence[str]
+    each: torch.Tensor
+    labels: np.ndarray
+    where: str
+
+    def accuracy(self, shares: Mapping[str, float], combine: Combine) -> float:
+        given = torch.tensor([shares.get(name, 0.0) for name in self.names])
+        return member_weights.accuracy(self.each, given / given.sum(), combine, self.labels)
+
+    def no_numbers(self) -> list[str]:
+        """Those who answer NaN or infinity to an image."""
+        return [name for name, each in zip(self.names, self.each, strict=True) if not each.isfinite().all()]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """`shares`: of the members. `left_out`: part -> why. `figures`: what was found on held-out data, for the result.
+    `instead`: why it is the FL model alone, where it was to be an ensemble."""
+
+    shares: Mapping[str, float]
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    instead: str = ""
+
+
+def choose(
+    choice: Choice, combine: Combine, members: Sequence[str], test: Votes, kept: Votes | None
+) -> Chosen:
+    """Out of `members`, parts of `test`: by `kept`, the votes of the same parts on held-out data, where there are any.
+    `test` is only asked whether it beats the FL model, and only without `kept`. No members: the FL model alone."""
+    shares, left_out, figures = (
+        dict.fromkeys(members, 1 / max(1, len(members))),
+        dict[str, str](),
+        dict[str, Any](),
+    )
+    judged, fl = kept or test, None
+    if choice.at_least == "head" and HEAD in test.names:
+        fl = judged.accuracy({HEAD: 1}, "logits")
+    if kept is not None and members:
+        each = kept.each[[kept.names.index(part) for part in members]]
+        alone = {part: kept.accuracy({part: 1}, "logits") for part in members}
+        worse = [place for place, part in enumerate(members) if fl is not None and alone[part] < fl]
+        fitted = member_weights.fit(each, kept.labels, combine, choice.fit, worse).tolist()
+        found = {part: share for part, share in zip(members, fitted, strict=True) if share > 0}
+        before, after = (kept.accuracy(each, combine) for each in (shares, found))
+        figures = {"samples": len(kept.labels), "equal": before, "fitted": after}
+        left_out = {
+            part: f"without it the ensemble is more accurate on {kept.where}; alone it is right for {alone[part]:.2%}"
+            for part in members
+            if part not in found
+        }
+        shares = found
+    instead = ""
+    if fl is not None and not shares:
+        instead = "no member is left"
+    elif fl is not None and (ours := judged.accuracy(shares, combine)) < fl:
+        instead = f"the ensemble is right for {ours:.2%} of {judged.where}, the FL model alone for {fl:.2%}"
+    return Chosen({HEAD: 1.0} if instead else shares, left_out, figures, instead)

@@ -1,0 +1,253 @@
+"""From a run's parts to a version in a model repository: the members, what they are worth, one ONNX file.
+
+Knows what is measured and what is written of it. Knows no round, no wire and no HTTP.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from cloud_app.ensemble import int8, member_weights, run_archive
+from cloud_app.ensemble import model as ensemble
+from cloud_app.ensemble.member_choice import Choice, Votes, choose
+from cloud_app.ensemble.model import HEAD, OVERLAY, Combine, DType
+from cloud_app.ensemble.onnx_export import export
+from cloud_app.ensemble.run_archive import Record
+from cloud_app.serving import known_answer
+from cloud_app.serving.onnx_session import open_session
+from cloud_app.serving.repository import Repository
+from emo.config import Data, Model
+from emo.data import heldout, registry
+from emo.data.dataset import Dataset
+from emo.errors import DataError, ExportError, ServeError, nearest
+from emo.wire.compression import Weights
+
+log = logging.getLogger("emo")
+
+_LOOK = 8  # versions
+
+
+def dtype(dataset: Dataset) -> DType:
+    return "uint8" if dataset.images.dtype == "uint8" else "float32"
+
+
+def publish(
+    record: Record,
+    parts: Mapping[str, Weights],
+    choice: Choice,
+    models: Path,
+    name: str,
+    added: int | None = None,
+    sure: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """Build, measure, export, and add it to the repository `models` as the next version of `name`. `added`: the version
+    as which it was added already, by a process that did not live to tell. `sure` raises where a version that is less
+    accurate than the one that is served, as its sentence says, is not to be.
+
+    Returns `accuracy` on the test set as shares: `fl` (the FL model, where its head is there), `boosted` (each
+    overlay's pair), `bagged` and `bagged_logits` (all overlays, equally), `served` (what was exported); `members` and
+    their `shares`, who was `left_out` and why, `instead` (why the FL model alone, where it was to be an ensemble), `onnx`,
+    `version`, `bytes`, `max_error` (of fp32 against torch), `precision`, and, where something was chosen by held-out data,
+    `heldout`: its size, and the accuracy there before and after.
+
+    Raises ExportError: nothing to combine, no held-out data where `choice.fit` needs it, parts that do not fit, or
+    ONNX and torch disagree; ServeError: the repository cannot take it; DataError: the data is not here.
+    """
+    combine = choice.combine or record.combine
+    test = registry.testing(record.data, record.model)
+    repository = Repository(models)
+    repository.check(name, test.classes, record.model.input, dtype(test))
+    asked = _overlays(parts, choice.without)
+    if choice.head and HEAD not in parts:
+        raise ExportError(f"this run has not kept the FL model's head, only {', '.join(parts) or 'nothing'}")
+    if not asked and not choice.head and (choice.at_least == "none" or HEAD not in parts):
+        raise ExportError(
+            "no edge sent an overlay: no ensemble. The cloud's log and events.jsonl say what became of each edge in "
+            "`overlays.edges`. (`emo export --head` exports the FL model alone.)"
+        )
+    left_out = ensemble.misfits(record.model, {part: parts[part] for part in asked})
+    named = [part for part in asked if part not in left_out] + [HEAD] * (HEAD in parts)
+    if not named:
+        raise ExportError(next(iter(left_out.values())))
+    whole = _build(record, parts, test, shares=dict.fromkeys(named, 1.0))
+    votes = _votes(whole, test, named, "the test images")
+    left_out |= {part: "it answers with NaN or infinity" for part in votes.no_numbers() if part != HEAD}
+    overlays = [part for part in asked if part not in left_out]
+    kept = _kept(record, choice)
+    judges = None if kept is None else _votes(whole, kept, named, "the held-out images")
+    chosen = choose(choice, combine, overlays + [HEAD] * choice.head, votes, judges)
+    left_out |= chosen.left_out
+    for part, why in left_out.items():
+        log.warning("%s is left out: %s", ensemble.said(part), why)
+    if chosen.instead:
+        log.warning("%s: the FL model alone is exported (export.at_least, --at-least)", chosen.instead)
+    if not chosen.shares:
+        raise ExportError(f"no overlay of this run can be used: {next(iter(left_out.values()))}")
+    served = votes.accuracy(chosen.shares, combine)
+    found: dict[str, Any] = {"heldout": dict(chosen.figures)} if chosen.figures else {}
+    found["accuracy"] = {
+        "fl": votes.accuracy({HEAD: 1}, "logits") if HEAD in parts else None,
+        "boosted": [votes.accuracy({part: 1}, "logits") for part in overlays],
+        "bagged": votes.accuracy(dict.fromkeys(overlays, 1), combine) if overlays else None,
+        "bagged_logits": votes.accuracy(dict.fromkeys(overlays, 1), "logits") if overlays else None,
+        "served": served,
+    }
+    module = _build(record, parts, test, combine, chosen.shares)
+    try:
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "model.onnx"
+            facts = {
+                **_metadata(record, chosen.shares, test),
+                "combine": combine,
+                "fit": choice.fit,
+                "accuracy": f"{served:.4f}",
+                "precision": "fp32",
+            }
+            report = export(module, path, record.model.input, test.classes, facts, choice.opset)
+            found["precision"] = "fp32"
+            if choice.int8:
+                path, found["precision"] = _quantised(record, path, test, found["accuracy"])
+            found["bytes"] = path.stat().st_size
+            question = known_answer.make(path)
+            if added is None:
+                _no_worse(repository, name, found["accuracy"]["served"], sure)
+                added = repository.add(name, path, test.classes, record.model.input, dtype(test), question)
+    except OSError as error:
+        raise ExportError(f"{error.filename or models}: cannot be written: {error.strerror}") from error
+    return {
+        **found,
+        "members": list(chosen.shares),
+        "shares": [round(share, 4) for share in chosen.shares.values()],
+        "left_out": left_out,
+        "instead": chosen.instead,
+        "onnx": str(repository.path(name, added).resolve()),
+        "version": added,
+        "max_error": report.max_error,
+    }
+
+
+def added(run: str, models: Path, name: str) -> int | None:
+    """The version of `name` that was made of `run`, if it is one of the last few; else None. Raises ServeError on a bad name."""
+    repository = Repository(models)
+    for version in repository.versions(name)[: -_LOOK - 1 : -1]:
+        if _facts(repository, name, version).get("run") == run:
+            return version
+    return None
+
+
+def _facts(repository: Repository, name: str, version: int) -> Mapping[str, str]:
+    """What the file says of itself; nothing where it is not one of ours, or damaged: the endpoint will say so."""
+    try:
+        found: dict[str, str] = (
+            open_session(repository.path(name, version), 1).get_modelmeta().custom_metadata_map
+        )
+    except ServeError:
+        return {}
+    return found
+
+
+def _no_worse(repository: Repository, name: str, accuracy: float, sure: Callable[[str], None]) -> None:
+    if not repository.versions(name) or repository.promoted(name) is not None:
+        return  # nothing is served, or not what is added
+    live = repository.current(name)
+    try:
+        before = float(_facts(repository, name, live).get("accuracy", "nan"))
+    except ValueError:
+        return
+    if round(accuracy, 4) < before:
+        sure(
+            f"{name} version {live}, which is served, has an accuracy of {before:.2%}; this one has {accuracy:.2%}"
+        )
+
+
+def from_folder(
+    run: Path,
+    models: Path,
+    name: str,
+    choice: Choice,
+    data_dir: Path | None = None,
+    sure: Callable[[str], None] = lambda _text: None,
+) -> dict[str, Any]:
+    """`publish` of the run in the folder `run`. `data_dir`: where the data lies here, if not where the run had it.
+    Raises as `saved.read` and `publish`."""
+    record, parts = run_archive.read(run)
+    if data_dir is not None:
+        record = record.model_copy(update={"data": record.data.model_copy(update={"dir": data_dir})})
+    return publish(record, parts, choice, models, name, sure=sure)
+
+
+def _overlays(parts: Mapping[str, Weights], without: Sequence[str]) -> list[str]:
+    edges = [part.removeprefix(OVERLAY) for part in parts if part.startswith(OVERLAY)]
+    for edge in without:
+        if edge not in edges:
+            raise ExportError(f"this run has no overlay of edge {edge}; {nearest(edge, edges)}")
+    return [OVERLAY + edge for edge in edges if edge not in without]
+
+
+def _build(
+    record: Record,
+    parts: Mapping[str, Weights],
+    test: Dataset,
+    combine: Combine = "probabilities",
+    shares: Mapping[str, float] | None = None,
+) -> ensemble.Ensemble:
+    return ensemble.build(record.model, parts, test.mean, test.std, dtype(test), combine, shares)
+
+
+def _votes(whole: ensemble.Ensemble, dataset: Dataset, names: Sequence[str], where: str) -> Votes:
+    return Votes(names, member_weights.votes(whole, dataset), dataset.labels, where)
+
+
+def _kept(record: Record, choice: Choice) -> Dataset | None:
+    """The run's held-out data, where there is some and a use for it. Raises only where `choice.fit` needs it."""
+    if choice.fit == "none" and not (record.data.heldout and choice.at_least == "head"):
+        return None
+    try:
+        return heldout.kept(record.data, record.model)
+    except DataError as error:
+        if choice.fit != "none":
+            raise
+        log.warning("%s; the ensemble is judged by the test images", error)
+        return None
+
+
+def judges(spec: Data, model: Model) -> tuple[Dataset, Dataset]:
+    """The images that set the scales of int8, and those that judge it. Raises DataError."""
+    train = registry.training(spec, model, own=False)
+    if spec.heldout:
+        return train, heldout.kept(spec, model)
+    every_other = (heldout.part(train, np.arange(first, len(train.labels), 2)) for first in (0, 1))
+    return next(every_other), next(every_other)
+
+
+def _metadata(record: Record, shares: Mapping[str, float], test: Dataset) -> dict[str, str]:
+    content = hashlib.sha256(np.ascontiguousarray(test.images).data)
+    content.update(test.labels.data)
+    version = {"seed": record.data.seed, "heldout": record.data.heldout, "test_samples": len(test.labels)}
+    return {
+        "run": record.run,
+        "rounds": str(record.rounds),
+        "members": json.dumps([part.removeprefix(OVERLAY) for part in shares]),
+        "shares": json.dumps([round(share, 6) for share in shares.values()]),
+        "model": record.model.model_dump_json(),
+        "data": record.data.name,
+        "data_version": json.dumps({**version, "test_sha256": content.hexdigest()}),
+        "trained_with": record.emo,
+    }
+
+
+def _quantised(record: Record, path: Path, test: Dataset, accuracy: dict[str, Any]) -> tuple[Path, str]:
+    """The file to serve, and its precision; `accuracy["served"]` becomes that file's."""
+    train, judged = judges(record.data, record.model)
+    quantised = int8.quantise(path, train, judged, path.with_name("int8.onnx"))
+    if quantised is None:
+        return path, "fp32"
+    accuracy["served"] = int8.accuracy(quantised, test)
+    int8.note(quantised, {"accuracy": f"{accuracy['served']:.4f}", "precision": "int8"})
+    return quantised, "int8"

@@ -1,0 +1,207 @@
+"""Runs the cloud: rounds, then what they have trained is kept in state_dir and published as an ONNX file."""
+
+import json
+import logging
+import math
+import os
+import threading
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cloud_app.ensemble import dry_run, run_archive
+from cloud_app.ensemble import model as ensemble
+from cloud_app.ensemble.member_choice import Choice
+from cloud_app.ensemble.publish import added, publish
+from cloud_app.ready import ready
+from cloud_app.rounds.checkpoint import Checkpoints
+from cloud_app.rounds.node import CloudNode
+from cloud_app.serving.repository import Repository
+from emo import __version__, files
+from emo.config import CloudConfig
+from emo.data.dataset import Dataset
+from emo.errors import EmoError, ExportError
+from emo.journal import Journal
+from emo.local_sgd import evaluate
+from emo.models import split_network
+from emo.mqtt.channel import MqttChannel
+from emo.runtime import agreement
+from emo.runtime.heartbeat import PAUSE, Heart, beating
+from emo.runtime.runner import Runner
+from emo.wire.messages import CannotTrain, OverlayWeights, Status, Update, Weights
+from emo.wire.topics import subscription
+
+log = logging.getLogger("emo")
+
+
+def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[str, Any] | None:
+    """The whole run, or what is left of the one that state_dir holds: unless `new`, which gives that up. Its result is
+    also in state_dir/result.json. None when `stop` came first.
+
+    Raises EmoError on what does not fit, before anything connects; QuorumError when devices stay away.
+    """
+    with files.alone(config.state_dir):
+        return _run(config, stop, new)
+
+
+def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any] | None:
+    torch.set_num_threads(config.threads)
+    test, net, layout = ready(config)
+    Repository(config.export.models).try_writing(config.export.name)
+    journal = Journal(config.state_dir)
+    journal.event("start", tier="cloud", id=config.id, pid=os.getpid())
+
+    def accuracy(weights: Weights) -> tuple[float, float]:
+        split_network.load(net, weights)
+        return evaluate(net, test)
+
+    start, weights = time.monotonic(), split_network.weights(net)
+    keep = Checkpoints(config.state_dir / "run", journal)
+    if new:
+        keep.clear()
+    state = keep.load(config, weights, layout)
+    if state is None:
+        dry_run.run(config, test)
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
+    pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
+    parts = {"network": weights}
+    if config.overlays.edges:
+        parts["overlay"] = split_network.weights(split_network.overlay(config.model, seed=0))
+    facts = agreement.facts(config.model, split_network.split_shape(config.model), test, **parts)
+    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder, layout, facts)
+    if state is None:
+        journal.event("begun", run=name)
+        log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)
+    else:
+        node.resume(state)
+        log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
+    root = config.wan.root
+    filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights, CannotTrain)]
+    channel = MqttChannel(
+        config.wan,
+        f"{root}-{config.id}-wan",
+        filters,
+        journal,
+        node.hello(online=False),
+        limits=node.limits(),
+    )
+    heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
+    with beating([heart]):
+        Runner(node, {"wan": channel}, journal, work=node.work, turned=heart.turned).run(stop)
+        node.close()
+        if not node.done:
+            return None
+        heart.doing = "exporting"
+        log.info(
+            "run %s: making the ensemble of the FL model and %d overlays, and its ONNX file",
+            node.run,
+            len(node.overlays),
+        )
+        journal.event("exporting", run=node.run)
+        result = finish(config, node.weights, node.overlays, test, node.run, resumed=state is not None)
+        result["sfl_bytes"] = _sfl_bytes(config, node)
+        result["seconds"] = round(time.monotonic() - start, 1)
+        text = json.dumps(result, indent=1) + "\n"
+        try:
+            files.write(config.state_dir / "result.json", text.encode())
+        except OSError as error:
+            why = f"{config.state_dir}: the result cannot be written: {error.strerror}"
+            raise ExportError(
+                f"{why}; make room, and start the cloud again: it adds no second version"
+            ) from error
+        journal.event("exported", run=node.run, version=result["version"])
+        keep.clear()
+    return result
+
+
+def finish(
+    config: CloudConfig,
+    weights: Weights,
+    overlays: Mapping[str, OverlayWeights],
+    test: Dataset,
+    run: str,
+    resumed: bool = False,
+) -> dict[str, Any]:
+    """Keeps the run in state_dir for `emo export`, then publishes it. Returns what `publish` does, with what the edges
+    did and where a sample image lies. `resumed`: a process before this one may have come so far. Raises as `publish`, and
+    says how to go on.
+    """
+    edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
+    choice = config.overlays
+    record = run_archive.Record(
+        emo=__version__,
+        run=run,
+        rounds=config.rounds.rounds,
+        model=config.model,
+        data=config.data,
+        combine=choice.combine,
+        edges={edge: run_archive.Edge(**counts) for edge, counts in edges.items()},
+    )
+    parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
+    # First: where there is nothing to publish, `emo export` may help.
+    unkept = _keep(config.state_dir, record, parts)
+    export = config.export
+    wanted = Choice(
+        choice.combine, choice.head, choice.fit, export.int8, opset=export.opset, at_least=export.at_least
+    )
+    to = export.models, export.name
+    try:
+        published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)
+    except EmoError as error:
+        if unkept:
+            raise
+        again = f"emo export --run {config.state_dir} {wanted.command(*to)}"
+        raise ExportError(
+            f"{error}\nThe run is kept. Once that is mended: {again} (or start the cloud again)"
+        ) from error
+    said = f"exported {export.name} version {published['version']}, {published['bytes']} bytes"
+    log.info("%s, accuracy %.2f %%", said, 100 * published["accuracy"]["served"])
+    if unkept and (unkept := _keep(config.state_dir, record, parts)):  # there may be room by now
+        log.warning("%s; `emo export` will not find this run", unkept)
+    return {
+        "run": run,
+        "rounds": config.rounds.rounds,
+        **published,
+        "edges": edges,
+        "sample": _sample(config.state_dir, test),
+    }
+
+
+def _keep(folder: Path, record: run_archive.Record, parts: Mapping[str, Weights]) -> ExportError | None:
+    """Why it cannot be kept, if it cannot."""
+    try:
+        run_archive.write(folder, record, parts)
+    except ExportError as error:
+        return error
+    return None
+
+
+def _sfl_bytes(config: CloudConfig, node: CloudNode) -> int:
+    """What split federated learning (SplitFed V1) sends for the same rounds, raw fp32: each sample's activation
+    up and its gradient down in every epoch, and the trunk down and up for every update."""
+    split = math.prod(split_network.split_shape(config.model))
+    trunk = sum(array.nbytes for name, array in node.weights.items() if name.startswith("trunk."))
+    return 2 * 4 * split * node.trained + 2 * trunk * node.updates
+
+
+def _counts(overlay: OverlayWeights) -> dict[str, int]:
+    return {"steps": overlay.steps, "attempted": overlay.attempted, "sent": overlay.sent}
+
+
+def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:
+    """One test image as PNG, for a request to repeat by hand; None for data that is no image."""
+    pixels = test.images[-1]
+    if test.images.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[0] not in {1, 3}:
+        return None
+    path = folder / "sample.png"
+    try:
+        Image.fromarray(pixels[0] if pixels.shape[0] == 1 else pixels.transpose(1, 2, 0)).save(path)
+    except OSError as error:
+        log.warning("%s: cannot be written: %s", path, error.strerror)
+        return None
+    return {"image": str(path.resolve()), "truth": test.classes[int(test.labels[-1])]}

@@ -1,0 +1,1 @@
+"""Serves a model repository: requests to answers, whatever the transport. No torch in here."""

@@ -1,0 +1,109 @@
+"""Asks an endpoint for the label of an image file.
+
+Knows HTTP and the endpoint's `predict` path; knows neither Pillow, onnxruntime nor torch, so it runs anywhere. The
+endpoint is asked directly: proxies in the environment do not count.
+"""
+
+import http.client
+import json
+import logging
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from cloud_app.serving import auth
+from emo.errors import ServeError
+
+MAX_IMAGE = 16 << 20
+MAX_ANSWER = 16 << 20
+TIMEOUT_S = 30.0
+_KINDS: dict[str, Callable[..., http.client.HTTPConnection]] = {
+    "http": http.client.HTTPConnection,
+    "https": http.client.HTTPSConnection,
+}
+
+log = logging.getLogger("emo")
+
+
+def predict(
+    url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None
+) -> list[tuple[str, float]]:
+    """(label, probability) of every class, the most probable first.
+
+    The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `key`:
+    an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. Raises
+    ServeError: no endpoint at `url`, or one that is not believed, no model `name`, no usable image, or a model that does
+    not take images.
+    """
+    try:
+        with image.open("rb") as file:
+            data = file.read(MAX_IMAGE + 1)
+    except FileNotFoundError as error:
+        raise ServeError(f"{image}: no such file") from error
+    except OSError as error:
+        raise ServeError(f"{image}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_IMAGE:
+        raise ServeError(f"{image}: is over {MAX_IMAGE:,} bytes; an endpoint takes no larger image")
+    answer = _ask(url, f"/v2/models/{quote(name, safe='')}/predict", data, key, ca, str(image))
+    try:
+        pairs = [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
+        had, has = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServeError(f"{url}: the answer of {name!r} does not hold one probability a label") from error
+    if had != has:
+        log.warning(
+            "%s: resized from %s to the model's %s", image, "x".join(map(str, had)), "x".join(map(str, has))
+        )
+    return pairs
+
+
+def first_key(file: Path | None) -> str | None:
+    """The first of `access.keys`; None where there is none."""
+    known = auth.keys(file)
+    return known[0].decode("latin-1") if known else None
+
+
+def _believing(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise ServeError(f"{ca}: no PEM certificates can be read: {error.strerror or error}") from error
+
+
+def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str) -> dict[str, Any]:
+    try:
+        parts = urlsplit(url)
+        options = {"context": _believing(ca)} if parts.scheme == "https" else {}
+        connection = _KINDS[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S, **options)
+    except (KeyError, ValueError) as error:
+        raise ServeError(f"{url!r} is not an endpoint's address, such as http://127.0.0.1:8000") from error
+    headers = {"Content-Type": "application/octet-stream"}
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key}"
+    try:
+        connection.request("POST", parts.path.rstrip("/") + path, body, headers)
+        response = connection.getresponse()
+        text = response.read(MAX_ANSWER + 1)
+    except ssl.SSLCertVerificationError as error:
+        raise ServeError(
+            f"{url}: its certificate is not believed: {error.verify_message}. --ca FILE names the CA that signed it"
+        ) from error
+    except ssl.SSLError as error:
+        raise ServeError(f"{url}: no TLS connection: {error.reason}. Does it speak https?") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ServeError(
+            f"no endpoint answers at {url}: {error}. `emo serve --models DIR` starts one"
+        ) from error
+    finally:
+        connection.close()
+    try:
+        answer = json.loads(text) if len(text) <= MAX_ANSWER else None
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise ServeError(f"{url}: answered {response.status}, and not in JSON; is it another server?")
+    if response.status != http.HTTPStatus.OK:
+        raise ServeError(f"{what}: {url}: {str(answer.get('error', response.reason))[:500]}")
+    return answer

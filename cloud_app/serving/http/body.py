@@ -1,0 +1,172 @@
+"""A request's body from an ASGI server, within limits; an answer back to it.
+
+Knows ASGI's messages, limits of size and time, and compression; imports no web framework and knows no route.
+Source: asgi.readthedocs.io, HTTP & WebSocket message format.
+"""
+
+import asyncio
+import gzip
+import re
+import zlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cloud_app.serving.fair_share import Guest, Room, client
+from cloud_app.serving.infer_request import Refused
+
+BODY_SECONDS = 30.0
+_NO_CONTENT = 204
+_LITTLE = 4 << 10  # bytes of a request that are not counted: most requests are no larger
+_COMPRESS = 1024  # smaller answers do not gain
+_QUICK = 64 << 10  # larger ones would stop the loop for too long
+_GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+@dataclass
+class Answer:
+    body: bytes
+    status: int = 200
+    type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+
+
+class Incoming:
+    """One request. `headers`: lower-case names; of those sent twice the last. `held`: where its bytes take room, for the
+    client `who`. Where it has to give way `shown_out` is set, and its task is cancelled."""
+
+    def __init__(self, scope: Scope, receive: Receive, held: Room[Guest]) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.client: str = (scope.get("client") or ("",))[0]
+        self.who = client(self.client)
+        self.size = 0
+        self.shown_out = False
+        self._uncounted = 0
+        self._counted = False
+        self._receive = receive
+        self._held = held
+        self._task = asyncio.current_task()
+
+    busy = False
+
+    def leave(self) -> None:
+        self.shown_out = True
+        if self._task is not None and self._task is not asyncio.current_task():
+            self._task.cancel()
+
+    def header(self, name: bytes) -> str:
+        return self.headers.get(name, b"").decode("latin-1").strip()
+
+    def number(self, name: bytes) -> int | None:
+        """A header that counts bytes; None where it is absent. Raises Refused (400) where it is none."""
+        text = self.header(name)
+        if not text:
+            return None
+        if not text.isascii() or not text.isdigit() or len(text) > 18:
+            raise Refused(400, f"{name.decode()}: {text[:40]!r} is no number of bytes")
+        return int(text)
+
+    async def body(self, most: int) -> bytes:
+        """All of it, decompressed. Raises Refused: over `most` bytes (413), not complete in BODY_SECONDS (408), an unknown
+        or a broken compression (415, 400).
+
+        Takes room until `release`.
+        """
+        coding = self.header(b"content-encoding").lower()
+        if coding not in {"", "identity", "gzip", "deflate"}:
+            raise Refused(
+                415, f"Content-Encoding {coding[:40]!r} is not read here; send gzip, deflate or none"
+            )
+        if (self.number(b"content-length") or 0) > most:
+            raise _too_large(most)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                data = await self._read(most)
+        except TimeoutError as error:
+            raise Refused(408, f"the body was not complete after {BODY_SECONDS:.0f} s") from error
+        if coding in {"", "identity"}:
+            return data
+        plain = await asyncio.get_running_loop().run_in_executor(None, _inflate, data, most)
+        self.hold(len(plain))
+        return plain
+
+    async def _read(self, most: int) -> bytes:
+        body = bytearray()
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(400, "the connection was closed before the body was complete")
+            part: bytes = message.get("body", b"")
+            if len(body) + len(part) > most:
+                raise _too_large(most)
+            self.hold(len(part))
+            self.size += len(part)
+            more = message.get("more_body", False)
+            if not more and not body:
+                return part
+            body += part
+            if not more:
+                return bytes(body)
+
+    def hold(self, size: int) -> None:
+        """Raises Refused (503) where it is this request that has to give way."""
+        self._uncounted += size
+        if self._uncounted < _LITTLE:
+            return
+        self._held.take(self, self._uncounted)
+        self._uncounted, self._counted = 0, True
+        if self.shown_out:
+            raise no_room()
+
+    def release(self) -> None:
+        if self._counted:
+            self._held.free(self)
+
+
+def _inflate(data: bytes, most: int) -> bytes:
+    stream = zlib.decompressobj(47)  # reads gzip's header or zlib's
+    try:
+        plain = stream.decompress(data, most + 1)
+    except zlib.error as error:
+        raise Refused(400, f"the body is not what its Content-Encoding says: {error}") from error
+    if len(plain) > most:
+        raise _too_large(most)
+    if not stream.eof or stream.unused_data:
+        raise Refused(400, "the compressed body is cut off, or something follows it")
+    return plain
+
+
+def no_room() -> Refused:
+    return Refused(503, "bodies fill the memory set aside for them, yours most of all; try again in a second")
+
+
+def _too_large(most: int) -> Refused:
+    return Refused(413, f"the body is over {most:,} bytes, the most that is read here")
+
+
+async def packed(request: Incoming, answer: Answer) -> Answer:
+    """As it goes out: gzip where the client takes it and it gains. Raises Refused (503) where there is no room for it."""
+    request.hold(len(answer.body))
+    if len(answer.body) < _COMPRESS or not _GZIP.search(request.header(b"accept-encoding")):
+        return answer
+    if len(answer.body) < _QUICK:
+        body = gzip.compress(answer.body, 1)
+    else:
+        body = await asyncio.get_running_loop().run_in_executor(None, gzip.compress, answer.body, 1)
+    coded = [(b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")]
+    return replace(answer, body=body, headers=[*answer.headers, *coded])
+
+
+async def reply(send: Send, request: Incoming, answer: Answer) -> None:
+    """No body to HEAD."""
+    headers = answer.headers
+    if answer.status != _NO_CONTENT:
+        headers = [(b"content-type", answer.type), *headers, (b"content-length", b"%d" % len(answer.body))]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if request.method == "HEAD" else answer.body})

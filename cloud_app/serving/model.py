@@ -1,0 +1,131 @@
+"""One version of a model, loaded: what it takes, what it says of itself, and its answers.
+
+Knows a repository, a session and the Open Inference Protocol, version 2; knows no HTTP and imports no web
+framework. Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cloud_app.serving.infer_request import Signature, parse
+from cloud_app.serving.infer_response import answer, finite, not_finite
+from cloud_app.serving.onnx_session import RunOptions, open_session
+from cloud_app.serving.repository import MAX_BATCH, Repository
+from emo.errors import ServeError
+
+_MAX_METADATA = 1 << 20  # which goes out with every question about the model
+# onnxruntime's name -> the protocol's
+_TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
+
+
+@dataclass(frozen=True)
+class Served:
+    """`session`: onnxruntime's. `digest`: of its file, where a repository had it. `run` and `infer` may be called from any
+    thread."""
+
+    signature: Signature
+    session: Any
+    metadata: dict[str, Any]
+    config: dict[str, Any]
+    digest: str = ""
+
+    @classmethod
+    def load(
+        cls, repository: Repository, name: str, version: int, threads: int | None, digest: str | None = None
+    ) -> "Served":
+        """Raises ServeError when it is not one that this endpoint can serve, or its file has not this `digest`."""
+        content = repository.model(name, version)
+        found = hashlib.sha256(content).hexdigest()
+        path = repository.path(name, version)
+        if found != (digest or found):
+            raise ServeError(f"{path}: has changed since it was tested; a version must not")
+        served = cls.open(path, name, version, repository.labels(name), threads, content)
+        return replace(served, digest=found)
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        name: str,
+        version: int,
+        labels: tuple[str, ...],
+        threads: int | None = None,
+        content: bytes | None = None,
+    ) -> "Served":
+        """The ONNX file at `path`, or its `content`. Raises ServeError as `load` does."""
+        session = open_session(path, threads, content)
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        if len(inputs) != 1:
+            raise ServeError(f"{path}: has {len(inputs)} inputs, the endpoint serves models with one")
+        for tensor, types in (inputs[0], _TYPES), *((each, ["tensor(float)"]) for each in outputs):
+            fixed = tensor.shape and all(isinstance(size, int) for size in tensor.shape[1:])
+            if tensor.type not in types or not fixed or isinstance(tensor.shape[0], int):
+                raise ServeError(
+                    f"{path}: {tensor.name} is {tensor.type} {tensor.shape}; the endpoint serves {' or '.join(types)} "
+                    "whose first size, and no other, is left open for the batch"
+                )
+        signature = Signature(
+            name,
+            version,
+            inputs[0].name,
+            tuple(inputs[0].shape[1:]),
+            _TYPES[inputs[0].type],
+            {each.name: tuple(each.shape[1:]) for each in outputs},
+            labels,
+            MAX_BATCH,
+        )
+        about = session.get_modelmeta().custom_metadata_map
+        if sum(len(key) + len(value) for key, value in about.items()) > _MAX_METADATA:
+            raise ServeError(f"{path}: has over {_MAX_METADATA:,} characters of metadata")
+        parameters = {**about, "labels": list(labels)}
+        return cls(signature, session, _metadata(signature, parameters), _config(signature))
+
+    def run(
+        self, images: np.ndarray[Any, Any], options: RunOptions | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """(batch, *sample) -> every output, float32 (batch, *size)."""
+        results = self.session.run(None, {self.signature.input: images}, options)
+        return dict(zip(self.signature.outputs, results, strict=True))
+
+    def infer(self, body: bytes, header: int | None = None) -> bytes:
+        """The answer to an inference request; `header` as in `request.parse`. Raises Refused (400) on anything but a
+        right one."""
+        call = parse(body, self.signature, header)
+        results = self.run(call.images)
+        if not finite(results):
+            raise not_finite()
+        return answer(call, results, self.signature)[0]
+
+
+def _metadata(of: Signature, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": of.name,
+        "versions": [str(of.version)],
+        "platform": "onnx_onnxv1",  # as the protocol names it; Triton's configuration has its own word
+        "inputs": [{"name": of.input, "datatype": of.datatype, "shape": [-1, *of.sample]}],
+        "outputs": [
+            {"name": name, "datatype": "FP32", "shape": [-1, *size]} for name, size in of.outputs.items()
+        ],
+        "parameters": parameters,
+    }
+
+
+def _config(of: Signature) -> dict[str, Any]:
+    """As Triton's model configuration extension shows it."""
+    labels = {"label_filename": "labels.txt"} if of.labels else {}
+    return {
+        "name": of.name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": of.max_batch,
+        "input": [{"name": of.input, "data_type": f"TYPE_{of.datatype}", "dims": list(of.sample)}],
+        "output": [
+            {"name": name, "data_type": "TYPE_FP32", "dims": list(size), **labels}
+            for name, size in of.outputs.items()
+        ],
+        "dynamic_batching": {},
+    }

@@ -1,0 +1,64 @@
+"""Runs one device, or several in one process: each has its own connections; they train in turn."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Sequence
+
+import torch
+
+from device_app.ready import ready
+from emo import files
+from emo.config import DeviceConfig
+from emo.journal import Journal
+from emo.mqtt.channel import MqttChannel
+from emo.runtime.heartbeat import Heart, beating
+from emo.runtime.runner import Runner
+from emo.wire.messages import GlobalModel, Interval, Refused, Unfit
+from emo.wire.topics import subscription
+
+
+def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 1) -> None:
+    """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    torch.set_num_threads(configs[0].threads)
+    turn = threading.Semaphore(parallel)
+    with contextlib.ExitStack() as stack:
+        for config in configs:
+            stack.enter_context(files.alone(config.state_dir))
+        made = [_runner(config, turn) for config in configs]
+        threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in made]
+        stack.enter_context(beating([heart for _, heart in made]))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+
+def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, Heart]:
+    journal = Journal(config.state_dir)
+    node = ready(config, journal)
+    journal.event("start", tier="device", id=config.id, pid=os.getpid())
+    node.prepare()
+    root = config.wan.root
+    filters = [
+        subscription(root, GlobalModel),
+        subscription(root, Refused, device=config.id),
+        subscription(root, Unfit, member=config.id),
+    ]
+    name = f"{root}-{config.id}"
+    channels = {
+        "wan": MqttChannel(
+            config.wan, f"{name}-wan", filters, journal, node.hello(online=False), limits=node.limits()
+        )
+    }
+    if config.edge is not None and config.tap.enabled:
+        intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
+        channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)
+    heart = Heart(
+        config.state_dir,
+        "device",
+        config.id,
+        lambda: {link: c.connected for link, c in channels.items()},
+        trouble=lambda: node.trouble.why,
+    )
+    return Runner(node, channels, journal, turn=turn, turned=heart.turned), heart

@@ -1,0 +1,1 @@
+"""Trains the overlay on replayed batches; checkpoints; several GPUs."""

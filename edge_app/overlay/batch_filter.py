@@ -1,0 +1,137 @@
+"""Which of the batches that are next may be trained on: by their scale, and by what the FL model says of their labels.
+
+Knows activations, labels and device names. Knows no cache, no optimizer and no message. One thread at a time, but for
+`head`, which another may set.
+
+A device that lies about labels cannot be found out by looking at its neighbours where no neighbour has its classes. The
+FL model has learnt from all devices: so its head, on the very activations, is the measure. Where it finds labels less
+likely than a guess among all classes (cross entropy above log K), batch by batch or in the mean of a device, they are
+left out; unless it finds so of most devices: then it has learnt nothing yet. An honest device with rare classes is
+left out in the first rounds at most, until the FL model knows them a little.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from edge_app.cache.replay_cache import Sample
+from emo.errors import CacheError
+from emo.journal import Journal
+from emo.models.split_network import inference
+
+_RATE = 1 / 8  # of the running means
+_KNOWS = 0.75  # of log K: below it in the median device, the head has learnt something
+_AGAIN = 0.9  # of log K: below it a device is believed again
+_SCALE = 4.0  # times the median device's; honest ones differed by a fifth at most
+_VOTES = 3  # devices, below which nobody can say whose scale is the odd one
+
+
+class Judge:
+    """`head`: the FL model's, in eval mode, on the device of the samples; None: labels are believed. `distrusted`: devices
+    whose labels are not."""
+
+    def __init__(self, classes: int, journal: Journal) -> None:
+        self._guess, self._journal = math.log(classes), journal
+        self.head: nn.Module | None = None
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing is known of any device."""
+        self._losses: dict[str, float] = {}  # device -> mean cross entropy under the head
+        self._scales: dict[str, float] = {}  # device -> mean of log2 of the root mean square
+        self._sizes: dict[str, int] = {}  # device -> samples of its largest batch
+        self.distrusted: set[str] = set()
+
+    def choose(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+        """(those to train on, those whose activations are none). The weight of a batch with more samples than is usual
+        is lowered, so that its device has no larger part of the step."""
+        head, figures = self.head, []
+        with torch.no_grad():
+            for sample in samples:
+                power = sample.activations.double().square().mean()
+                figures += [power, power if head is None else self._loss(head, sample)]
+        found = torch.stack(figures).view(-1, 2).tolist() if figures else []
+        taken, wrong = [], []
+        for sample, (power, loss) in zip(samples, found, strict=True):
+            if self._odd(sample.device, math.log2(max(power, 1e-300)) / 2):
+                wrong.append(sample)
+            elif head is None or self._believes(sample.device, loss):
+                taken.append(replace(sample, weight=sample.weight * self._part(sample)))
+        self._journal.count("overlay.left_out", len(samples) - len(taken))
+        return taken, wrong
+
+    def state(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "losses": self._losses,
+            "scales": self._scales,
+            "sizes": self._sizes,
+            "distrusted": sorted(self.distrusted),
+        }
+
+    def resume(self, state: Any) -> None:
+        """Go on from `state()`. Raises CacheError, and changes nothing, where it is something else."""
+        try:
+            losses, scales = ({str(d): float(x) for d, x in state[n].items()} for n in ("losses", "scales"))
+            sizes = {str(d): int(x) for d, x in state["sizes"].items()}
+            distrusted = {str(d) for d in state["distrusted"]}
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise CacheError(f"what is known of the devices is damaged: {error!r}") from error
+        if not all(map(math.isfinite, (*losses.values(), *scales.values()))):
+            raise CacheError("what is known of the devices is damaged: a mean is not finite")
+        self._losses, self._scales, self._sizes, self.distrusted = losses, scales, sizes, distrusted
+
+    @staticmethod
+    def _loss(head: nn.Module, sample: Sample) -> torch.Tensor:
+        with inference(head):
+            return cross_entropy(head(sample.activations), sample.labels).double()
+
+    def _odd(self, device: str, scale: float) -> bool:
+        _learn(self._scales, device, scale)
+        if len(self._scales) < _VOTES:
+            return False
+        odd = scale > statistics.median_low(self._scales.values()) + math.log2(_SCALE)
+        if odd:
+            self._journal.problem(
+                "activations.out_of_scale",
+                f"{device}: activations are more than {_SCALE:g} times as large as other devices'; set aside",
+            )
+        return odd
+
+    def _believes(self, device: str, loss: float) -> bool:
+        if not math.isfinite(loss):
+            loss = 100.0  # as far from likely as float32 tells
+        mean = _learn(self._losses, device, min(loss, 100.0))
+        usual = statistics.median_low(self._losses.values())
+        knows = usual < _KNOWS * self._guess
+        was, limit = device in self.distrusted, self._guess
+        now = knows and mean > (_AGAIN * limit if was else limit)
+        if now != was:
+            (self.distrusted.add if now else self.distrusted.discard)(device)
+            self._journal.event(
+                "distrusted" if now else "trusted", device=device, loss=round(mean, 3), usual=round(usual, 3)
+            )
+            if now:
+                self._journal.problem(
+                    "devices.distrusted",
+                    f"{device}: the FL model finds its labels less likely than a guess (loss {mean:.2f}, others "
+                    f"{usual:.2f}); the overlay trains without it until that changes",
+                )
+        return not now and not (knows and loss > limit)
+
+    def _part(self, sample: Sample) -> float:
+        size = len(sample.labels)
+        self._sizes[sample.device] = max(size, self._sizes.get(sample.device, 0))
+        return min(1.0, statistics.median_low(self._sizes.values()) / size)
+
+
+def _learn(means: dict[str, float], device: str, value: float) -> float:
+    before = means.get(device, value)
+    means[device] = before + _RATE * (value - before)
+    return means[device]

@@ -1,0 +1,125 @@
+"""Runs one edge: `emo edge`, or `torchrun --nproc-per-node N -m edge_app.run --config FILE` for one on N GPUs."""
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.replay_cache import ReplayCache
+from edge_app.intervals.log_file import TableFile
+from edge_app.node import EdgeNode
+from edge_app.overlay import collectives, multi_gpu
+from edge_app.overlay.checkpoint import CheckpointFile
+from edge_app.overlay.trainer import Trainer
+from edge_app.ready import ready
+from emo import config_file as configured
+from emo import files, logs
+from emo.config import EdgeConfig
+from emo.errors import EmoError
+from emo.journal import Journal
+from emo.mqtt.channel import MqttChannel
+from emo.parser import Parser
+from emo.runtime.heartbeat import Heart, beating
+from emo.runtime.runner import Runner, stop_on
+from emo.wire.messages import ActivationBatch, GlobalHead, RunState, TapReport, Unfit
+from emo.wire.topics import subscription
+
+log = logging.getLogger("emo")
+
+
+def run(config: EdgeConfig, stop: threading.Event) -> None:
+    """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    world = collectives.world()
+    if world is not None and world.rank > 0:
+        multi_gpu.worker(config, world)
+        return
+    torch.set_num_threads(config.threads)
+    ready(config)
+    device = world.device() if world else "cuda" if torch.cuda.is_available() else "cpu"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(files.alone(config.state_dir))
+        journal, settings = Journal(config.state_dir), config.cache
+        journal.event("start", tier="edge", id=config.id, pid=os.getpid())
+        stack.enter_context(
+            threadpool_limits(config.threads, "blas")
+        )  # numpy would take every core to compare
+        disk = stack.enter_context(
+            DiskCache(
+                settings.dir,
+                settings.budget_mib and settings.budget_mib << 20,
+                settings.eviction,
+                durability=settings.durability,
+                say=lambda count: log.info("%s: %d batches found so far", settings.dir, count),
+            )
+        )
+        table = stack.enter_context(TableFile(settings.dir, journal))
+        checkpoint = stack.enter_context(CheckpointFile(settings.dir, journal))
+        cache = stack.enter_context(
+            contextlib.closing(
+                ReplayCache(
+                    disk,
+                    settings.memory_mib << 20,
+                    config.overlay.seed,
+                    device,
+                    settings.sampling,
+                    settings.memory_share,
+                )
+            )
+        )
+        trainer = stack.enter_context(multi_gpu.Leader(world, stop.set)).trainer if world else Trainer
+        node = EdgeNode(config, cache, journal, device, table, checkpoint, trainer)
+        node.prepare()
+        journal.watch(node.gauges)
+        lan = [subscription(config.lan.root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
+        name = f"{config.wan.root}-{config.id}"
+        channels = {
+            "wan": MqttChannel(
+                config.wan,
+                f"{name}-wan",
+                [
+                    subscription(config.wan.root, RunState),
+                    subscription(config.wan.root, GlobalHead),
+                    subscription(config.wan.root, Unfit, member=config.id),
+                ],
+                journal,
+                node.hello(online=False),
+                limits=node.limits(),
+            ),
+            "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=node.limits()),
+        }
+        heart = Heart(
+            config.state_dir,
+            "edge",
+            config.id,
+            lambda: {link: c.connected for link, c in channels.items()},
+            trouble=lambda: node.trouble.why,
+        )
+        with beating([heart]):
+            Runner(node, channels, journal, work=node.work, settle=node.settle, turned=heart.turned).run(stop)
+        node.close()
+
+
+def main() -> int:
+    """As torchrun starts it, once a GPU."""
+    parser = Parser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
+    logs.configure()
+    stop = threading.Event()
+    stop_on(stop, signal.SIGTERM, signal.SIGINT)
+    try:
+        run(configured.load(EdgeConfig, parser.parse_args().config), stop)
+    except EmoError as error:
+        log.error("%s", error)  # noqa: TRY400 - bad input is no bug
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

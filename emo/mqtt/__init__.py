@@ -1,0 +1,1 @@
+"""The port over MQTT: paho's client, its connection, TLS."""

@@ -1,0 +1,1 @@
+"""What operators run beside a node: doctor, fleet checks, example configurations."""

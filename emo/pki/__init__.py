@@ -1,1 +1,0 @@
-"""Certificates of a fleet: its CA (authority.py), a node's own key and request (node.py), PEM files (pem.py)."""

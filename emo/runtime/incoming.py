@@ -1,0 +1,137 @@
+"""From a packet to the handler, and back to its acknowledgement: the receiving half of a channel. Knows no transport.
+
+Two threads: one brings packets, one (`work`) calls the handler; with `settle` a third, which acknowledges in the
+worker's place (ack_after_sync.py). Counted on the way:
+
+    frames.refused          bytes that are no message of ours                        receiver.py
+    messages.abandoned  chunks.late                                                  reassembly.py
+    status.held             a node says too often whether it is here: its newest word waits    throttle.py
+    inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
+    inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from emo.journal import Journal
+from emo.runtime.ack_after_sync import Settler
+from emo.runtime.channel import Handler
+from emo.runtime.inbox import Inbox
+from emo.throttle import Budget, Newest
+from emo.wire import topics
+from emo.wire.limits import Limits
+from emo.wire.messages import Message, Status
+from emo.wire.receiver import Receiver
+
+log = logging.getLogger("emo")
+
+# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
+# to us: more would block that window for good. Where it keeps fewer, the receiver finds out.
+_HOLD, _LOOK_S = 8, 0.25
+_STATUSES = 20  # of one node at once; then one a second
+
+
+class Incoming:
+    """Tokens are what the transport acknowledges packets by; 0 needs none."""
+
+    def __init__(
+        self, name: str, root: str, journal: Journal, memory_mib: int, limits: Limits | None
+    ) -> None:
+        self._name, self._journal = name, journal
+        self._inbox = Inbox[int](memory_mib << 20, journal)
+        self._receiver = Receiver[int](root, journal, memory_mib, _HOLD, limits)
+        self._statuses = topics.subscription(root, Status).partition("+")[0]
+        self._newest = Newest(Budget(_STATUSES, 1.0))
+        self._lock = threading.Lock()
+        self._handler: Handler = lambda _message: None
+        self._acknowledge: Callable[[list[int]], None] = lambda _tokens: None
+        self._settler: Settler[int] | None = None
+        self._looked = 0.0
+
+    def begin(
+        self, handler: Handler, acknowledge: Callable[[list[int]], None], settle: Callable[[], None] | None
+    ) -> None:
+        """Before `work`. `acknowledge` is told when a message was handled, and settled."""
+        self._handler, self._acknowledge = handler, acknowledge
+        if settle is not None:
+            self._settler = Settler(settle, acknowledge, self._journal, f"{self._name}_settle")
+
+    def packet(
+        self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False
+    ) -> list[int] | None:
+        """Tokens to acknowledge now. `retained`: the broker had kept it. None when there was no room within `wait_s` seconds: then the connection has to be
+        made anew, and what was not acknowledged comes again."""
+        if topic.startswith(self._statuses):
+            with self._lock:
+                held = self._newest.holds(topic, data, time.monotonic())
+            if held:
+                text = f"{topic}: says more than once a second whether it is here; its newest word waits"
+                self._journal.problem("status.held", text)
+                return [token]
+        message, tokens = self._take(topic, data, token, retained)
+        if message is None:
+            return tokens
+        # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
+        # it gets acknowledgements.
+        if self._inbox.put(message, tokens, self._receiver.last_size, wait_s):
+            return []
+        self._journal.problem("inbox.full", f"{topic}: more arrives than can be handled; reconnecting")
+        return None
+
+    def reconnected(self) -> None:
+        with self._lock:
+            self._receiver.forget_tokens()
+
+    def work(self) -> None:
+        """Until `close`."""
+        while not self._inbox.closed:
+            self._look(time.monotonic())
+            item = self._inbox.get(_LOOK_S)
+            if item is None:
+                continue
+            self._handle(item[0])
+            if self._settler is not None:
+                self._settler.handled(item[1])
+            else:
+                self._acknowledge(item[1])
+
+    def close(self) -> None:
+        self._inbox.close()
+
+    def settled(self) -> None:
+        """After `work` has ended."""
+        if self._settler is not None:
+            self._settler.close()
+
+    def _take(
+        self, topic: str, data: bytes, token: int, retained: bool = False
+    ) -> tuple[Message | None, list[int]]:
+        try:
+            with self._lock:
+                return self._receiver.take(topic, data, token, time.monotonic(), retained)
+        except Exception:
+            self._journal.count("bugs")  # the transport's thread must outlive it
+            log.exception("%s: could not read a packet from %s", self._name, topic)
+            return None, []
+
+    def _look(self, now: float) -> None:
+        """What has to be done although no packet comes."""
+        if now - self._looked < _LOOK_S:
+            return
+        self._looked = now
+        with self._lock:
+            tokens, due = self._receiver.stalled(now), self._newest.due(now)
+        self._acknowledge(tokens)
+        for topic, data in due:
+            message, _ = self._take(topic, data, 0)
+            if message is not None:
+                self._handle(message)
+
+    def _handle(self, message: Message) -> None:
+        try:
+            self._handler(message)
+        except Exception:
+            self._journal.count("bugs")
+            log.exception("%s: could not handle a %s", self._name, type(message).__name__)

@@ -1,0 +1,167 @@
+"""Binds a node to its channels: who calls it, on which thread, and how it all ends.
+
+Knows threads and the clock, so that a node needs neither. A node's methods return iterables that are drawn
+one item at a time: a message is on its way before the next step of the same method runs, and None is a
+point where it may be interrupted.
+"""
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Protocol
+
+from emo.errors import EmoError
+from emo.journal import Journal
+from emo.runtime.channel import Channel
+from emo.wire.messages import Message
+from emo.wire.topics import ROUTES
+
+log = logging.getLogger("emo")
+
+Outgoing = Iterable[Message | None]
+_TICK_S, _METRICS_S = 0.05, 5.0
+# A node says again that it is here: RabbitMQ gives what it retains to no wildcard, and a will may come late.
+_HELLO_S = 30.0
+
+
+class Node(Protocol):
+    """Logic of a tier: no socket, no clock. `handle` may be called by one thread a channel."""
+
+    @property
+    def done(self) -> bool:
+        """True when there is nothing left to do."""
+
+    def hello(self, online: bool) -> Message:
+        """What announces the node; with online False, what says goodbye."""
+
+    def doubt(self) -> None:
+        """The broker has forgotten everything: called before anything that it brings is handled, on a thread that must
+        not wait."""
+
+    def restore(self) -> Outgoing:
+        """What has to be said again to a broker that has forgotten everything."""
+
+    def handle(self, message: Message, now: float) -> Outgoing:
+        """React to a message. `now`: seconds of a monotonic clock."""
+
+    def tick(self, now: float) -> Outgoing:
+        """Called every 50 ms."""
+
+
+def stop_on(stop: threading.Event, *signals: int) -> None:
+    """Set `stop` when one of `signals` comes. From a thread of its own: a signal may interrupt the very `stop.wait`
+    whose lock `set` needs, and on one thread that would last for ever."""
+
+    def handle(_number: int, _frame: object) -> None:
+        threading.Thread(target=stop.set, daemon=True).start()
+
+    for number in signals:
+        signal.signal(number, handle)
+
+
+class Runner:
+    def __init__(
+        self,
+        node: Node,
+        channels: Mapping[str, Channel],
+        journal: Journal,
+        work: Callable[[float], Outgoing] | None = None,
+        turn: threading.Semaphore | None = None,
+        settle: Callable[[], None] | None = None,
+        turned: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`work`: called over and over on a thread of its own (an edge's training); yields nothing when idle.
+        `settle`: makes what the LAN has brought last (an edge's cache); the broker is told after that.
+        `turned`: called whenever the main loop has turned (heartbeat.py).
+        `turn`: held while a WAN message is handled (a device's training), where many share a machine's cores."""
+        self._node, self._channels, self._journal = node, channels, journal
+        self._work, self._turn, self._settle, self._turned = work, turn, settle, turned
+        self._stop, self._forgotten = threading.Event(), threading.Event()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop` is set or the node is done. Leaves no thread and no connection."""
+        for link, channel in self._channels.items():
+            if link == "wan":
+                channel.start(self._handle, lambda: self._node.hello(online=True), self._forget)
+            else:
+                channel.start(self._handle, settle=self._settle)
+        worker = threading.Thread(target=self._train, name="training", daemon=True)
+        if self._work is not None:
+            worker.start()
+        written, greeted = 0.0, time.monotonic()
+        try:
+            while not stop.is_set() and not self._node.done:
+                now = time.monotonic()
+                self._turned()
+                self._publish(self._node.tick(now))
+                if self._forgotten.is_set():
+                    self._forgotten.clear()
+                    self._publish(self._node.restore())
+                self._journal.catch_up()
+                if now - written > _METRICS_S:
+                    self._journal.write()
+                    written = now
+                if now - greeted > _HELLO_S:
+                    self._channels["wan"].publish(self._node.hello(online=True))
+                    greeted = now
+                stop.wait(_TICK_S)
+        finally:
+            self._stop.set()
+            if worker.is_alive():
+                worker.join(timeout=10)
+            self._channels["wan"].publish(self._node.hello(online=False))
+            for channel in self._channels.values():
+                channel.stop()
+            self._journal.write()
+
+    def _forget(self) -> None:
+        self._node.doubt()
+        self._forgotten.set()
+
+    def _handle(self, message: Message) -> None:
+        mine = self._turn if ROUTES[type(message)].link == "wan" else None
+        with mine or contextlib.nullcontext():
+            if self._stop.is_set():
+                return
+            try:
+                self._publish(self._node.handle(message, time.monotonic()))
+            except EmoError as error:
+                self._journal.problem(f"refused.{type(message).__name__}", str(error))
+
+    def _train(self) -> None:
+        assert self._work is not None
+        while not self._stop.is_set():
+            try:
+                idle = True
+                for message in self._until_stopped(self._work(time.monotonic())):
+                    idle = False
+                    if message is not None:
+                        self._send(message)
+                if idle:
+                    self._stop.wait(_TICK_S)
+            except EmoError as error:
+                self._journal.problem("training.refused", str(error))
+                self._stop.wait(1.0)
+            except Exception:
+                self._journal.count("bugs")
+                log.exception("a training step failed")
+                self._stop.wait(1.0)
+
+    def _publish(self, messages: Outgoing) -> None:
+        for message in self._until_stopped(messages):
+            if message is not None:
+                self._send(message)
+
+    def _until_stopped(self, messages: Outgoing) -> Iterator[Message | None]:
+        for message in messages:
+            yield message
+            if self._stop.is_set():
+                return
+
+    def _send(self, message: Message) -> None:
+        link = ROUTES[type(message)].link
+        if link in self._channels:
+            self._channels[link].publish(message)

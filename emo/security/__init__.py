@@ -1,0 +1,1 @@
+"""Who belongs to a fleet, what its certificates are, and what its brokers let each node do."""

@@ -1,0 +1,1 @@
+"""Messages and their bytes: frames, topics, codecs, forms of weights, and the checks that stand before each."""

@@ -1,0 +1,194 @@
+"""All that crosses a wire, as frozen dataclasses; each field is checked when a message is made.
+
+Knows fields and their bounds. Knows no bytes (frame.py), no topics (topics.py), no transport.
+`run` names one training run, so that retained messages of an earlier one are recognised.
+"""
+
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from emo.config import Form, Id, Training, Whole
+from emo.wire.codec import Packed
+
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+Round = Annotated[int, Field(ge=0, lt=2**31)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Text = Annotated[str, Field(max_length=500)]
+Facts = Annotated[
+    dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=1500)]], Field(max_length=16)
+]
+Weights = Mapping[str, np.ndarray]
+
+_CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Status:
+    """A node is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes must have alike
+    (agreement.py). `trouble`: why it cannot train at all; empty where it can."""
+
+    node: Id
+    role: Literal["device", "edge", "cloud"]
+    online: bool
+    samples: Count = 0
+    facts: Facts = field(default_factory=dict)
+    trouble: Text = ""
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class GlobalModel:
+    """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train.
+
+    It is retained, for whoever joins: so `form`, of the weights (compression.py), is one that needs no base. `fresh`:
+    let the edges have every batch of this round, whatever their intervals say.
+    """
+
+    run: Id
+    round: Round
+    devices: tuple[Id, ...]
+    training: Training
+    weights: Weights
+    form: Whole = "fp32"
+    fresh: bool = False
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Update:
+    """Device -> cloud: weights after local training, the samples behind them, mean training loss.
+
+    `form`: of the weights (compression.py); the base of a delta is the GlobalModel of this round.
+    """
+
+    run: Id
+    device: Id
+    round: Round
+    samples: Annotated[int, Field(ge=1, lt=2**24)]
+    loss: Finite | None
+    weights: Weights
+    form: Form = "fp32"
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Refused:
+    """Cloud -> device: why its update was not averaged."""
+
+    run: Id
+    device: Id
+    round: Round
+    reason: Text
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class RunState:
+    """Cloud -> edges: which run, how far. In `finishing` an edge ends its training and sends its overlay."""
+
+    run: Id
+    round: Round
+    rounds: Round
+    phase: Literal["training", "finishing", "done"]
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class GlobalHead:
+    """Cloud -> edges: the head of the model that round `round` starts from, by which an edge judges labels.
+
+    Retained, so `form` is one that needs no base. The trunk is not for who holds activations: with it they are easier to
+    turn back into images.
+    """
+
+    run: Id
+    round: Round
+    weights: Weights
+    form: Whole = "fp32"
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class OverlayWeights:
+    """Edge -> cloud: a trained overlay, with what its devices offered to the policy (`attempted`) and it let through (`sent`), in batches."""
+
+    run: Id
+    edge: Id
+    steps: Count
+    attempted: Count
+    sent: Count
+    weights: Weights
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class ActivationBatch:
+    """Device -> edge: the split layer's output (N, C, ...) and labels (N,) int32 of one fixed batch.
+
+    `version` grows with every pass over the batch, so that a receiver can tell new from doubled.
+    """
+
+    run: Id
+    edge: Id
+    device: Id
+    batch: Round
+    version: Count
+    activations: Packed
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class TapReport:
+    """Device -> edge, once a round: how many batches the run has offered to the policy, how many were let through."""
+
+    run: Id
+    edge: Id
+    device: Id
+    round: Round
+    attempted: Count
+    sent: Count
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Interval:
+    """Edge -> device: the interval that follows from `version` of `batch` (Algorithm 1)."""
+
+    run: Id
+    edge: Id
+    device: Id
+    batch: Round
+    version: Count
+    interval: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class CannotTrain:
+    """Device or edge -> cloud: why its training failed, in round `round`. It goes on living, and tries again when it is asked
+    again; the round does not wait for it."""
+
+    run: Id
+    node: Id
+    round: Round
+    reason: Text
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Unfit:
+    """Cloud -> device or edge: why it takes no part in the run."""
+
+    member: Id
+    reason: Text
+
+
+Message = (
+    Status
+    | GlobalModel
+    | Update
+    | Refused
+    | RunState
+    | OverlayWeights
+    | ActivationBatch
+    | TapReport
+    | Interval
+    | CannotTrain
+    | Unfit
+    | GlobalHead
+)

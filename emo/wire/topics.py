@@ -1,0 +1,96 @@
+"""Message type -> topic, link, QoS, retain, size limit, who sends and who reads: the brokers' ACL is made of it (acl.py).
+
+Knows names. Knows no broker. Topics of the LAN exist on an edge's own broker, those of the WAN on the
+cloud's; one broker may play both parts.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from emo.config import ID
+from emo.errors import TopicError
+from emo.wire import messages
+from emo.wire.messages import Message
+
+Link = Literal["wan", "lan"]
+Role = Literal["cloud", "edge", "device"]
+_KIB, _MIB = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Route:
+    """`topic`: its {fields} are those of the message. A retained message has its chunk's number as last level,
+    because a broker keeps one message a topic. `limit`: bytes of the whole message. Who has a role in `writers` or
+    `readers` may do so on topics with his own id in the {field} of his role, in {node} to write, in {member} to read."""
+
+    topic: str
+    link: Link
+    limit: int
+    writers: tuple[Role, ...]
+    readers: tuple[Role, ...]
+    retain: bool = False
+    qos: int = 1
+
+
+ROUTES: dict[type[Message], Route] = {
+    messages.Status: Route(
+        "wan/status/{node}", "wan", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True
+    ),
+    messages.GlobalModel: Route("wan/global", "wan", 1024 * _MIB, ("cloud",), ("device",), retain=True),
+    messages.RunState: Route("wan/state", "wan", 4 * _KIB, ("cloud",), ("edge",), retain=True),
+    messages.Update: Route("wan/update/{device}", "wan", 1024 * _MIB, ("device",), ("cloud",)),
+    messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB, ("cloud",), ("device",)),
+    messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB, ("edge",), ("cloud",)),
+    messages.ActivationBatch: Route(
+        "lan/{edge}/activation/{device}", "lan", 64 * _MIB, ("device",), ("edge",)
+    ),
+    messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",)),
+    messages.GlobalHead: Route("wan/head", "wan", 1024 * _MIB, ("cloud",), ("edge",), retain=True),
+    messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB, ("edge",), ("device",)),
+    messages.CannotTrain: Route("wan/cannot-train/{node}", "wan", 16 * _KIB, ("edge", "device"), ("cloud",)),
+    messages.Unfit: Route("wan/unfit/{member}", "wan", 16 * _KIB, ("cloud",), ("edge", "device")),
+}
+
+
+def topic(root: str, message: Message, index: int = 0) -> str:
+    """Where chunk `index` of `message` goes. Raises TopicError on an id that may not stand in a topic."""
+    route = ROUTES[type(message)]
+    name = route.topic.format_map({name: _checked(name, vars(message)[name]) for name in _fields(route)})
+    return f"{root}/{name}/{index}" if route.retain else f"{root}/{name}"
+
+
+def subscription(root: str, kind: type[Message], **ids: str) -> str:
+    """The filter for messages of `kind`; a field that is not given matches any. Raises TopicError."""
+    route = ROUTES[kind]
+    if not set(ids) <= set(_fields(route)):
+        raise TopicError(
+            f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}"
+        )
+    return rule(root, route, **ids)
+
+
+def check(root: str, name: str, message: Message, index: int) -> None:
+    """Raises TopicError when `message` came by a topic that is not its own: the topic is what the
+    broker's ACL guards, the fields are only claimed."""
+    own = topic(root, message, index)
+    if own != name:
+        raise TopicError(f"{type(message).__name__} of {own} came by {name}")
+
+
+def rule(root: str, route: Route, index: str = "+", **ids: str) -> str:
+    """The filter of an ACL: as `subscription`, of a route, with `index` of a retained message's chunk."""
+    name = route.topic.format_map({n: _checked(n, ids[n]) if n in ids else "+" for n in _fields(route)})
+    return f"{root}/{name}/{index}" if route.retain else f"{root}/{name}"
+
+
+def _fields(route: Route) -> list[str]:
+    return re.findall(r"{(\w+)}", route.topic)
+
+
+def _checked(name: str, value: str) -> str:
+    if not ID.fullmatch(value):
+        raise TopicError(
+            f"{name} {value!r} may not stand in a topic: letters, digits, '.', '_', '-', at most 64"
+        )
+    return value

@@ -1,0 +1,1 @@
+"""`emo chaos`: a fleet under faults, and the judge of what is left."""

@@ -1,0 +1,1 @@
+"""`emo demo`: all three tiers on this machine."""

@@ -1,0 +1,282 @@
+"""`emo demo`: a broker, a cloud, two edges and a fleet on this machine, as the processes that a fleet runs.
+
+Knows processes, configurations and how to add up what they report. Knows no tier's insides. Children get no
+Ctrl-C of the terminal: this process ends them, in order, whatever happens.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cloud_app.serving.client import predict
+from emo.config import Data
+from emo.data import registry
+from emo.errors import ConfigError, EmoError
+from testbed.demo.view import View, report
+from testbed.processes.broker import LocalBroker
+from testbed.processes.child import Child
+
+# By dataset: network and rounds.
+_DEFAULTS = {"digits": ("cnn", 12), "cifar10": ("vgg6", 20), "cifar100": ("mobilenet6", 20)}
+_START_S = 120.0
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error
+    pass
+
+
+class Fleet:
+    """The child processes; `check` raises when one has died, with the end of its log."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: dict[str, Child] = {}
+
+    def start(self, name: str, *args: str) -> None:
+        environ = {key: value for key, value in os.environ.items() if not key.startswith("EMO_")}
+        environ |= {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+        self._running[name] = Child([sys.executable, "-m", "emo.cli", *args], self.log(name), environ)
+
+    def log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    def poll(self, name: str) -> int | None:
+        return self._running[name].poll()
+
+    def check(self) -> None:
+        for name, process in self._running.items():
+            if process.poll() not in {None, 0}:
+                lines = self.log(name).read_text(errors="replace").splitlines()[-15:]
+                raise EmoError("\n".join([f"{name} ended with {process.poll()}; its last lines:", *lines]))
+
+    def stop(self, *names: str) -> None:
+        chosen = [self._running.pop(name) for name in names or list(self._running) if name in self._running]
+        for process in chosen:
+            process.ask()
+        for process in chosen:
+            process.stop(patience_s=20)
+
+
+def run(args: argparse.Namespace, stop: threading.Event) -> int:
+    """0 when it ran through, 130 after Ctrl-C. Raises EmoError with what went wrong in which process."""
+    started = time.monotonic()
+    with ExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="emo-demo-"))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            _run(args, stop, folder, stack, started)
+        except Interrupted:
+            print("interrupted: everything is stopped", file=sys.stderr)
+            return 130
+    return 0
+
+
+def _run(
+    args: argparse.Namespace, stop: threading.Event, folder: Path, stack: ExitStack, started: float
+) -> None:
+    args = _with_defaults(args)
+    broker = stack.enter_context(LocalBroker(folder, prefer=args.broker))
+    out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    names = _write(args, folder, out, {"host": broker.config.host, "port": broker.config.port})
+    fleet = Fleet(folder)
+    stack.callback(fleet.stop)
+    print(f"broker {broker.kind} on port {broker.config.port}; a cloud, 2 edges, {args.devices} devices")
+    fleet.start("cloud", "cloud", "--config", str(folder / "cloud.yaml"))
+    for edge in ("edge-1", "edge-2"):
+        fleet.start(edge, "edge", "--config", str(folder / f"{edge}.yaml"))
+    fleet.start("devices", "device", "--config", *(str(folder / f"{name}.yaml") for name in names))
+    with View(args.rounds) as view:
+        for event in _events(folder / "cloud" / "events.jsonl", fleet, stop):
+            if event["event"] in {"cannot_train", "unfit"}:  # the round would wait for it until it gives up
+                raise EmoError(f"{event['node']} cannot train: {event['why']}")
+            view.show(event)
+    fleet.stop("devices", "edge-1", "edge-2")
+    result = json.loads((folder / "cloud" / "result.json").read_text())
+    figures = _figures(args, folder, result, names)
+    figures["broker"] = broker.kind
+    figures["run"] = str(_keep(folder / "cloud", out / "run"))
+    url = _serve(fleet, out / "models", stop)
+    figures["prediction"] = _predict(result, out, url)
+    figures["seconds"] = round(time.monotonic() - started, 1)
+    report(figures, args)
+    if args.json:
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    if args.keep:
+        print(f"the endpoint stays at {url} until Ctrl-C")
+        while not stop.wait(0.5):
+            fleet.check()
+
+
+def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    values = vars(args).copy()
+    model, rounds = _DEFAULTS.get(args.dataset, ("cnn", 20))
+    values["model"] = args.model or model
+    values["rounds"] = rounds if args.rounds is None else args.rounds
+    if values["devices"] < 2:
+        raise ConfigError("--devices: two edges need two devices at least")
+    if values["data_dir"] is not None:
+        values["data_dir"] = values["data_dir"].resolve()
+    return argparse.Namespace(**values)
+
+
+def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, Any]) -> list[str]:
+    """The configuration files of every process; returns the devices' names. Raises DataError."""
+    source = {"name": args.dataset, "dir": args.data_dir and str(args.data_dir), "seed": args.seed}
+    train, test = registry.load(Data.model_validate(source))
+    if args.devices > len(train.labels):
+        raise ConfigError(
+            f"--devices {args.devices}: there are only {len(train.labels)} training samples to share"
+        )
+    names = [f"device-{index:02d}" for index in range(args.devices)]
+    first = max(1, round(0.4 * args.devices))  # the paper's 40 and 60 %
+    groups = {"edge-1": names[:first], "edge-2": names[first:]}
+    shared = {
+        "wan": broker,
+        "model": {
+            "name": args.model,
+            "width": args.width,
+            "norm": args.norm,
+            "input": list(test.images.shape[1:]),
+            "classes": len(test.classes),
+        },
+    }
+    files: dict[str, dict[str, Any]] = {}
+    files["cloud"] = {
+        **shared,
+        "data": source,
+        "rounds": {
+            "rounds": args.rounds,
+            "per_round": args.per_round or min(args.devices, 10),
+            "min_devices": args.devices,
+            "seed": args.seed,
+        },
+        "training": {"epochs": args.epochs, "lr": args.lr},
+        "overlays": {"edges": list(groups)},
+        "export": {"models": str(out / "models"), "name": "emo"},
+    }
+    for number, (edge, members) in enumerate(groups.items()):
+        files[edge] = {
+            **shared,
+            "lan": broker,
+            "devices": members,
+            "cache": {"dir": str(folder / edge / "cache")},
+            "overlay": {"replay_ratio": args.replay_ratio, "seed": args.seed + number},
+        }
+        for name in members:
+            index = names.index(name)
+            files[name] = {
+                **shared,
+                "lan": broker,
+                "edge": edge,
+                "data": source,
+                "tap": {"codec": args.codec},
+                "partition": {
+                    "devices": args.devices,
+                    "index": index,
+                    "alpha": args.alpha,
+                    "seed": args.seed,
+                },
+            }
+    for name, values in files.items():
+        values |= {"id": name, "state_dir": str(folder / name)}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    return names
+
+
+def _events(path: Path, fleet: Fleet, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """The cloud's events as they are written, until it has ended."""
+    at, ended = 0, False
+    while True:
+        ended = fleet.poll("cloud") is not None  # before the last read, or its last lines would be missed
+        if path.exists():
+            with path.open(encoding="utf-8") as file:
+                file.seek(at)
+                while (line := file.readline()).endswith("\n"):
+                    at = file.tell()
+                    yield json.loads(line)
+        fleet.check()
+        if ended:
+            return
+        if stop.wait(0.1):
+            raise Interrupted
+
+
+def _figures(
+    args: argparse.Namespace, folder: Path, result: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
+    counts = [json.loads((folder / name / "metrics.json").read_text()) for name in names]
+
+    def total(*keys: str) -> int:
+        return sum(count.get(key, 0) for count in counts for key in keys)
+
+    edges = result["edges"].values()
+    return {
+        "accuracy": result["accuracy"],
+        "instead": result["instead"],
+        "bytes": {
+            "fl": total("sent_bytes.Update", "sent_bytes.Status", "received_bytes.GlobalModel"),
+            "activations": total(
+                "sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"
+            ),
+            "sfl_equivalent": result["sfl_bytes"],
+        },
+        "sent_fraction": round(
+            sum(edge["sent"] for edge in edges) / max(1, sum(edge["attempted"] for edge in edges)), 4
+        ),
+        "overlay_steps": sum(edge["steps"] for edge in edges),
+        "rounds": result["rounds"],
+        "onnx": result["onnx"],
+        "options": {
+            key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")
+        },
+    }
+
+
+def _keep(state: Path, kept: Path) -> Path:
+    """What `emo export --run` needs of the cloud's folder, which does not outlive the demo."""
+    kept.mkdir(exist_ok=True)
+    for name in ("weights.npz", "run.json"):  # in the order that cloud_app/ensemble/run_archive.py keeps
+        shutil.copyfile(state / name, kept / name)
+    return kept
+
+
+def _serve(fleet: Fleet, models: Path, stop: threading.Event) -> str:
+    fleet.start("endpoint", "serve", "--models", str(models), "--port", "0")
+    until = time.monotonic() + _START_S
+    while time.monotonic() < until:
+        for line in fleet.log("endpoint").read_text(errors="replace").splitlines():
+            if line.startswith("serving ") and " at http" in line:
+                return line.rsplit(" at ", 1)[1].strip()
+        fleet.check()
+        if stop.wait(0.1):
+            raise Interrupted
+    raise EmoError(f"the endpoint did not start within {_START_S:.0f} s")
+
+
+def _predict(result: dict[str, Any], out: Path, url: str) -> dict[str, Any] | None:
+    """One request by the sample image; None for data that is no image."""
+    if result["sample"] is None:
+        return None
+    image = out / "sample.png"
+    shutil.copyfile(result["sample"]["image"], image)
+    label, probability = predict(url, "emo", image)[0]
+    return {
+        "image": str(image),
+        "label": label,
+        "probability": round(probability, 4),
+        "truth": result["sample"]["truth"],
+        "command": f"emo predict {shlex.quote(os.path.relpath(image))} --url {url}",
+    }

@@ -1,0 +1,285 @@
+"""Federated learning over a simulated fleet, with overlays (emo) or without (fl-small, fl-large).
+
+Knows a round: who trains where, which packets go to whom, what is kept until the next. The nodes are those that a
+fleet runs: the cloud's here (cloud.py), devices and edges in worker processes (worker.py).
+
+A round leaves nothing behind until it is over. So one whose worker has died is done again: the edges go on from where
+they were after the round before, and of the devices nothing has changed yet.
+
+    FOLDER/devices/ID      what a device keeps and the intervals that wait for it; of those that were ever sampled
+    FOLDER/edge-N/         edge.py
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import safetensors.numpy
+
+from emo.data.dataset import Dataset
+from emo.data.registry import must_fit
+from emo.errors import ConfigError, DataError
+from emo.models import split_network
+from emo.models.state import layout
+from emo.wire.messages import Weights
+from testbed import evaluation, nets, node_configs
+from testbed.fleet import checkpoint, worker
+from testbed.fleet.cloud import Cloud
+from testbed.fleet.edge import mirror
+from testbed.fleet.worker import Trained
+from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
+from testbed.timing import costs, estimate
+from testbed.timing.round_time import round_time, until_closed
+from testbed.timing.scenario import Scenario
+from testbed.workers import packets
+from testbed.workers.packets import Packet
+from testbed.workers.pool import Job, Pool, WorkerLost
+from testbed.workers.shared_memory import SharedData
+
+log = logging.getLogger("emo")
+
+_TRIES = 3  # of a round whose workers die
+_STATE = 1 << 30  # bytes of what one device keeps
+
+T = TypeVar("T")
+
+
+class Fleet:
+    """As plan.Method. `folder`: empty, for what does not fit in memory.
+
+    What `save` and a lost worker do not keep: in which order a cache whose `budget_mib` is full would evict, where two
+    devices hold the same number of bytes, or by fifo and lowest-loss. Without a budget nothing is lost.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        scenario: Scenario,
+        training: Dataset,
+        test: Dataset,
+        workers: int,
+        folder: Path,
+        device: str = "cpu",
+    ) -> None:
+        """`device`: torch's; on another than cpu the devices of a round train together (gpu_devices.py).
+
+        Raises ConfigError, DataError, ModelError, PartitionError on what does not fit.
+        """
+        if plan.method == "emo" and plan.overlay.budget == "time":
+            raise ConfigError(
+                "overlay.budget: `time` trains for as long as a clock says; simulate with `ratio`"
+            )
+        must_fit(training, plan.model)
+        self._plan, self._scenario, self._test, self._folder = plan, scenario, test, folder
+        self._cost, self._net = costs.of(plan.model), nets.build(plan)
+        shares = node_configs.shares(plan, training.labels)
+        self._samples = [len(rows) for rows in shares]
+        self._layout = layout(self._net, plan.model.input)
+        self._deadline_s = estimate.deadline(plan, scenario, max(self._samples))
+        self._cloud = self._at(1, split_network.weights(self._net), 0.0)
+        self._edges = range(len(plan.edges)) if plan.method == "emo" else range(0)
+        self._done = 0
+        self._open = False  # whether the workers have the edges as they were after round `_done`
+        self._devices = folder / "devices"
+        self._devices.mkdir(parents=True, exist_ok=True)
+        self._pool = Pool(worker.make, (plan, SharedData(training, shares), folder, device), workers)
+        self._together = device != "cpu"
+
+    def round(self, number: int) -> tuple[RoundWork, RoundTime]:
+        """Raises QuorumError where too few updates come, EmoError where workers die again and again."""
+        assert number == self._done + 1
+        plan, cloud = self._plan, self._cloud
+        sampled = node_configs.sampled(plan, number)
+        model, told, head = cloud.model, [*cloud.state, *cloud.head], cloud.head
+        trained, answers, steps = self._again(lambda: self._train(number, sampled, model, told))
+        drops = {device: self._scenario.drops(plan, number, device) for device in sampled}
+        work = RoundWork(
+            number,
+            tuple(
+                _work(device, trained[device], model, answers[device], drops[device]) for device in sampled
+            ),
+            loss=float(
+                np.average([trained[d].loss for d in sampled], weights=[trained[d].samples for d in sampled])
+            ),
+            attempted=sum(len(trained[device].offered.waves) for device in sampled if self._edges),
+            sent=sum(sum(map(bool, trained[device].offered.waves)) for device in sampled),
+            steps=steps,
+            heads=len(self._edges) * packets.size(head),
+        )
+        time = round_time(plan, self._scenario, work, self._cost)
+        seconds = cloud.close([(at, trained[device].update) for device, at in time.arrivals.items()])
+        for device in sampled:
+            self._keep(device, trained[device].state, answers[device])
+        self._done = number
+        if number == plan.rounds and self._edges:
+            overlays = self._again(self._finish)
+            cloud.gather(overlays)
+            work = replace(work, overlays=tuple(packets.size(sent) for sent in overlays))
+            time = replace(time, beside=round_time(plan, self._scenario, work, self._cost).beside)
+        return work, until_closed(time, seconds)
+
+    def accuracies(self) -> dict[str, float]:
+        """`head`: of the small model; `overlay-1`, ...: of each overlay on its trunk (emo)."""
+        split_network.load(self._net, self._cloud.node.weights)
+        heads = {"head": self._net.head}
+        for name, weights in self._overlays().items():
+            heads[name] = split_network.overlay(self._plan.model, 0)
+            split_network.load(heads[name], weights)
+        served = [name for name in heads if name != "head"] or ["head"]
+        found = evaluation.accuracies(self._net.trunk, heads, served, self._test)
+        return found if self._edges else {"model": found["model"]}
+
+    def weights(self) -> dict[str, Weights]:
+        """trunk and head, and with emo overlay-1, ..., one an edge."""
+        parts: dict[str, Weights] = {}
+        for part in ("trunk", "head"):
+            parts[part] = {
+                name.removeprefix(f"{part}."): array
+                for name, array in self._cloud.node.weights.items()
+                if name.startswith(f"{part}.")
+            }
+        return parts | self._overlays()
+
+    def save(self, folder: Path) -> None:
+        names = tuple(sorted(path.name for path in self._devices.iterdir()))
+        standing = checkpoint.Standing(done=self._done, now=self._cloud.now, devices=names)
+        checkpoint.write(folder, standing, self._cloud.node.weights)
+        mirror(self._devices, folder / "devices")
+        for edge in self._edges if self._done else ():
+            mirror(self._slot(edge, self._done), folder / node_configs.edge_id(edge))
+
+    def load(self, folder: Path) -> None:
+        """Raises DataError where `folder` is not what `save` has left, now or when a device or an edge is needed."""
+        standing, weights = checkpoint.read(folder, self._cloud.node.weights)
+        slots = [node_configs.edge_id(edge) for edge in self._edges if standing.done]
+        paths = [folder / name for name in slots] + [folder / "devices" / name for name in standing.devices]
+        missing = [str(path) for path in paths if not path.exists()]
+        if missing:
+            raise DataError(f"{missing[0]}: is missing; {folder} is no longer the checkpoint that it was")
+        self._cloud = self._at(standing.done + 1, weights, standing.now)
+        self._done, self._open = standing.done, False
+        mirror(folder / "devices", self._devices)
+        for edge in self._edges if self._done else ():
+            mirror(folder / node_configs.edge_id(edge), self._slot(edge, self._done))
+
+    def close(self) -> None:
+        self._pool.close()
+
+    # -- a round
+
+    def _train(
+        self, number: int, sampled: list[int], model: list[Packet], told: list[Packet]
+    ) -> tuple[dict[int, Trained], dict[int, list[Packet]], tuple[int, ...]]:
+        """What the devices did, the intervals that they are answered with, and each overlay's steps."""
+        self._pool.broadcast([worker.BEGIN, b"null", *packets.flat([model])])
+        order = sorted(sampled, key=lambda device: -self._samples[device])  # so that workers end together
+        jobs = [self._job(device) for device in order]
+        found = self._all(order, jobs) if self._together else self._pool.run([Job(job) for job in jobs])
+        trained = {device: Trained.unpack(parts) for device, parts in zip(order, found, strict=True)}
+        answers: dict[int, list[Packet]] = {device: [] for device in sampled}
+        self._open_edges()
+        asked, groups = [], [[d for d in sampled if d in group] for group in self._plan.groups()]
+        for edge in self._edges:
+            said = [
+                edge,
+                str(self._slot(edge, number)),
+                number,
+                [
+                    (node_configs.device_id(self._plan, d), len(trained[d].offered.waves))
+                    for d in groups[edge]
+                ],
+            ]
+            sent = [group for d in groups[edge] for group in trained[d].offered.groups()]
+            asked.append(self._edge_job(worker.EDGE, edge, said, packets.flat([told, *sent])))
+        steps = []
+        for edge, (count, *parts) in enumerate(self._pool.run(asked)):
+            steps.append(int(count))
+            answers |= zip(groups[edge], packets.groups(parts), strict=True)
+        return trained, answers, tuple(steps)
+
+    def _all(self, order: list[int], jobs: list[list[bytes]]) -> list[list[bytes]]:
+        """Every device's answer, out of one worker."""
+        own = [job[2:] for job in jobs]
+        said = [(device, len(parts)) for device, parts in zip(order, own, strict=True)]
+        sent = [worker.TOGETHER, json.dumps(said).encode(), *(part for parts in own for part in parts)]
+        ((sizes, *parts),) = self._pool.run([Job(sent, 0)])
+        rest = iter(parts)
+        return [list(islice(rest, size)) for size in json.loads(sizes)]
+
+    def _job(self, device: int) -> list[bytes]:
+        path = self._devices / node_configs.device_id(self._plan, device)
+        parts = packets.read(path, _STATE) if path.exists() else [b"", *packets.flat([[]])]
+        return [worker.DEVICE, str(device).encode(), *parts]
+
+    def _keep(self, device: int, state: bytes, intervals: Sequence[Packet]) -> None:
+        if state:
+            path = self._devices / node_configs.device_id(self._plan, device)
+            packets.write(path, [state, *packets.flat([intervals])])
+
+    def _finish(self) -> list[list[Packet]]:
+        self._open_edges()
+        told = packets.flat([[*self._cloud.state, *self._cloud.head]])
+        jobs = [self._edge_job(worker.FINISH, edge, edge, told) for edge in self._edges]
+        return [packets.groups(parts)[0] for parts in self._pool.run(jobs)]
+
+    def _overlays(self) -> dict[str, Weights]:
+        def ask() -> list[list[bytes]]:
+            self._open_edges()
+            return self._pool.run([self._edge_job(worker.OVERLAY, edge, edge) for edge in self._edges])
+
+        found = self._again(ask)
+        loaded = [safetensors.numpy.load(data) for (data,) in found]
+        return {f"overlay-{n}": dict(sorted(each.items())) for n, each in enumerate(loaded, 1)}
+
+    def _open_edges(self) -> None:
+        """Each in its worker, as it was after the round that was done last."""
+        if self._open:
+            return
+        slots = [str(self._slot(edge, self._done)) if self._done else "" for edge in self._edges]
+        self._pool.run([self._edge_job(worker.OPEN, edge, (edge, slots[edge])) for edge in self._edges])
+        self._open = True
+
+    def _edge_job(self, kind: bytes, edge: int, said: object, parts: Sequence[bytes] = ()) -> Job:
+        return Job([kind, json.dumps(said).encode(), *parts], edge % self._pool.workers)
+
+    def _slot(self, edge: int, number: int) -> Path:
+        return self._folder / node_configs.edge_id(edge) / str(number % 2)
+
+    def _again(self, do: Callable[[], T]) -> T:
+        """`do`, and again with new workers while some of them die."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return do()
+            except WorkerLost as error:
+                self._open = False
+                self._pool.restart()
+                if not left:
+                    raise
+                log.warning("%s: round %d is done again", error, self._done + 1)
+        raise AssertionError
+
+    def _at(self, number: int, weights: Weights, now: float) -> Cloud:
+        return Cloud(self._plan, weights, self._samples, self._deadline_s, number, now, self._layout)
+
+
+def _work(
+    device: int, trained: Trained, model: list[Packet], intervals: list[Packet], drops: bool
+) -> DeviceWork:
+    sizes = {
+        "Update": 0 if drops else packets.size(trained.update),
+        "ActivationBatch": sum(map(packets.size, trained.offered.waves)),
+        "TapReport": packets.size(trained.offered.report),
+    }
+    down = {"GlobalModel": packets.size(model), "Interval": packets.size(intervals)}
+    return DeviceWork(
+        device,
+        len(trained.offered.waves),
+        trained.samples,
+        {kind: size for kind, size in down.items() if size},
+        {kind: size for kind, size in sizes.items() if size},
+    )

@@ -1,0 +1,210 @@
+"""The channel in memory: every message goes through real frames, as over MQTT, in one fixed order.
+
+Knows topics, retained messages and wills. Knows no socket and no clock. A client that is away gets nothing but
+the retained messages when it comes back: a broker's session queue is not modelled.
+"""
+
+import contextlib
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from emo.errors import TooLarge, WireError
+from emo.journal import Journal
+from emo.runtime.channel import Handler
+from emo.runtime.outbox import Outbox
+from emo.wire import frame, topics
+from emo.wire.limits import Limits
+from emo.wire.messages import Message, Status
+from emo.wire.receiver import Receiver, matches
+
+# ruff: noqa: SLF001 - Network and MemoryChannel are one thing in two classes
+
+log = logging.getLogger("emo")
+
+# For one client or (None) all who subscribed, topic, bytes, retain.
+Packet = tuple["MemoryChannel | None", str, bytes, bool]
+
+
+class Network:
+    """`root`, `chunk`: topic prefix and largest packet in bytes, as a broker's configuration has them."""
+
+    def __init__(self, root: str = "emo", chunk: int = 256 * 1024, queue_messages: int = 64) -> None:
+        self.root, self._chunk, self._limit = root, chunk, queue_messages
+        self._here: dict[str, MemoryChannel] = {}
+        self._listeners: list[tuple[str, Callable[[str, bytes], None]]] = []
+        self._retained: dict[str, bytes] = {}
+        self._queue: deque[Packet] = deque()
+        self._change = threading.Condition()  # guards all of the above, never held while a handler runs
+        self._numbers = itertools.count(1)
+
+    def channel(
+        self,
+        client_id: str,
+        filters: list[str],
+        journal: Journal,
+        will: Status | None = None,
+        limits: Limits | None = None,
+    ) -> "MemoryChannel":
+        """A client that is away until its `start`. `limits`: how large a message may be for its node."""
+        return MemoryChannel(self, client_id, filters, journal, Outbox(self._limit, journal), will, limits)
+
+    def pump(self) -> int:
+        """Deliver everything that is queued, and what handlers publish meanwhile, on the caller's thread.
+
+        Returns the number of messages that handlers were given.
+        """
+        handled = 0
+        while True:
+            with self._change:
+                if not self._queue:
+                    return handled
+                one, name, data, retain = self._queue.popleft()
+                if retain:
+                    self._retained[name] = data
+                targets = [one] if one is not None else list(self._here.values())
+                listeners = [] if one is not None else list(self._listeners)
+            for pattern, take in listeners:
+                if matches(pattern, name):
+                    take(name, data)
+            handled += sum(target._take(name, data) for target in targets)
+
+    @contextlib.contextmanager
+    def background(self) -> Iterator[None]:
+        """Pump on a thread of its own, as a broker would; ends with the block."""
+        over = threading.Event()
+
+        def run() -> None:
+            while not over.is_set():
+                self.pump()
+                with self._change:
+                    self._change.wait_for(lambda: self._queue or over.is_set())
+
+        thread = threading.Thread(target=run, name="network", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            with self._change:
+                self._change.notify_all()
+            thread.join()
+
+    def drop(self, client_id: str) -> None:
+        """The client vanishes without a word: its will is published. Its own `start` brings it back."""
+        with self._change:
+            will = self._here.pop(client_id).will
+            if will is not None:
+                self._send(will)
+
+    def listen(self, pattern: str, take: Callable[[str, bytes], None]) -> None:
+        """From now on `take` gets every packet that is published on a topic under `pattern`, as it is."""
+        with self._change:
+            self._listeners.append((pattern, take))
+
+    def inject(self, name: str, data: bytes) -> None:
+        """Any bytes on any topic, as a stranger could publish them."""
+        self._enqueue([(None, name, data, False)])
+
+    # -- for MemoryChannel
+
+    def _join(self, channel: "MemoryChannel") -> None:
+        with self._change:
+            self._here[channel.client_id] = channel
+            self._enqueue([(channel, name, data, False) for name, data in sorted(self._retained.items())])
+
+    def _leave(self, channel: "MemoryChannel") -> None:
+        with self._change:
+            self._here.pop(channel.client_id, None)
+
+    def _has(self, channel: "MemoryChannel") -> bool:
+        return self._here.get(channel.client_id) is channel
+
+    def _send(self, message: Message) -> int:
+        # Returns bytes as a broker counts them. Split first: a message goes whole or not at all.
+        number = next(self._numbers).to_bytes(8, "little")
+        frames = list(frame.split(message, number, self._chunk, topics.ROUTES[type(message)].limit))
+        names = [topics.topic(self.root, message, index) for index in range(len(frames))]
+        retain = topics.ROUTES[type(message)].retain
+        self._enqueue([(None, name, data, retain) for name, data in zip(names, frames, strict=True)])
+        return sum(map(len, frames)) + sum(map(len, names))
+
+    def _enqueue(self, packets: list[Packet]) -> None:
+        with self._change:
+            self._queue.extend(packets)
+            self._change.notify_all()
+
+
+class MemoryChannel:
+    """The port of emo.runtime.channel on a Network; its handler runs inside `pump`."""
+
+    def __init__(
+        self,
+        network: Network,
+        client_id: str,
+        filters: list[str],
+        journal: Journal,
+        outbox: Outbox,
+        will: Status | None,
+        limits: Limits | None,
+    ) -> None:
+        self.client_id, self.will = client_id, will
+        self._network, self._filters, self._journal, self._outbox = network, filters, journal, outbox
+        self._handler: Handler = lambda _message: None
+        self._settle: Callable[[], None] = lambda: None
+        self._receiver = Receiver[None](network.root, journal, limits=limits)
+
+    def start(
+        self,
+        handler: Handler,
+        hello: Callable[[], Message | None] = lambda: None,
+        lost: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] | None = None,
+    ) -> None:
+        del lost  # this network forgets nobody
+        self._handler, self._settle = handler, settle or self._settle
+        with self._network._change:
+            self._network._join(self)
+            first = hello()
+            if first is not None:
+                self._outbox.put(first)
+            while (message := self._outbox.get(0)) is not None:
+                self._send(message)
+                self._outbox.done()
+
+    def publish(self, message: Message) -> bool:
+        """Encoded at once while connected, queued in the outbox otherwise."""
+        with self._network._change:
+            return self._send(message) if self._network._has(self) else self._outbox.put(message)
+
+    def stop(self, drain_s: float = 5.0) -> None:
+        """What was published is in the network already and waits for the next `pump`."""
+        del drain_s
+        self._network._leave(self)
+
+    def _send(self, message: Message) -> bool:
+        name = type(message).__name__
+        try:
+            size = self._network._send(message)
+        except (TooLarge, WireError) as error:
+            self._journal.problem("messages.refused", f"{name} cannot be sent: {error}")
+            return False
+        self._journal.count(f"sent_bytes.{name}", size)
+        self._journal.count(f"sent.{name}")
+        return True
+
+    def _take(self, name: str, data: bytes) -> int:
+        if not self._network._has(self) or not any(matches(each, name) for each in self._filters):
+            return 0
+        message, _ = self._receiver.take(name, data, None)
+        if message is None:
+            return 0
+        try:
+            self._handler(message)
+            self._settle()
+        except Exception:
+            self._journal.count("bugs")
+            log.exception("%s: could not handle a %s", self.client_id, type(message).__name__)
+        return 1

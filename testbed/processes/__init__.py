@@ -1,0 +1,1 @@
+"""A broker of our own, and child processes that end with us."""

@@ -1,0 +1,1 @@
+"""`emo simulate` and `emo compare`: plans, runs and their folders."""

@@ -1,0 +1,1 @@
+"""When a round's work would be done: scenarios, costs, a virtual clock."""

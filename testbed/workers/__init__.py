@@ -1,0 +1,1 @@
+"""Worker processes of the testbed, and what they share."""

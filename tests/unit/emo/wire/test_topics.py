@@ -1,0 +1,89 @@
+"""The table of topics: complete, safe against ids, and each message falls under its own filter only."""
+
+import pytest
+from hypothesis import given
+from samples import any_message, examples
+
+from emo.errors import TopicError
+from emo.wire import frame, messages, topics
+from emo.wire.receiver import matches
+
+BAD_IDS = ["", "/", "+", "#", "a/b", "a+", "a#", "$SYS", "a\n", "\n", "a\0", "ä", "a" * 65, ".", "-a", "a b"]
+
+
+def test_the_table_covers_every_kind():
+    assert set(topics.ROUTES) == set(frame.KINDS)
+    for kind, route in topics.ROUTES.items():
+        assert set(topics._fields(route)) <= set(kind.__dataclass_fields__)
+        assert route.topic.startswith(f"{route.link}/")
+        assert route.qos == 1
+
+
+def test_numbers_on_the_wire_never_change():
+    # A number is an index of KINDS: append only, or devices of an older version misread.
+    assert [kind.__name__ for kind in frame.KINDS] == [
+        "Status",
+        "GlobalModel",
+        "Update",
+        "Refused",
+        "RunState",
+        "OverlayWeights",
+        "ActivationBatch",
+        "TapReport",
+        "Interval",
+        "CannotTrain",
+        "Unfit",
+        "GlobalHead",
+    ]
+
+
+@given(any_message)
+def test_a_message_falls_under_its_own_filter_and_no_other(message):
+    for index in (0, 7):
+        name = topics.topic("emo", message, index)
+        assert [kind for kind in frame.KINDS if matches(topics.subscription("emo", kind), name)] == [
+            type(message)
+        ]
+        assert not matches(topics.subscription("other", type(message)), name)
+        assert not {"+", "#"} & set(name)
+
+
+def test_a_filter_can_name_some_of_the_ids():
+    kind = messages.ActivationBatch
+    assert topics.subscription("emo", kind) == "emo/lan/+/activation/+"
+    assert topics.subscription("emo", kind, edge="e1") == "emo/lan/e1/activation/+"
+    assert topics.subscription("emo", kind, edge="e1", device="d1") == "emo/lan/e1/activation/d1"
+    assert topics.subscription("emo", messages.GlobalModel) == "emo/wan/global/+"
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_ids_that_may_not_stand_in_a_topic(bad):
+    with pytest.raises(TopicError, match="may not stand in a topic"):
+        topics.subscription("emo", messages.Update, device=bad)
+    update = next(message for message in examples() if isinstance(message, messages.Update))
+    object.__setattr__(update, "device", bad)  # as if the check of messages.py were not there
+    with pytest.raises(TopicError):
+        topics.topic("emo", update)
+
+
+@pytest.mark.parametrize("message", examples(), ids=lambda message: type(message).__name__)
+def test_a_message_must_come_by_its_own_topic(message):
+    own = topics.topic("emo", message, 2)
+    topics.check("emo", own, message, 2)
+    for wrong in (own + "x", own.replace("emo/", "emu/", 1), own + "/0", own.rpartition("/")[0], ""):
+        with pytest.raises(TopicError):
+            topics.check("emo", wrong, message, 2)
+    if topics.ROUTES[type(message)].retain:
+        with pytest.raises(TopicError):
+            topics.check("emo", own, message, 3)
+
+
+def test_a_device_cannot_speak_for_another():
+    update = next(message for message in examples() if isinstance(message, messages.Update))
+    with pytest.raises(TopicError, match="dev-1 came by emo/wan/update/dev-2"):
+        topics.check("emo", "emo/wan/update/dev-2", update, 0)
+
+
+def test_a_filter_with_an_unknown_field_is_refused():
+    with pytest.raises(TopicError):
+        topics.subscription("emo", messages.Update, edge="e1")
