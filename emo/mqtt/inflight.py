@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 
 from emo.journal import Journal
-from emo.runtime.channel import droppable, key
 from emo.wire.messages import Message
-from emo.wire.topics import ROUTES
+from emo.wire.topics import ROUTES, key
 
 _NO_SUBSCRIBER, _FAILURE = 0x10, 0x80  # MQTT 5, 3.4.2.1
 _AGAIN_S = 3.0
@@ -77,10 +76,10 @@ class Flight:
             return not self._reserved
 
     def _arrived(self, message: Message, reason: int) -> None:
-        name = type(message).__name__
+        name, route = type(message).__name__, ROUTES[type(message)]
         with self._change:
             self._reserved -= 1
-            if reason == _NO_SUBSCRIBER and not (ROUTES[type(message)].retain or droppable(message)):
+            if reason == _NO_SUBSCRIBER and not (route.retain or route.droppable):
                 # The broker threw it away. Whoever it is for is on its way back, after the broker's restart, say.
                 self._again[key(message)] = (time.monotonic() + _AGAIN_S, message)
             self._change.notify_all()

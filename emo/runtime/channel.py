@@ -32,14 +32,3 @@ class Channel(Protocol):
 
     def stop(self, drain_s: float = 5.0) -> None:
         """Send what is queued, for at most `drain_s`, then let go of everything."""
-
-
-def key(message: Message) -> tuple[str, ...]:
-    """What a newer message replaces while both are still queued: the older version of the same thing."""
-    names = ("node", "member", "device", "edge", "batch")
-    return (type(message).__name__, *(str(vars(message)[n]) for n in names if n in vars(message)))
-
-
-def droppable(message: Message) -> bool:
-    """True for what the run can do without: a queue that is full gives these up first."""
-    return type(message).__name__ in {"ActivationBatch", "TapReport", "Interval"}

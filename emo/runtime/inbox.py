@@ -1,7 +1,7 @@
 """What has arrived and is not handled yet: bounded in bytes, newest version only, each sender in its turn.
 
 Knows keys, senders and sizes. Knows no transport; one thread puts, one gets. Of what the run can do without
-(`channel.droppable`) the older version of the same thing goes (`inbox.superseded.KIND`), and a sender's own oldest once
+(droppable in topics.py) the older version of the same thing goes (`inbox.superseded.KIND`), and a sender's own oldest once
 it holds more than a quarter, or the most of a full box (`inbox.dropped.KIND`): a device that floods crowds out itself.
 For the rest who puts has to wait.
 """
@@ -12,8 +12,8 @@ from collections import Counter, OrderedDict
 from typing import Generic, TypeVar
 
 from emo.journal import Journal
-from emo.runtime.channel import droppable, key
 from emo.wire.messages import GlobalModel, Message
+from emo.wire.topics import ROUTES, key
 
 Token = TypeVar("Token")
 _COST = 1000  # of a message beside its bytes
@@ -44,7 +44,7 @@ class Inbox(Generic[Token]):
         until, size = time.monotonic() + wait_s, size + _COST
         with self._change:
             sender, name, tokens = _sender(message), key(message), list(tokens)
-            lossy = droppable(message)
+            lossy = ROUTES[type(message)].droppable
             if not (lossy or isinstance(message, GlobalModel)):
                 self._number += 1
                 name = (str(self._number),)
@@ -103,7 +103,7 @@ class Inbox(Generic[Token]):
     def _drop(self, sender: str, but: tuple[str, ...], tokens: list[Token]) -> bool:
         """The oldest of `sender` that may go, unless it is `but`; its tokens join `tokens`. False where there is none."""
         for name, (message, _, _) in self._items.get(sender, OrderedDict()).items():
-            if name != but and droppable(message):
+            if name != but and ROUTES[type(message)].droppable:
                 tokens += self._take(sender, name)[1]
                 self._journal.count(f"inbox.dropped.{type(message).__name__}")
                 return True

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from emo.journal import Journal
-from emo.runtime.channel import droppable, key
 from emo.wire.codec import Packed
 from emo.wire.messages import Message
+from emo.wire.topics import ROUTES, key
 
 _COST = 1000  # of a message without its arrays
 
@@ -76,7 +76,8 @@ class Outbox:
 
     def _make_room(self, size: int) -> None:
         while len(self._items) >= self._limit or self._held + size > self._memory:
-            victim = next((name for name, (held, _) in self._items.items() if droppable(held)), None)
+            droppable = (name for name, (held, _) in self._items.items() if ROUTES[type(held)].droppable)
+            victim = next(droppable, None)
             if victim is None:
                 return
             self._pop(victim)

@@ -1,7 +1,7 @@
-"""Message type -> topic, link, QoS, retain, size limit, who sends and who reads: the brokers' ACL is made of it (acl.py).
+"""The table of routes: for each kind of message its topic, link, size limit, who sends and who reads it, and what queues may
+drop. The brokers' ACL (acl.py) is made from it.
 
-Knows names. Knows no broker. Topics of the LAN exist on an edge's own broker, those of the WAN on the
-cloud's; one broker may play both parts.
+LAN topics exist on an edge's own broker, WAN topics on the cloud's; one broker may play both parts.
 """
 
 import re
@@ -20,9 +20,11 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Route:
-    """`topic`: its {fields} are those of the message. A retained message has its chunk's number as last level,
-    because a broker keeps one message a topic. `limit`: bytes of the whole message. Who has a role in `writers` or
-    `readers` may do so on topics with his own id in the {field} of his role, in {node} to write, in {member} to read."""
+    """`topic`: its {fields} are fields of the message. A retained message has its chunk's number as the last level,
+    because a broker keeps one message a topic. `limit`: bytes of the whole message. A node whose role is in `writers` or
+    `readers` may write or read topics with its own id in the {field} of its role, in {node} to write, in {member} to read.
+    `key`: fields that, with those of the topic, name one thing: in a queue a newer message replaces an older one of the
+    same. `droppable`: the run can do without it, so a full queue gives it up first."""
 
     topic: str
     link: Link
@@ -30,6 +32,8 @@ class Route:
     writers: tuple[Role, ...]
     readers: tuple[Role, ...]
     retain: bool = False
+    key: tuple[str, ...] = ()
+    droppable: bool = False
     qos: int = 1
 
 
@@ -43,14 +47,36 @@ ROUTES: dict[type[Message], Route] = {
     messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB, ("cloud",), ("device",)),
     messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB, ("edge",), ("cloud",)),
     messages.ActivationBatch: Route(
-        "lan/{edge}/activation/{device}", "lan", 64 * _MIB, ("device",), ("edge",)
+        "lan/{edge}/activation/{device}",
+        "lan",
+        64 * _MIB,
+        ("device",),
+        ("edge",),
+        key=("batch",),
+        droppable=True,
     ),
-    messages.TapReport: Route("lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",)),
+    messages.TapReport: Route(
+        "lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",), droppable=True
+    ),
     messages.GlobalHead: Route("wan/head", "wan", 1024 * _MIB, ("cloud",), ("edge",), retain=True),
-    messages.Interval: Route("lan/{edge}/interval/{device}", "lan", 4 * _KIB, ("edge",), ("device",)),
+    messages.Interval: Route(
+        "lan/{edge}/interval/{device}",
+        "lan",
+        4 * _KIB,
+        ("edge",),
+        ("device",),
+        key=("batch",),
+        droppable=True,
+    ),
     messages.CannotTrain: Route("wan/cannot-train/{node}", "wan", 16 * _KIB, ("edge", "device"), ("cloud",)),
     messages.Unfit: Route("wan/unfit/{member}", "wan", 16 * _KIB, ("cloud",), ("edge", "device")),
 }
+
+
+def key(message: Message) -> tuple[str, ...]:
+    """Kind and ids: of messages with the same key a queue keeps only the newest."""
+    route = ROUTES[type(message)]
+    return (type(message).__name__, *(str(vars(message)[name]) for name in (*_fields(route), *route.key)))
 
 
 def topic(root: str, message: Message, index: int = 0) -> str:

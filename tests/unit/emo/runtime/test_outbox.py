@@ -4,13 +4,11 @@ import threading
 import time
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from samples import examples, same
+from samples import same
 
 from emo.journal import Journal
-from emo.runtime import channel
 from emo.runtime.outbox import Outbox
 from emo.wire import messages
 from emo.wire.codec import Packed
@@ -219,12 +217,6 @@ def test_many_threads_lose_nothing_and_never_exceed_the_limit():
     reader.join(5)
     assert len(got) == sum(accepted)
     assert journal.counts["outbox.full"] == 1200 - sum(accepted)
-
-
-@pytest.mark.parametrize("message", examples(), ids=lambda message: type(message).__name__)
-def test_what_may_be_lost_is_what_the_run_can_do_without(message):
-    lossy = {messages.ActivationBatch, messages.TapReport, messages.Interval}
-    assert channel.droppable(message) == (type(message) in lossy)
 
 
 def test_going_offline_replaces_being_online():

@@ -14,9 +14,21 @@ BAD_IDS = ["", "/", "+", "#", "a/b", "a+", "a#", "$SYS", "a\n", "\n", "a\0", "ä
 def test_the_table_covers_every_kind():
     assert set(topics.ROUTES) == set(frame.KINDS)
     for kind, route in topics.ROUTES.items():
-        assert set(topics._fields(route)) <= set(kind.__dataclass_fields__)
+        assert {*topics._fields(route), *route.key} <= set(kind.__dataclass_fields__)
         assert route.topic.startswith(f"{route.link}/")
         assert route.qos == 1
+
+
+def test_what_may_be_lost_is_what_the_run_can_do_without():
+    lossy = {messages.ActivationBatch, messages.TapReport, messages.Interval}
+    assert {kind for kind, route in topics.ROUTES.items() if route.droppable} == lossy
+
+
+def test_a_newer_message_replaces_the_older_of_the_same_thing_only():
+    ids = {"node", "member", "device", "edge", "batch"}
+    for message in examples():
+        same = {name: value for name, value in vars(message).items() if name in ids}
+        assert sorted(topics.key(message)[1:]) == sorted(str(value) for value in same.values())
 
 
 def test_numbers_on_the_wire_never_change():
