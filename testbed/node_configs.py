@@ -1,7 +1,4 @@
-"""What a plan is to each of its nodes: ids, configurations, shares of the data, who is sampled.
-
-Knows plans and configurations. Knows no process, no network and no weights.
-"""
+"""What a plan means for each of its nodes: id, configuration, network, share of the data, and who is sampled."""
 
 from pathlib import Path
 
@@ -13,6 +10,8 @@ from emo.data import partition
 from emo.data.batches import FixedBatches
 from emo.data.dataset import Dataset
 from emo.errors import PartitionError
+from emo.models import split_network
+from emo.models.split_network import SplitNetwork
 from testbed.plan import Plan
 
 Rows = NDArray[np.int64]
@@ -28,6 +27,15 @@ def device_id(plan: Plan, device: int) -> str:
 def edge_id(edge: int) -> str:
     """Edges are counted from 0 in code, from 1 in what people read."""
     return f"edge-{edge + 1}"
+
+
+def network(plan: Plan) -> SplitNetwork:
+    """What a device trains, before the first round: the same trunk for all methods of one seed; in fl-large, sfl-cloud and
+    sfl-edge the overlay stands in the head's place (the paper's "FL-Large"), split or not. Raises ModelError."""
+    net = split_network.network(plan.model, plan.seed)
+    if plan.method in {"fl-small", "emo"}:
+        return net
+    return SplitNetwork(net.trunk, split_network.overlay(plan.model, plan.seed))
 
 
 def sampled(plan: Plan, number: int) -> list[int]:

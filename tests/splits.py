@@ -6,7 +6,7 @@ from emo.config import Data, Model, Training
 from emo.data import registry
 from emo.local_sgd import train
 from emo.models import split_network
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.plan import Plan
 
 MODEL = Model(name="cnn", width=0.5)
@@ -32,7 +32,7 @@ def batches(settings, device):
 
 def whole(settings, start, number, device):
     """The device's weights after a round of the network in one piece: FL-Large."""
-    net = nets.build(settings)
+    net = node_configs.network(settings)
     split_network.load(net, start)
     mine = batches(settings, device)
     for epoch in range(settings.training.epochs):

@@ -26,6 +26,7 @@ from emo.errors import ExportError
 from emo.wire.compression import Weights
 
 R = TypeVar("R", bound=BaseModel)
+A = TypeVar("A", bound=Weights)
 _JSON = 16 << 20  # bytes
 _ARRAYS = 100_000
 
@@ -96,12 +97,19 @@ def read(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     )
 
 
+def members_named(method: str, parts: Mapping[str, A]) -> dict[str, A]:
+    """The `parts` of a simulated run by the names of a cloud's: FL of the large network and split learning have the overlay
+    where the small network has its head."""
+    named = dict(parts)
+    if method not in {"emo", "fl-small"} and HEAD in named:
+        named[f"{OVERLAY}{method}"] = named.pop(HEAD)
+    return named
+
+
 def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     found = _json(_Plan, folder / "plan.json")
-    plan, parts = found.plan, _parts(folder / "weights.npz")
-    # FL of the large network and split learning have the overlay where the small network has its head.
-    if plan.method not in {"emo", "fl-small"} and HEAD in parts:
-        parts[f"{OVERLAY}{plan.method}"] = parts.pop(HEAD)
+    plan = found.plan
+    parts = members_named(plan.method, _parts(folder / "weights.npz"))
     record = Record(
         emo=found.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data
     )

@@ -27,7 +27,7 @@ from emo.errors import ConfigError, DataError
 from emo.models import split_network
 from emo.models.state import layout
 from emo.wire.messages import Weights
-from testbed import evaluation, nets, node_configs
+from testbed import evaluation, node_configs
 from testbed.fleet import checkpoint, worker
 from testbed.fleet.cloud import Cloud
 from testbed.fleet.edge import mirror
@@ -76,7 +76,7 @@ class Fleet:
             )
         must_fit(training, plan.model)
         self._plan, self._scenario, self._test, self._folder = plan, scenario, test, folder
-        self._cost, self._net = costs.of(plan.model), nets.build(plan)
+        self._cost, self._net = costs.of(plan.model), node_configs.network(plan)
         shares = node_configs.shares(plan, training.labels)
         self._samples = [len(rows) for rows in shares]
         self._layout = layout(self._net, plan.model.input)

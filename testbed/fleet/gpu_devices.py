@@ -18,7 +18,7 @@ from emo.data.batches import Batch, FixedBatches
 from emo.models import split_network
 from emo.wire.compression import restore, shrink
 from emo.wire.messages import GlobalModel, Interval, Update, Weights
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet.edge import Offered
 from testbed.fleet.vmap_sgd import Stack, Step
 from testbed.plan import Plan
@@ -54,7 +54,7 @@ class Together:
         """Raises ModelError."""
         self._plan, self._data, self._device = plan, data, torch.device(device)
         self._dataset = data.dataset()
-        net = nets.build(plan)
+        net = node_configs.network(plan)
         self._like = split_network.weights(net)
         self._stack = Stack(net, device)
         self._held: dict[int, _Share] = {}

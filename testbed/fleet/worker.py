@@ -30,7 +30,7 @@ from device_app.node import DeviceNode
 from emo.errors import ModelError, WireError
 from emo.journal import Journal
 from emo.wire.messages import ActivationBatch, CannotTrain, GlobalModel, TapReport, Update
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet.edge import Edge, Offered
 from testbed.fleet.gpu_devices import Sampled, Together
 from testbed.plan import Plan
@@ -77,7 +77,7 @@ class Worker:
         """Raises ModelError, DataError."""
         self._plan, self._shared, self._folder = plan, data, folder
         self._limits = threadpool_limits(1, "blas")  # numpy would take every core to compare activations
-        self._dataset, self._net = data.dataset(), nets.build(plan)
+        self._dataset, self._net = data.dataset(), node_configs.network(plan)
         self._model: GlobalModel | None = None
         self._edges: dict[int, Edge] = {}
         self._torch_device = device

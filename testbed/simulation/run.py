@@ -19,7 +19,7 @@ from emo.data import registry
 from emo.data.dataset import Dataset
 from emo.errors import ConfigError
 from emo.models import split_network
-from testbed import node_configs, served, units
+from testbed import evaluation, node_configs, units
 from testbed.fleet.fleet import Fleet
 from testbed.plan import Method, Plan
 from testbed.simulation import run_folder
@@ -95,7 +95,7 @@ def run(
     training, test = registry.load(plan.data)
     check(plan, scenario, training, device)
     if onnx is not None:
-        served.tried(plan, test, onnx)
+        evaluation.try_export(plan, test, onnx)
     here = _begin(plan, scenario, out, device, resume)
     if here.result is None:
         for line in here.header.assumptions:
@@ -105,7 +105,7 @@ def run(
                 return None
             here.finish(method.weights())
     if onnx is not None:
-        report = served.export(plan, here.weights(), test, onnx)
+        report = evaluation.export(plan, here.weights(), test, onnx)
         say(f"exported to {onnx}, {report.bytes:,} bytes, off from torch by {report.max_error:.1g} at most")
     return here
 

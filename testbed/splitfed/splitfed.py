@@ -24,7 +24,7 @@ from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.wire import frame
 from emo.wire.messages import GlobalModel, OverlayWeights, Update, Weights
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.splitfed import worker
 from testbed.splitfed.halves import RUN, half, joined
@@ -62,7 +62,7 @@ class Split:
         del folder  # all of it fits in memory
         self._plan, self._scenario, self._test = plan, scenario, test
         self._at_edge = plan.method == "sfl-edge"
-        self._net = nets.build(plan)
+        self._net = node_configs.network(plan)
         self._weights: Weights = split_network.weights(self._net)
         self._done = 0
         self._cost = costs.of(plan.model)

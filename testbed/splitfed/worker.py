@@ -13,7 +13,7 @@ import torch
 
 from emo.wire import frame
 from emo.wire.messages import GlobalModel
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.plan import Plan
 from testbed.splitfed.halves import Halves
 from testbed.workers.pool import Parts
@@ -25,7 +25,7 @@ BEGIN, TRAIN = b"begin", b"train"
 def make(plan: Plan, data: SharedData, device: str) -> Callable[[list[bytes]], Parts]:
     """The handler of one process. Raises ModelError."""
     torch.set_num_threads(1)
-    halves, dataset = Halves(nets.build(plan), device), data.dataset()
+    halves, dataset = Halves(node_configs.network(plan), device), data.dataset()
     start: GlobalModel | None = None
 
     def handle(parts: list[bytes]) -> Parts:

@@ -29,7 +29,7 @@ from emo.wire.messages import (
     Update,
 )
 from emo.wire.topics import subscription
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet.fleet import Fleet
 from testbed.plan import Plan
 from testbed.timing import scenario
@@ -91,7 +91,7 @@ def over_mqtt(plan, folder, training, broker):
         for number, rows in enumerate(shares):
             config = node_configs.device(plan, number)
             batches = node_configs.batches(plan, training, rows)
-            node = DeviceNode(config, training, Journal(), nets.build(plan), batches)
+            node = DeviceNode(config, training, Journal(), node_configs.network(plan), batches)
             wan = [subscription(root, GlobalModel), subscription(root, Refused, device=config.id)]
             channels = {"wan": channel(f"{config.id}-wan", *wan, will=node.hello(online=False))}
             if config.edge is not None:
@@ -111,7 +111,7 @@ def over_mqtt(plan, folder, training, broker):
         cloud = CloudNode(
             node_configs.cloud(plan, 60, 120),
             "simulation",
-            split_network.weights(nets.build(plan)),
+            split_network.weights(node_configs.network(plan)),
             Journal(),
         )
         filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]

@@ -20,7 +20,7 @@ from emo.journal import Journal
 from emo.models import split_network
 from emo.models.layers import Parts
 from emo.wire.messages import ActivationBatch, GlobalModel, Update
-from testbed import nets
+from testbed import node_configs
 from testbed.fleet.vmap_sgd import Stack
 from testbed.splitfed.halves import Halves
 
@@ -150,9 +150,9 @@ def test_what_draws_nothing_waits_for_nobody():
 
 def test_split_in_two_it_draws_as_in_one_piece():
     settings = plan("sfl-cloud", model=spec("dropout", 10))
-    net = nets.build(settings)
+    net = node_configs.network(settings)
     start = GlobalModel("run", 3, ("d",), settings.training, split_network.weights(net))
-    halves = Halves(nets.build(settings)).round(start, batches(settings, 0), "d", "cloud")
+    halves = Halves(node_configs.network(settings)).round(start, batches(settings, 0), "d", "cloud")
     config = DeviceConfig(id="d", model=settings.model, batch_size=settings.batch_size)
     training, _ = registry.load(Data())
     node = DeviceNode(config, training, Journal(), net, batches(settings, 0))

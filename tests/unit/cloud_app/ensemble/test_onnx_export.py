@@ -146,7 +146,11 @@ def test_float_images_and_an_opset(tmp_path):
         ),
         (Squeezed(3, 2), ["a", "b"], "not one image alone"),
         (Frozen(3, 2), ["a", "b"], "does not run at batch 1"),
-        (Branching(3, 2), ["a", "b"], r"cannot export.*guard on.*test_export.py, line \d+: if float\(self"),
+        (
+            Branching(3, 2),
+            ["a", "b"],
+            r"cannot export.*guard on.*test_onnx_export.py, line \d+: if float\(self",
+        ),
     ],
 )
 def test_what_cannot_be_trusted_leaves_the_old_file_alone(tmp_path, head, labels, why):

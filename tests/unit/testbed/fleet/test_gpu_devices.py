@@ -8,7 +8,7 @@ from emo.data import registry
 from emo.errors import CodecError, ModelError
 from emo.models import split_network
 from emo.wire.messages import GlobalModel, Interval
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet import worker
 from testbed.fleet.gpu_devices import Sampled, Together
 from testbed.fleet.worker import Trained
@@ -42,7 +42,7 @@ def shared(settings):
 
 def opened(settings, number, **changes):
     ids = tuple(node_configs.device_id(settings, each) for each in NUMBERS)
-    values = {"weights": split_network.weights(nets.build(settings)), "fresh": False}
+    values = {"weights": split_network.weights(node_configs.network(settings)), "fresh": False}
     values |= changes
     return GlobalModel("run", number, ids, settings.training, values["weights"], fresh=values["fresh"])
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from samples import any_message, examples, same
 
 from emo.errors import DataError, PartitionError, WireError
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet.edge import mirror
 from testbed.plan import Plan
 from testbed.workers import packets
@@ -50,7 +50,7 @@ def test_ids_are_in_the_order_of_the_devices(devices):
 
 
 def test_the_methods_of_a_seed_begin_with_the_same_trunk():
-    built = {method: nets.build(plan(method=method)) for method in ("fl-small", "fl-large", "emo")}
+    built = {method: node_configs.network(plan(method=method)) for method in ("fl-small", "fl-large", "emo")}
     first = {name: value.numpy().tobytes() for name, value in built["fl-small"].trunk.state_dict().items()}
     for net in built.values():
         assert {name: value.numpy().tobytes() for name, value in net.trunk.state_dict().items()} == first

@@ -14,7 +14,7 @@ from emo.models.split_network import SplitNetwork
 from emo.wire import frame, topics
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch, GlobalModel
-from testbed import nets
+from testbed import node_configs
 from testbed.splitfed.halves import Halves, half
 from testbed.splitfed.wire import Wire
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_halves_train_to_the_bit_like_the_whole(norm, momentum):
     training = Training(lr=0.05, momentum=momentum, epochs=2)
     settings = plan(model=MODEL.model_copy(update={"norm": norm}), training=training)
-    net = nets.build(settings)
+    net = node_configs.network(settings)
     start = split_network.weights(net)
     halves = Halves(net)
     for device in (0, 1):  # nothing of the first is left for the second
@@ -38,7 +38,7 @@ def test_halves_train_to_the_bit_like_the_whole(norm, momentum):
 
 def test_what_trains_is_what_has_crossed(monkeypatch):
     settings, carry = plan(), Wire.carry
-    start = split_network.weights(nets.build(settings))
+    start = split_network.weights(node_configs.network(settings))
 
     def run(change):
         def changed(wire, message):
@@ -47,7 +47,11 @@ def test_what_trains_is_what_has_crossed(monkeypatch):
 
         monkeypatch.setattr(Wire, "carry", changed)
         message = GlobalModel("run", 1, (), settings.training, start)
-        return Halves(nets.build(settings)).round(message, batches(settings, 0), "d0", "cloud").update.weights
+        return (
+            Halves(node_configs.network(settings))
+            .round(message, batches(settings, 0), "d0", "cloud")
+            .update.weights
+        )
 
     def nothing(batch):
         zero = Packed(0 * batch.activations.array(1 << 20))
@@ -64,7 +68,7 @@ def test_what_trains_is_what_has_crossed(monkeypatch):
 
 def test_bytes_are_those_of_the_frames():
     settings = plan(training=Training(lr=1e-9))
-    net = nets.build(settings)
+    net = node_configs.network(settings)
     start = split_network.weights(net)
     done = Halves(net).round(
         GlobalModel("run", 1, ("device-0",), settings.training, start),

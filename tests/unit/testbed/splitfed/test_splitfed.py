@@ -10,7 +10,7 @@ from emo.config import Data, Model, Training
 from emo.data import registry
 from emo.errors import DataError, QuorumError
 from emo.models import split_network
-from testbed import nets, node_configs
+from testbed import node_configs
 from testbed.fleet.fleet import Fleet
 from testbed.splitfed.halves import half, joined
 from testbed.splitfed.splitfed import Split
@@ -50,7 +50,7 @@ def method(settings, folder, where=PAPER):
 
 
 def fl_large(settings, rounds, where=PAPER):
-    weights = split_network.weights(nets.build(settings))
+    weights = split_network.weights(node_configs.network(settings))
     for number in range(1, rounds + 1):
         total = exact_mean.init(weights)
         for device in node_configs.sampled(settings, number):
@@ -96,7 +96,7 @@ def test_sfl_cloud_and_fl_large_of_the_testbed_end_with_the_same_bits(ran):
 
 def test_sfl_edge_is_fedavg_of_the_whole_network_within_rounding(ran):
     expected = fl_large(plan(), 3)
-    start = split_network.weights(nets.build(plan()))
+    start = split_network.weights(node_configs.network(plan()))
     for name, array in ran["sfl-edge"][0].items():
         moved = np.abs(expected[name] - start[name]).max()
         np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-3 * moved, err_msg=name)

@@ -8,9 +8,9 @@ from torch import nn
 
 from emo.data import registry
 from emo.data.batches import tensors
-from emo.errors import ExportError, ModelError
+from emo.errors import ExportError
 from emo.models import split_network
-from testbed import nets, served
+from testbed import evaluation, node_configs
 from testbed.simulation import run as simulate
 from testbed.timing import scenario
 
@@ -23,8 +23,8 @@ def parts_of(net, **more):
 
 @pytest.mark.parametrize("method", ["fl-small", "fl-large", "sfl-cloud", "sfl-edge"])
 def test_one_network_gives_its_own_logits(method):
-    net = nets.build(plan(method=method, seed=3)).eval()
-    ensemble = served.ensemble(plan(method=method), parts_of(net), TEST)
+    net = node_configs.network(plan(method=method, seed=3)).eval()
+    ensemble = evaluation.ensemble(plan(method=method), parts_of(net), TEST)
     with torch.inference_mode():
         expected = net(tensors(TEST, slice(0, 50))[0]).softmax(1)
         _, found = ensemble(torch.from_numpy(TEST.images[:50]))
@@ -33,13 +33,13 @@ def test_one_network_gives_its_own_logits(method):
 
 def test_overlays_have_a_vote_each_and_the_small_models_head_has_none():
     asked = plan(method="emo")
-    net = nets.build(asked).eval()
+    net = node_configs.network(asked).eval()
     overlays = [split_network.overlay(asked.model, seed).eval() for seed in (1, 2)]
     parts = parts_of(net) | {
         f"overlay-{n}": split_network.weights(each) for n, each in enumerate(overlays, 1)
     }
     parts["head"] = split_network.weights(split_network.network(asked.model, seed=0).head)
-    ensemble = served.ensemble(asked, parts, TEST)
+    ensemble = evaluation.ensemble(asked, parts, TEST)
     with torch.inference_mode():
         split = net.trunk(tensors(TEST, slice(0, 50))[0])
         expected = torch.stack([overlay(split).softmax(1) for overlay in overlays]).mean(0)
@@ -48,11 +48,11 @@ def test_overlays_have_a_vote_each_and_the_small_models_head_has_none():
 
 
 def test_weights_of_another_network_are_said(tmp_path):
-    net = nets.build(plan())
-    with pytest.raises(ModelError, match="do not fit"):
-        served.ensemble(plan(method="fl-large"), parts_of(net), TEST)
+    net = node_configs.network(plan())
+    with pytest.raises(ExportError, match="do not fit"):
+        evaluation.ensemble(plan(method="fl-large"), parts_of(net), TEST)
     with pytest.raises(ExportError, match="no trunk"):
-        served.ensemble(plan(), {"head": {"bias": np.zeros(1)}}, TEST)
+        evaluation.ensemble(plan(), {"head": {"bias": np.zeros(1)}}, TEST)
 
 
 class Branching(nn.Linear):
