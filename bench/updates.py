@@ -139,8 +139,8 @@ def _error(form: Form, whole: Whole, exact: Run) -> float:
         total = exact_mean.init(base)
         for update in updates:
             rounded = restore(shrink(update.weights, form, base), form, base)
-            total = exact_mean.add(total, rounded, update.samples)
-        mean = exact_mean.result(total)
+            total.add(rounded, update.samples)
+        mean = total.result()
         off = restore(shrink(mean, whole, mean), whole, mean)
         errors.append(_distance(off, end) / _distance(end, base))
     return statistics.fmean(errors)

@@ -27,8 +27,8 @@ def updates(count, seed=0, like=LIKE):
 def outcome(chosen, sent, like=LIKE, samples=None, **values):
     total = aggregator.init(chosen, like, len(sent), **values)
     for device, weights in sent.items():
-        total = aggregator.add(total, device, weights, (samples or {}).get(device, 1))
-    return aggregator.result(total)
+        total.add(device, weights, (samples or {}).get(device, 1), 1)
+    return total.result()
 
 
 def stacked(sent, name):

@@ -1,10 +1,9 @@
-"""One round's updates to one model, also where some devices are broken or hostile: (init, add, result), as in fedavg.
+"""One round's updates to one model, also where some devices are broken or hostile.
 
-Knows a round's rule (`rounds.aggregate`), how far an update may go and how much a device may count. Knows no phase and
-no message. The same updates give the same bits, whatever order they come in.
+The same updates give the same bits, whatever order they come in.
 
-    mean, also with a fixed `clip_norm`    a running sum (exact_mean.py): memory of one model, whatever the fleet
-    everything else                        every update is kept until the round is closed: a file each (update_store.py)
+    StreamingMean   mean, also with a fixed `clip_norm`: a running sum (exact_mean.py), the memory of one model
+    StoredRule      everything else: every update is kept until the round is closed, a file each (update_store.py)
 
 An update that goes further than `max_norm` times the model is refused. One that goes further than `clip_norm` is shortened
 to it: a fixed norm (Sun et al. 2019, arXiv 1911.07963), or the median of the round's own (FLAME: Nguyen et al. 2022,
@@ -14,49 +13,24 @@ shares of what those who are asked have announced (truncation: Portnoy et al. 20
 every device count the same. Which tensors are averaged at all, and what each may become: emo/models/state.py.
 """
 
-import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_app.aggregation import byzantine, clipping, exact_mean, update_store
-from cloud_app.aggregation.update_store import Spool, Weights
+from cloud_app.aggregation.update_store import UpdateStore, Weights
 from emo.config import Rounds
 from emo.errors import UpdateRefused
 from emo.models.state import PLAIN, Layout
 
-
-@dataclass(frozen=True)
-class Total:
-    """Updates added so far. `start`: the model that the round started from, `like`: what of it training changes; `epochs`:
-    of the round; `devices`: asked in it; `bound`: the largest norm of an update; `cap`: the most samples that one device
-    counts for. `sum`, or else `kept`, holds the updates; `counted`: device -> samples, `norms`: device -> norm, as it came."""
-
-    rounds: Rounds
-    layout: Layout
-    start: Weights
-    like: Weights
-    epochs: int
-    devices: int
-    bound: float
-    cap: int | None
-    sum: exact_mean.Sum | None
-    kept: Spool | None
-    counted: Mapping[str, int] = field(default_factory=dict)
-    norms: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def samples(self) -> int:
-        return sum(self.counted.values())
-
-    @property
-    def updates(self) -> int:
-        return len(self.counted)
-
-    def weight(self, samples: int) -> int:
-        """What a device that claims `samples` counts for."""
-        return samples if self.cap is None else min(samples, self.cap)
+_RULES: dict[str, byzantine.Rule] = {
+    "mean": byzantine.mean,
+    "median": byzantine.median,
+    "trimmed-mean": byzantine.trimmed_mean,
+    "multi-krum": byzantine.multi_krum,
+}
 
 
 @dataclass(frozen=True)
@@ -66,6 +40,94 @@ class Result:
     weights: Weights
     clipped: tuple[str, ...]
     left_out: tuple[str, ...]
+
+
+class Aggregator(ABC):
+    """The updates of a round that starts from the weights `start`. `sum`: of them, where that is all that is kept."""
+
+    sum: exact_mean.Sum | None = None
+
+    def __init__(self, rounds: Rounds, start: Weights, layout: Layout) -> None:
+        self._rounds, self._start, self._layout = rounds, start, layout
+        self._like = layout.trained(start)
+        self._bound = rounds.max_norm * max(1.0, clipping.norm(self._like))
+        self._norms: dict[str, float] = {}  # by device, before clipping
+
+    def add(self, device: str, weights: Weights, samples: int, passes: int) -> None:
+        """The weights of `device`, from which none have come yet, and which counts for `samples`. `passes`: how many
+        forward passes in training it can have made.
+
+        Raises UpdateRefused, with nothing added, where no honest training gives such weights, and where they go too far."""
+        exact_mean.fits(self._start, weights)
+        self._layout.check(self._start, weights, passes)
+        weights = self._layout.trained(weights)
+        exact_mean.bounded(weights)
+        norm, limit = clipping.norm(self._like, weights), self._rounds.clip_norm
+        if norm > self._bound:
+            raise UpdateRefused(
+                f"it changes the model by {norm:.3g} (L2 norm); at most {self._bound:.3g} is taken, "
+                f"{self._rounds.max_norm:g} times the model's own (rounds.max_norm). Is the learning rate too high?"
+            )
+        if isinstance(limit, float) and norm > limit:
+            weights = clipping.clipped(self._like, weights, norm, limit)
+            exact_mean.bounded(weights)
+        self._take(device, weights, samples)
+        self._norms[device] = norm
+
+    @abstractmethod
+    def _take(self, device: str, weights: Weights, samples: int) -> None:
+        """Raises UpdateRefused, with nothing added."""
+
+    @abstractmethod
+    def result(self) -> Result:
+        """May be asked once. Raises UpdateRefused when no update has come, or too few for the rule, or one cannot be read again."""
+
+    def _over(self, limit: float) -> tuple[str, ...]:
+        return tuple(sorted(device for device, norm in self._norms.items() if norm > limit))
+
+
+class StreamingMean(Aggregator):
+    sum: exact_mean.Sum
+
+    def __init__(self, rounds: Rounds, start: Weights, layout: Layout) -> None:
+        super().__init__(rounds, start, layout)
+        self.sum = exact_mean.init(self._like)
+
+    def _take(self, device: str, weights: Weights, samples: int) -> None:
+        del device
+        self.sum.add(weights, samples)
+
+    def result(self) -> Result:
+        limit = self._rounds.clip_norm
+        clipped = self._over(limit) if isinstance(limit, float) else ()
+        return Result(self._layout.whole(self.sum.result(), self._start), clipped, ())
+
+
+class StoredRule(Aggregator):
+    """`hostile`: how many devices may be."""
+
+    def __init__(
+        self, rounds: Rounds, start: Weights, layout: Layout, hostile: int, folder: Path | None
+    ) -> None:
+        super().__init__(rounds, start, layout)
+        self._hostile, self.store = hostile, UpdateStore(self._like, folder)
+
+    def _take(self, device: str, weights: Weights, samples: int) -> None:
+        counted = self.store.samples
+        exact_mean.must_hold(sum(counted.values()), len(counted), samples)
+        self.store.put(device, weights, samples)
+
+    def result(self) -> Result:
+        store, limit = self.store, self._rounds.clip_norm
+        if limit == "median":
+            limit = statistics.median(self._norms.values() or [0.0])
+            for device in self._over(limit):
+                shorter = clipping.clipped(self._like, store.weights(device), self._norms[device], limit)
+                store.put(device, shorter, store.samples[device])
+        weights, left_out = _RULES[self._rounds.aggregate](store, self._hostile)
+        store.clear()
+        weights = self._layout.whole(weights, self._start)
+        return Result(weights, () if limit is None else self._over(limit), left_out)
 
 
 def keeps_all(rounds: Rounds) -> bool:
@@ -94,97 +156,10 @@ def cap(rounds: Rounds, announced: Sequence[int]) -> int | None:
 
 
 def init(
-    rounds: Rounds,
-    start: Weights,
-    devices: int,
-    cap: int | None = None,
-    folder: Path | None = None,
-    layout: Layout = PLAIN,
-    epochs: int = 1,
-) -> Total:
-    """The empty total of a round in which `devices` are asked to train `epochs` epochs, from the weights `start`. `folder`:
-    for updates that are kept; it is emptied (None: a temporary one). Raises ConfigError when it cannot be used."""
-    like = layout.trained(start)
-    bound = rounds.max_norm * max(1.0, clipping.norm(like))
-    kept, sum_ = (Spool(like, folder), None) if keeps_all(rounds) else (None, exact_mean.init(like))
-    return Total(rounds, layout, start, like, epochs, devices, bound, cap, sum_, kept)
-
-
-def resume(total: Total, counted: Mapping[str, int], found: exact_mean.Sum) -> Total:
-    """`total`, empty, with the sum that another process had of the updates `counted`: device -> samples."""
-    assert total.sum is not None
-    return dataclasses.replace(total, sum=found, counted=dict(counted))
-
-
-def add(total: Total, device: str, weights: Weights, samples: int) -> Total:
-    """`total` and the weights of `device`, from which it has not come yet. Reuses what `total` holds.
-
-    Raises UpdateRefused, with `total` unchanged, as fedavg.add does, and on an update that goes too far."""
-    exact_mean.fits(total.start, weights)
-    total.layout.check(total.start, weights, samples * total.epochs)
-    weights = total.layout.trained(weights)
-    exact_mean.check(total.like, weights)
-    norm = clipping.norm(total.like, weights)
-    if norm > total.bound:
-        raise UpdateRefused(
-            f"it changes the model by {norm:.3g} (L2 norm); at most {total.bound:.3g} is taken, "
-            f"{total.rounds.max_norm:g} times the model's own (rounds.max_norm). Is the learning rate too high?"
-        )
-    limit, count = total.rounds.clip_norm, total.weight(samples)
-    if isinstance(limit, float) and norm > limit:
-        weights = clipping.clipped(total.like, weights, norm, limit)
-    found = total.sum
-    if found is not None:
-        found = exact_mean.add(found, weights, count)
-    else:
-        assert total.kept is not None
-        if (
-            samples < 1
-            or total.samples + count > exact_mean.MAX_SAMPLES
-            or total.updates >= exact_mean.MAX_UPDATES
-        ):
-            raise UpdateRefused(f"{samples} samples: a round takes 1 to {exact_mean.MAX_SAMPLES} in all")
-        total.kept.put(device, weights)
-    return dataclasses.replace(
-        total,
-        sum=found,
-        counted={**total.counted, device: count},
-        norms={**total.norms, device: norm},
-    )
-
-
-def result(total: Total) -> Result:
-    """What the rule makes of it. What was kept is gone after that.
-
-    Raises UpdateRefused when no update has come, or too few for the rule, or one cannot be read again."""
-    rounds, limit = total.rounds, total.rounds.clip_norm
-    weights: Weights
-    left_out: tuple[str, ...] = ()
-    if total.sum is not None:
-        over = _over(total, limit) if isinstance(limit, float) else ()
-        return Result(total.layout.whole(exact_mean.result(total.sum), total.start), over, ())
-    kept, hostile = total.kept, rounds.hostile(total.devices)
-    assert kept is not None
-    if limit == "median" and total.norms:
-        limit = statistics.median(total.norms.values())
-        for device in _over(total, limit):
-            shorter = clipping.clipped(total.like, kept.weights(device), total.norms[device], limit)
-            kept.put(device, shorter)
-    if rounds.aggregate == "median":
-        weights = byzantine.median(kept, total.like)
-    elif rounds.aggregate == "trimmed-mean":
-        weights = byzantine.trimmed_mean(kept, total.like, hostile)
-    elif rounds.aggregate == "multi-krum":
-        weights, left_out = byzantine.multi_krum(kept, total.like, hostile)
-    else:
-        sum_ = exact_mean.init(total.like)
-        for device in kept.devices:
-            sum_ = exact_mean.add(sum_, kept.weights(device), total.counted[device])
-        weights = exact_mean.result(sum_)
-    kept.clear()
-    weights = total.layout.whole(weights, total.start)
-    return Result(weights, () if limit is None else _over(total, float(limit)), left_out)
-
-
-def _over(total: Total, limit: float) -> tuple[str, ...]:
-    return tuple(sorted(device for device, norm in total.norms.items() if norm > limit))
+    rounds: Rounds, start: Weights, devices: int, folder: Path | None = None, layout: Layout = PLAIN
+) -> Aggregator:
+    """For a round in which `devices` are asked, from the weights `start`. `folder`: for updates that are kept; it is
+    emptied (None: a temporary one). Raises ConfigError when it cannot be used."""
+    if keeps_all(rounds):
+        return StoredRule(rounds, start, layout, rounds.hostile(devices), folder)
+    return StreamingMean(rounds, start, layout)

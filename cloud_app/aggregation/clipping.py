@@ -1,6 +1,6 @@
 """How far an update goes: its norm, and the same update shortened.
 
-Knows named arrays. Knows no round and no rule. An update is what a device changed: its weights less the global model's;
+An update is what a device changed: its weights less the global model's;
 integer buffers (batch norm's counters) have no part in it.
 """
 
@@ -29,11 +29,11 @@ def clipped(like: Weights, weights: Weights, norm: float, limit: float) -> Weigh
     """`like` + (`weights` - `like`) x `limit` / `norm`, in the dtypes of `like`: the update made `limit` long. `norm` is
     its norm, above `limit`; integers stay."""
     share = limit / norm
-    found: dict[str, np.ndarray] = {}
+    shortened: dict[str, np.ndarray] = {}
     for name, array in like.items():
         if array.dtype.kind != "f":
-            found[name] = weights[name]
+            shortened[name] = weights[name]
             continue
         start = array.astype(np.float64)
-        found[name] = np.asarray(start + (weights[name] - start) * share).astype(array.dtype)
-    return found
+        shortened[name] = np.asarray(start + (weights[name] - start) * share).astype(array.dtype)
+    return shortened

@@ -1,12 +1,10 @@
-"""FedAvg (McMahan et al. 2017) as a pure (init, add, result) over named arrays.
-
-The sum is exact, so the same updates give the same bits whatever order they arrive in, and its memory is
-two float64 a weight however many devices there are.
+"""The exact mean of FedAvg (McMahan et al. 2017): the same updates give the same bits whatever order they arrive in, and
+the memory is two float64 a weight however many devices there are.
 
 How: weight x samples is exact in float64 (24 + 24 bits). It is cut into two limbs, a multiple of 2^-4 and a
 multiple of 2^-42 below it. Integers of float64 add without rounding up to 2^53: the high limbs stay under
 2^16 x 2^30 x 2^4 = 2^50, the low ones under 2^14 updates x 2^38 = 2^52. What is left over of weight x samples
-is under 2^-43 an update: a mean is off by 1e-13 at most, and by less the more samples there are. Knows no rounds and no devices.
+is under 2^-43 an update: a mean is off by 1e-13 at most, and by less the more samples there are.
 """
 
 from collections.abc import Mapping
@@ -23,7 +21,7 @@ _HIGH, _LOW = 2.0**4, 2.0**38
 Weights = Mapping[str, np.ndarray]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sum:
     """Updates added so far. `like`: the round's global model, which says names, shapes and dtypes."""
 
@@ -32,6 +30,34 @@ class Sum:
     low: Mapping[str, np.ndarray]
     samples: int = 0
     updates: int = 0
+
+    def add(self, weights: Weights, samples: int) -> None:
+        """One device's weights, which `check` has let pass and which count `samples` times.
+
+        Raises UpdateRefused, with nothing added, on more samples or updates than the sum holds."""
+        must_hold(self.samples, self.updates, samples)
+        for name, array in weights.items():
+            if array.dtype.kind in "iu":  # batch norm's counters: the largest, and none goes back
+                np.maximum(self.high[name], array, out=self.high[name])
+                continue
+            scaled = array.astype(np.float64) * (samples * _HIGH)
+            whole = np.rint(scaled)
+            np.add(self.high[name], whole, out=self.high[name])
+            np.add(self.low[name], np.rint((scaled - whole) * _LOW), out=self.low[name])
+        self.samples += samples
+        self.updates += 1
+
+    def result(self) -> dict[str, np.ndarray]:
+        """The mean, in the dtypes of `like`. Raises UpdateRefused when empty."""
+        if not self.updates:
+            raise UpdateRefused("no update to average")
+        mean = {}
+        for name, array in self.like.items():
+            value = self.high[name]
+            if array.dtype.kind not in "iu":
+                value = (value + self.low[name] / _LOW) / (_HIGH * self.samples)
+            mean[name] = np.asarray(value).astype(array.dtype)  # numpy makes a scalar of arithmetic on 0 dims
+        return mean
 
 
 def init(like: Weights) -> Sum:
@@ -44,39 +70,12 @@ def init(like: Weights) -> Sum:
     return Sum(like, high, low)
 
 
-def add(total: Sum, weights: Weights, samples: int) -> Sum:
-    """`total` and one device's weights, which count `samples` times. Reuses the arrays of `total`.
-
-    Raises UpdateRefused, with `total` unchanged, on other names, shapes or dtypes, NaN, infinity, a weight
-    of 65,536 or more, and on more samples or updates than the exact sum holds.
-    """
-    check(total.like, weights)
-    if samples < 1 or total.samples + samples > MAX_SAMPLES or total.updates >= MAX_UPDATES:
+def must_hold(samples: int, updates: int, more: int) -> None:
+    """Raises UpdateRefused when a sum of `updates`, which count for `samples`, takes none that counts for `more`."""
+    if more < 1 or samples + more > MAX_SAMPLES or updates >= MAX_UPDATES:
         raise UpdateRefused(
-            f"{samples} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates"
+            f"{more} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates"
         )
-    for name, array in weights.items():
-        if array.dtype.kind in "iu":  # batch norm's counters: the largest, and none goes back
-            np.maximum(total.high[name], array, out=total.high[name])
-            continue
-        scaled = array.astype(np.float64) * (samples * _HIGH)
-        whole = np.rint(scaled)
-        np.add(total.high[name], whole, out=total.high[name])
-        np.add(total.low[name], np.rint((scaled - whole) * _LOW), out=total.low[name])
-    return Sum(total.like, total.high, total.low, total.samples + samples, total.updates + 1)
-
-
-def result(total: Sum) -> dict[str, np.ndarray]:
-    """The mean, in the dtypes of `like`. Raises UpdateRefused when empty."""
-    if not total.updates:
-        raise UpdateRefused("no update to average")
-    mean = {}
-    for name, array in total.like.items():
-        value = total.high[name]
-        if array.dtype.kind not in "iu":
-            value = (value + total.low[name] / _LOW) / (_HIGH * total.samples)
-        mean[name] = np.asarray(value).astype(array.dtype)  # numpy makes a scalar of arithmetic on 0 dims
-    return mean
 
 
 def fits(like: Weights, weights: Weights) -> None:
@@ -94,6 +93,11 @@ def fits(like: Weights, weights: Weights) -> None:
 def check(like: Weights, weights: Weights) -> None:
     """Raises UpdateRefused when `weights` cannot be averaged with `like`."""
     fits(like, weights)
+    bounded(weights)
+
+
+def bounded(weights: Weights) -> None:
+    """Raises UpdateRefused on a value that the sum does not hold exactly: NaN, infinity, a weight of 65,536 or more."""
     for name, array in weights.items():
         bound = MAX_COUNTER if array.dtype.kind in "iu" else MAX_WEIGHT
         # Finds NaN and infinity too: comparisons with NaN are false.

@@ -280,8 +280,8 @@ class CloudNode:
         if self._telling.closed is not None:
             return  # the round before is still being measured
         self.weights = as_sent(self._config, this.mean())
-        self.trained += this.sum.samples * self._config.training.epochs
-        self.updates += this.sum.updates
+        self.trained += sum(this.heard.values()) * self._config.training.epochs
+        self.updates += len(this.heard)
         self._telling.take(this.closed(self._roster.devices, seconds))
         self._before = self.round, list(this.heard)
         if self.round < rounds.rounds:

@@ -20,8 +20,8 @@ _MAX_LOSS = 1e12
 
 class Round:
     """Round `number` of a run, from the weights `start`. `heard`: device -> samples that it counts for, of the updates in
-    the sum; `loss`: the sum of their losses, each times these. `settings`, `cap`, `folder`, `layout`, `epochs`: as
-    robust.init has them."""
+    the sum; `loss`: the sum of their losses, each times these. `settings`, `folder`, `layout`: as
+    aggregator.init has them; `cap`: the most samples that one device counts for."""
 
     def __init__(
         self,
@@ -40,7 +40,8 @@ class Round:
         self.missing = dict.fromkeys(self.sampled)  # a set, in order
         self.loss = 0.0
         self._settings = settings or Rounds()
-        self.sum = aggregator.init(self._settings, start, len(self.sampled), cap, folder, layout, epochs)
+        self._epochs = epochs
+        self.aggregator = aggregator.init(self._settings, start, len(self.sampled), folder, layout)
         self._found: aggregator.Result | None = None
         self._refused: set[str] = set()
         self.cannot: dict[str, str] = {}  # who has said that it cannot train, and why
@@ -48,12 +49,12 @@ class Round:
     def resume(self, heard: Mapping[str, int], loss: float, total: exact_mean.Sum) -> None:
         """Go on from what another process had: `total` is the sum of the updates of `heard`."""
         self.heard, self.loss = dict(heard), loss
-        self.sum = aggregator.resume(self.sum, heard, total)
+        self.aggregator.sum = total
         self.missing = {name: None for name in self.sampled if name not in heard}
 
     def total(self) -> exact_mean.Sum | None:
         """For `resume`; None where there is none, and all have to be asked again."""
-        return self.sum.sum if self.heard else None
+        return self.aggregator.sum if self.heard else None
 
     def add(self, update: Update) -> None:
         """Count one update of this round. Raises UpdateRefused or CodecError, with nothing counted."""
@@ -63,17 +64,17 @@ class Round:
         if update.loss is None or abs(update.loss) > _MAX_LOSS:
             raise UpdateRefused("the training loss is not a number; is the learning rate too high?")
         weights = restore(update.weights, update.form, self._start)
-        self.sum = aggregator.add(self.sum, update.device, weights, update.samples)
+        counted = update.samples if self.cap is None else min(update.samples, self.cap)
+        self.aggregator.add(update.device, weights, counted, update.samples * self._epochs)
         self._refused.discard(update.device)
         self.cannot.pop(update.device, None)
-        counted = self.sum.weight(update.samples)
         self.heard[update.device] = counted
         self.loss += update.loss * counted
         del self.missing[update.device]
 
     def mean(self) -> Weights:
-        """The new global model; may be asked once. Raises UpdateRefused as robust.result does."""
-        self._found = aggregator.result(self.sum)
+        """The new global model; may be asked once. Raises UpdateRefused as Aggregator.result does."""
+        self._found = self.aggregator.result()
         return self._found.weights
 
     def enough(self) -> bool:
@@ -111,7 +112,7 @@ class Round:
             round=self.number,
             updates=len(self.heard),
             sampled=len(self.sampled),
-            loss=round(self.loss / self.sum.samples, 4),
+            loss=round(self.loss / sum(self.heard.values()), 4),
             seconds=round(seconds, 3),
             members=self.heard,
             left_out=left_out,

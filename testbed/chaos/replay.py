@@ -74,8 +74,10 @@ def _mean(
     for other in others if strange else [{}]:
         total = exact_mean.init(start)
         for device, samples in sorted(closed.members.items()):
-            total = exact_mean.add(total, updates.get(device, other), samples)
-        found = exact_mean.result(total)
+            update = updates.get(device, other)
+            exact_mean.check(start, update)
+            total.add(update, samples)
+        found = total.result()
         if digest(found) == closed.digest:
             break
     return found

@@ -102,7 +102,7 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
     seen: list[tuple[int, np.ndarray, np.ndarray]] = []
     tap = Tap(net.trunk, lambda batch, a, labels: seen.append((batch, a.numpy().copy(), labels.numpy())))
     for number in range(done + 1, rounds + 1):
-        state = exact_mean.init(weights)
+        total = exact_mean.init(weights)
         chosen = np.random.default_rng([options.seed, number]).choice(
             options.devices, options.per_round, replace=False
         )
@@ -116,8 +116,10 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
                 pass
             rows += [(device, batch, len(labels)) for batch, _, labels in seen]
             parts += [(activations, labels) for _, activations, labels in seen]
-            state = exact_mean.add(state, split_network.weights(net), mine.samples)
-        weights = exact_mean.result(state)
+            trained = split_network.weights(net)
+            exact_mean.check(weights, trained)
+            total.add(trained, mine.samples)
+        weights = total.result()
         arrays = {
             "batches": np.array(rows),
             "activations": np.concatenate([activations for activations, _ in parts]),

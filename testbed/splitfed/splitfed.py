@@ -92,10 +92,11 @@ class Split:
                 continue
             if not self._counts(update):
                 continue
-            trunk = exact_mean.add(trunk, half(update.weights, "trunk"), update.samples)
+            trunk.add(half(update.weights, "trunk"), update.samples)
             server = plan.edge_of(device) if self._at_edge else 0
-            head = heads.get(server) or exact_mean.init(half(self._weights, "head"))
-            heads[server] = exact_mean.add(head, half(update.weights, "head"), update.samples)
+            if server not in heads:
+                heads[server] = exact_mean.init(half(self._weights, "head"))
+            heads[server].add(half(update.weights, "head"), update.samples)
         if not heads:
             raise QuorumError(
                 f"round {number}: of {len(sampled)} devices none gave an update that can be averaged; "
@@ -108,7 +109,7 @@ class Split:
         time = round_time(plan, self._scenario, work, self._cost)
         if len(time.arrivals) < len(sampled):
             time = until_closed(time, max(time.seconds, self._deadline_s))
-        self._weights = joined(exact_mean.result(trunk), rest)
+        self._weights = joined(trunk.result(), rest)
         self._done = number
         return work, time
 
@@ -185,19 +186,19 @@ class Split:
     ) -> tuple[Weights, tuple[int, ...]]:
         """The mean of the server's halves, and the bytes of what each edge sent for it."""
         if not self._at_edge:
-            return exact_mean.result(heads[0]), ()
+            return heads[0].result(), ()
         total, sizes = exact_mean.init(half(self._weights, "head")), list[int]()
         for number, group in enumerate(self._edges()):
             wire = Wire()
             if number in heads:
                 steps = sum(each.batches for each in works if each.device in group)
-                mean = exact_mean.result(heads[number])
+                mean = heads[number].result()
                 sent = wire.carry(
                     OverlayWeights(RUN, node_configs.edge_id(number), steps, steps, steps, mean)
                 )
-                total = exact_mean.add(total, sent.weights, heads[number].samples)
+                total.add(sent.weights, heads[number].samples)
             sizes.append(wire.bytes.total())
-        return exact_mean.result(total), tuple(sizes)
+        return total.result(), tuple(sizes)
 
     def _edges(self) -> list[range]:
         return self._plan.groups() if self._at_edge else []

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from updates import LIKE, RULES, moved, outcome, rounds, same, stacked, updates
 
 from cloud_app.aggregation import byzantine, update_store
-from cloud_app.aggregation.update_store import Spool
+from cloud_app.aggregation.update_store import UpdateStore
 
 # -- the rules are what the papers say
 
@@ -63,10 +63,10 @@ def test_multi_krum_leaves_out_what_lies_apart_also_when_it_lies_together():
 
 def test_distances_bear_a_model_that_is_large_and_hardly_moves():
     like = {"w": np.full(4000, 60000.0, np.float32)}
-    kept = Spool(like)
+    kept = UpdateStore(like)
     steps = {"a": 0.0, "b": 0.5, "c": -1.0}
     for device, step in steps.items():
-        kept.put(device, moved(like, lambda a, step=step: np.full(a.shape, step)))
+        kept.put(device, moved(like, lambda a, step=step: np.full(a.shape, step)), 1)
     found = byzantine._distances(kept)
     assert found[0, 1] == 4000 * 0.25
     assert found[1, 2] == 4000 * 2.25

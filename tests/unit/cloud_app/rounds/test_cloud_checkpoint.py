@@ -30,7 +30,8 @@ def _no_sync(monkeypatch):
 
 def state(number=4):
     model = {"w": np.full((2, 3), number / 7, np.float32), "steps": np.array(number)}
-    total = exact_mean.add(exact_mean.init(model), {"w": model["w"] * 2, "steps": np.array(5)}, 11)
+    total = exact_mean.init(model)
+    total.add({"w": model["w"] * 2, "steps": np.array(5)}, 11)
     closed = Closed(
         round=number - 1,
         updates=1,

@@ -98,7 +98,7 @@ def test_a_doubled_update_is_counted_once():
     opened(node, ("a", "b", "c"))
     for _ in range(3):
         assert [m for m in node.handle(update("a"), 1) if m] == []
-    assert node._open.sum.updates == 1
+    assert node._open.aggregator.sum.updates == 1
     assert node._journal.counts["updates.duplicate"] == 2
 
 

@@ -181,9 +181,9 @@ def test_a_counter_that_was_not_counted_takes_nothing_back():
     this = Round()
     start = {"norm.num_batches_tracked": np.array(40), "passes": np.array([80, 5], np.int32)}
     what = this.node._layout
-    total = aggregator.init(rounds(), this.start | start, 1, layout=what, epochs=2)
-    total = aggregator.add(total, "a", this.start, 4)
-    found = aggregator.result(total).weights
+    total = aggregator.init(rounds(), this.start | start, 1, layout=what)
+    total.add("a", this.start, 4, 8)
+    found = total.result().weights
     assert found["norm.num_batches_tracked"] == 40
     assert found["passes"].tolist() == [80, 5]
 

@@ -93,8 +93,8 @@ def test_by_default_global_models_are_those_of_plain_fedavg():
             for epoch in range(2):
                 stream = (batches.batch(j) for j in batches.order(number, epoch))
                 list(train(net, stream, Training(lr=0.05)))
-            total = exact_mean.add(total, split_network.weights(net), batches.samples)
-        expected.append(exact_mean.result(total))
+            total.add(split_network.weights(net), batches.samples)
+        expected.append(total.result())
     sent, _ = run(cloud())
     assert [bits(model.weights) for model in sent] == [bits(weights) for weights in expected]
 
@@ -137,8 +137,8 @@ def test_a_delta_is_added_to_the_model_that_was_sent_and_not_to_what_was_rounded
     assert bits(base) != bits(start())
     total = exact_mean.init(base)
     for update in updates[: len(NAMES)]:
-        total = exact_mean.add(total, restore(update.weights, update.form, base), update.samples)
-    average = exact_mean.result(total)
+        total.add(restore(update.weights, update.form, base), update.samples)
+    average = total.result()
     for name, array in restore(sent[1].weights, "fp16", start()).items():
         rounded = average[name] if array.ndim < 2 else average[name].astype(np.float16)
         np.testing.assert_array_equal(array, rounded)

@@ -55,8 +55,8 @@ def fl_large(settings, rounds, where=PAPER):
         total = exact_mean.init(weights)
         for device in node_configs.sampled(settings, number):
             if not where.drops(settings, number, device):
-                total = exact_mean.add(total, whole(settings, weights, number, device), settings.samples)
-        weights = exact_mean.result(total)
+                total.add(whole(settings, weights, number, device), settings.samples)
+        weights = total.result()
     return weights
 
 
