@@ -124,7 +124,7 @@ def test_a_disk_of_its_own_is_full_for_everybody_and_is_copied_at_the_end(tmp_pa
     text = f"""
 import errno, sys
 from pathlib import Path
-from testbed import chaos_disk
+from testbed.chaos import disk as chaos_disk
 if not chaos_disk.may_mount():
     sys.exit(77)
 disk = chaos_disk.Disk(Path({str(tmp_path / "state")!r}), own=True)

@@ -34,17 +34,18 @@ def test_it_takes_the_steps_of_torch(momentum, weight_decay):
 def test_a_process_that_trains_does_not_load_the_compiler():
     script = """
 import sys
-from emo import data, models
+from emo.data import registry
+from emo.models import split_network
 from emo.config import Data, Model, Overlay, Training
 from emo.data.batches import FixedBatches
 from emo.local_sgd import train
 from edge_app.overlay.trainer import Trainer
 import numpy as np
 import torch
-train_set, _ = data.load(Data())
-net = models.network(Model(), 0)
+train_set, _ = registry.load(Data())
+net = split_network.network(Model(), 0)
 list(train(net, [FixedBatches(train_set, np.arange(32), 16, 0).batch(0)], Training()))
-overlay = Trainer(models.overlay(Model(), 0), Overlay())
+overlay = Trainer(split_network.overlay(Model(), 0), Overlay())
 x = net.trunk(torch.zeros(2, 1, 8, 8)).detach()
 overlay.step([(x, torch.zeros(2, dtype=torch.int64))])
 overlay.load(overlay.state())

@@ -82,7 +82,7 @@ def sealed(code):
     platform.machine() not in {"x86_64", "aarch64"} or sys.platform != "linux", reason="Linux seccomp"
 )
 def test_nothing_tries_to_leave_the_machine(tmp_path):
-    from test_selftest import write
+    from test_known_answer import write
 
     path = str(write(tmp_path / "m.onnx"))
     use = f"""
@@ -116,7 +116,7 @@ sys.meta_path.insert(0, Absent)
 
 
 def test_the_serving_side_works_where_torch_is_absent(tmp_path):
-    from test_selftest import LABELS, write
+    from test_known_answer import LABELS, write
 
     from cloud_app.serving import known_answer
     from cloud_app.serving.repository import Repository

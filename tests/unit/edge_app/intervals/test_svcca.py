@@ -196,6 +196,6 @@ def test_fold_makes_each_place_a_datapoint():
 @pytest.mark.parametrize("case", ["noise0.5_256x64", "half_256x64", "independent_256x64"])
 def test_agrees_with_what_google_svcca_gives(case, dtype):
     """Scores of google/svcca's cca_core after the SVD step that its paper asks for (99 %), epsilon 1e-10."""
-    with np.load(Path(__file__).parents[4] / "data" / "svcca_reference.npz", allow_pickle=False) as file:
+    with np.load(Path(__file__).parents[3] / "data" / "svcca_reference.npz", allow_pickle=False) as file:
         a, b, score = (file[f"{case}_{part}"] for part in ("a", "b", "svcca"))
     assert svcca(a.astype(dtype), b.astype(dtype)) == pytest.approx(float(score), abs=1e-5)

@@ -65,7 +65,7 @@ class Counted:
 def counted(monkeypatch):
     monkeypatch.setattr(run, "make", Counted)
     monkeypatch.setattr(run, "check", lambda *_: None)
-    monkeypatch.setattr(paper.data, "load", lambda _: (None, None))
+    monkeypatch.setattr(paper.registry, "load", lambda _: (None, None))
     Counted.closed = 0
 
 
