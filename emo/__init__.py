@@ -1,3 +1,3 @@
-"""What the tiers share. Imports no tier (but for `emo.cli`, the composition root)."""
+"""What the tiers share. Imports no tier."""
 
 __version__ = "0.1.0"

@@ -4,11 +4,16 @@ twice is never half heard; `~` is the home folder in every path."""
 import argparse
 import functools
 import shlex
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from emo import places
+from emo import extras, places
+
+Run = Callable[[argparse.Namespace, threading.Event], int]
+GRACEFUL = (signal.SIGTERM, signal.SIGINT)  # Ctrl-C, too, lets the command end in good order
 
 
 class Parser(argparse.ArgumentParser):
@@ -29,6 +34,35 @@ class Parser(argparse.ArgumentParser):
     def add_subparsers(self, **options: Any) -> Any:
         kind: Any = functools.partial(type(self), given=self.given)
         return super().add_subparsers(parser_class=kind, **options)
+
+
+class Commands:
+    """The commands of a parser, for others to add theirs. Each package's `commands` module has a function
+    `register(commands: Commands)`."""
+
+    def __init__(self, parser: argparse.ArgumentParser, metavar: str, **options: Any) -> None:
+        self._parsers = parser.add_subparsers(metavar=metavar, **options)
+
+    def __getitem__(self, name: str) -> argparse.ArgumentParser:
+        """The parser of a command that was added."""
+        found: argparse.ArgumentParser = self._parsers.choices[name]
+        return found
+
+    def add(
+        self,
+        name: str,
+        run: Run | None,
+        text: str,
+        extra: str | None = None,
+        signals: Sequence[int] = (signal.SIGTERM,),
+    ) -> argparse.ArgumentParser:
+        """The parser of a new command: its options are added to it. `extra`: of emo-overlays; where a package of it is
+        missing, --help says so. `signals`: those that set the event which `run` is called with."""
+        if extra is not None and extras.missing(extra):
+            text += f" (needs pip install 'emo-overlays[{extra}]')"
+        parser: argparse.ArgumentParser = self._parsers.add_parser(name, help=text, description=text)
+        parser.set_defaults(run=run, signals=signals)
+        return parser
 
 
 class _Help(argparse.HelpFormatter):

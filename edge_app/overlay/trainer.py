@@ -17,10 +17,10 @@ from edge_app.overlay.augment import Augment, Rows
 from edge_app.overlay.checkpoint import State, finite
 from emo.config import Overlay
 from emo.errors import ModelError
+from emo.local_sgd import Sgd
 from emo.models.split_network import inference
 from emo.models.state import tied
 from emo.seeds import Draws
-from emo.sgd import Sgd
 
 _PATIENCE = 10  # steps in a row that are refused before the weights are taken to be beyond help
 

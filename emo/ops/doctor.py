@@ -48,7 +48,7 @@ _TORCH_S = 180  # a Pi with a slow card
 # A step of training, not only the import: the instruction that a processor lacks may hide in a kernel.
 _STEP = """
 import torch
-from emo.sgd import Sgd
+from emo.local_sgd import Sgd
 net = torch.nn.Conv2d(3, 8, 3)
 net(torch.rand(2, 3, 8, 8)).relu().sum().backward()
 Sgd(net.parameters(), 0.01).step()

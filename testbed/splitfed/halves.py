@@ -19,9 +19,9 @@ from emo import seeds
 from emo.config import Training
 from emo.data.batches import FixedBatches
 from emo.errors import ModelError
+from emo.local_sgd import Sgd
 from emo.models import split_network
 from emo.models.split_network import SplitNetwork
-from emo.sgd import Sgd
 from emo.wire.codec import Packed
 from emo.wire.compression import Weights, restore, shrink
 from emo.wire.messages import ActivationBatch, GlobalModel, Update

@@ -15,8 +15,8 @@ import yaml
 from torch.nn.functional import cross_entropy
 
 from emo.config import Model
+from emo.local_sgd import Sgd
 from emo.models import split_network
-from emo.sgd import Sgd
 from testbed.timing import costs
 from testbed.timing.costs import BACKWARD
 

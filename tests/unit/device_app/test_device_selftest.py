@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from device_app import selftest
-from emo import cli, cli_selftest
+from device_app import commands, selftest
+from emo import cli
 from emo.config import DeviceConfig, Model, Tap
 from emo.errors import FrameError, ModelError
 from emo.models import split_network
@@ -99,7 +99,7 @@ def test_a_configuration_that_is_wrong_is_said(tmp_path, capsys):
 )
 def test_a_process_that_dies_is_told_in_a_sentence(tmp_path, monkeypatch, script, says):
     interpreter(tmp_path, monkeypatch, script)
-    found = cli_selftest.run([])
+    found = commands.run([])
     assert found["ok"] is False
     assert says in found["error"]
     assert ("2.9.1" in found["error"]) == (says == "SIGILL")

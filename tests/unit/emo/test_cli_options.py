@@ -138,6 +138,6 @@ def test_other_errors_are_still_bugs(config, monkeypatch, signals):
     def broken(*_):
         raise BrokenPipeError
 
-    monkeypatch.setattr("emo.cli_ops.any_tier", broken)
+    monkeypatch.setattr("emo.ops.commands.any_tier", broken)
     with pytest.raises(BrokenPipeError):
         main(["health", "--config", str(config)])

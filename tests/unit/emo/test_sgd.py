@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from emo.sgd import Sgd
+from emo.local_sgd import Sgd
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -1,22 +1,17 @@
-"""The composition root's part for faults: `emo chaos`. Imports the testbed inside the command."""
+"""`emo chaos`."""
 
 import argparse
-import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from emo.errors import ConfigError
 from emo.extras import needs
-from emo.runtime.runner import stop_on
-
-Add = Callable[[str, object, str], argparse.ArgumentParser]
+from emo.parser import GRACEFUL, Commands
 
 
-def commands(add: Add) -> None:
-    """`add(name, run, help)` makes the parser of the command."""
-    chaos = add("chaos", _chaos, "a fleet on this machine under faults: does the run still end right?")
-    option = chaos.add_argument
+def register(commands: Commands) -> None:
+    text = "a fleet on this machine under faults: does the run still end right?"
+    option = commands.add("chaos", _chaos, text, "demo", GRACEFUL).add_argument
     option("--seed", type=int, default=1, help="of the first schedule; the same seed, the same schedule")
     option("--seeds", type=int, default=1, help="so many runs, with this seed and those after it")
     option("--faults", type=int, default=50, help="of each run")
@@ -60,7 +55,6 @@ def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:
         )
     if args.keep and args.out is None:
         raise ConfigError("--keep: where? Say --out DIR.")
-    stop_on(stop, signal.SIGINT)  # SIGINT ends the fleet in good order
     with needs("demo"):
         from testbed.chaos import run_seeds, soak
     return run_seeds.run(args, stop) if args.soak is None else soak.run(args, stop)

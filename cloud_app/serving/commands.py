@@ -1,22 +1,19 @@
-"""The composition root's part for models: `emo serve`, `emo predict`, `emo models`. Imports the cloud's serving side
-inside the commands."""
+"""`emo serve`, `emo predict`, `emo models`."""
 
 import argparse
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from emo.errors import ConfigError
 from emo.extras import needs
 from emo.logs import printable
+from emo.parser import Commands
 
-Add = Callable[[str, object, str], argparse.ArgumentParser]
 
-
-def commands(add: Add) -> None:
-    """`add(name, run, help)` makes the parser of one command."""
-    serve = add("serve", _serve, "serve a model repository (Open Inference Protocol v2)")
+def register(commands: Commands) -> None:
+    text = "serve a model repository (Open Inference Protocol v2)"
+    serve = commands.add("serve", _serve, text, "serve", signals=())  # it drains by itself
     serve.add_argument("--models", type=Path, required=True, metavar="DIR", help="the model repository")
     serve.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: every one")
     serve.add_argument("--port", type=int, default=8000, help="0: any free one")
@@ -63,7 +60,7 @@ def commands(add: Add) -> None:
         help="web pages whose scripts may ask, as https://HOST[:PORT], or * for all; may be given several times (default: none)",
     )
 
-    predict = add("predict", _predict, "ask an endpoint what is on an image")
+    predict = commands.add("predict", _predict, "ask an endpoint what is on an image", "serve")
     predict.add_argument("image", type=Path, metavar="IMAGE", help="a picture, as a file")
     predict.add_argument("--url", default="http://127.0.0.1:8000", help="of the endpoint")
     predict.add_argument("--name", default="emo", help="the model's name")
@@ -82,16 +79,15 @@ def commands(add: Add) -> None:
     )
     predict.add_argument("--json", action="store_true", help="print every label as JSON")
 
-    models = add("models", _list, "the versions in a model repository, and which one is served")
-    verbs = models.add_subparsers(dest="verb", required=True, metavar="list|promote|rollback|prune")
+    models = commands.add("models", None, "the versions in a model repository, and which one is served")
+    verbs = Commands(models, "list|promote|rollback|prune", dest="verb", required=True)
     for verb, run, text in (
         ("list", _list, "every model, its versions, the current one"),
         ("promote", _promote, "serve this version, whatever is added; `latest`: the newest, always"),
         ("rollback", _rollback, "serve the version before the current one"),
         ("prune", _prune, "delete old versions, never the current one"),
     ):
-        parser = verbs.add_parser(verb, help=text, description=text)
-        parser.set_defaults(run=run)
+        parser = verbs.add(verb, run, text)
         parser.add_argument("--models", type=Path, required=True, metavar="DIR", help="the model repository")
         if verb == "list":
             parser.add_argument("--json", action="store_true", help="print the models as JSON")

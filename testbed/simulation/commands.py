@@ -1,23 +1,21 @@
-"""The composition root's part for studies: `emo simulate`, `emo compare`. Imports the testbed inside the commands."""
+"""`emo simulate`, `emo compare`, and `emo doctor --profile`, which measures a machine for a scenario."""
 
 import argparse
+import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 from emo.config import CODECS
 from emo.extras import needs
+from emo.parser import Commands
 
-Add = Callable[[str, object, str], argparse.ArgumentParser]
 
+def register(commands: Commands) -> None:
+    text = "a method of the paper without a fleet: virtual time, real bytes"
+    _simulate_options(commands.add("simulate", _simulate, text, "demo"))
 
-def commands(add: Add) -> None:
-    """`add(name, run, help)` makes the parser of one command."""
-    _simulate_options(
-        add("simulate", _simulate, "a method of the paper without a fleet: virtual time, real bytes")
-    )
-
-    compare = add("compare", _compare, "simulated runs beside each other: a table, and plots of them")
+    text = "simulated runs beside each other: a table, and plots of them"
+    compare = commands.add("compare", _compare, text, "study")
     compare.add_argument("runs", type=Path, nargs="+", metavar="DIR", help="folders of `emo simulate --out`")
     compare.add_argument(
         "--out",
@@ -27,6 +25,14 @@ def commands(add: Add) -> None:
     )
     compare.add_argument("--format", choices=["svg", "png"], default="svg", help="of the plots")
     compare.add_argument("--json", action="store_true", help="print the rows as JSON in the table's place")
+
+    commands["doctor"].add_argument(
+        "--profile",
+        dest="run",
+        action="store_const",
+        const=_profile,
+        help="measure how fast this machine trains instead, as a device class for a scenario file",
+    )
 
 
 def _simulate(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -39,6 +45,14 @@ def _compare(args: argparse.Namespace, _stop: threading.Event) -> int:
     with needs("study"):
         from testbed.simulation.compare import run
     return run(args)
+
+
+def _profile(args: argparse.Namespace, _stop: threading.Event) -> int:
+    with needs("device"):
+        from testbed.timing import profile
+    measured = profile.measure()
+    print(json.dumps(measured) if args.json else profile.text(measured))
+    return 0
 
 
 def _simulate_options(parser: argparse.ArgumentParser) -> None:

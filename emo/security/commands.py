@@ -1,4 +1,4 @@
-"""The composition root's part for certificates: `emo pki ...`. Imports cryptography inside the commands."""
+"""`emo broker`, `emo pki`."""
 
 import argparse
 import json
@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from emo.errors import CertificateError
+from emo.config import ID
+from emo.errors import CertificateError, ConfigError
 from emo.extras import needs
+from emo.parser import Commands, Run
 
 if TYPE_CHECKING:
     from cryptography.x509 import Certificate
@@ -16,20 +18,48 @@ if TYPE_CHECKING:
     from emo.security.pki.authority import Authority
     from emo.security.pki.certificates import Kind
 
-Add = Callable[[str, object, str], argparse.ArgumentParser]
 Told = tuple[str, Any]  # for people; as JSON
 _DAYS, _CA_DAYS, _CENTURY = 365, 3650, 36500
 _PASSPHRASE = 1000  # bytes; cryptography takes 1,023
 
 
-def commands(add: Add) -> None:
-    """`add(name, run, help)` makes the parser of one command."""
-    pki = add("pki", None, "the fleet's certificates: a CA, its nodes, its brokers")
-    parts = pki.add_subparsers(dest="part", required=True, metavar="PART")
+def register(commands: Commands) -> None:
+    text = "write Mosquitto's configuration and access rules for one broker of a fleet"
+    broker = commands.add("broker", _broker, text)
+    broker.add_argument("link", choices=["wan", "lan"], help="the cloud's broker, or an edge's")
+    broker.add_argument(
+        "--fleet", type=Path, required=True, metavar="FILE", help="fleet.yaml: who belongs to whom"
+    )
+    broker.add_argument("--edge", metavar="ID", help="lan: whose (default: none; lan must have it)")
+    broker.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="mosquitto.conf and acl go here"
+    )
+    broker.add_argument(
+        "--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (default: --out)"
+    )
+    broker.add_argument(
+        "--tls",
+        type=Path,
+        metavar="DIR",
+        help="its ca.crt, node.crt, node.key, crl.pem, as it sees them (default: AT/tls)",
+    )
+    broker.add_argument("--port", type=int, default=8883, help="where it listens")
+    broker.add_argument(
+        "--bind", default="", metavar="ADDRESS", help="listen here only (default: everywhere)"
+    )
+    broker.add_argument("--root", default="emo", help="first level of every topic")
+    broker.add_argument("--queue-mib", type=int, default=1024, help="MiB that may wait for one client")
+    broker.add_argument("--memory-mib", type=int, default=4096, help="MiB of memory for everything")
+    broker.add_argument(
+        "--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)"
+    )
+    broker.add_argument("--json", action="store_true", help="print {changed, files}")
+
+    pki = commands.add("pki", None, "the fleet's certificates: a CA, its nodes, its brokers", "pki")
+    parts = Commands(pki, "PART", dest="part", required=True)
 
     def part(name: str, run: Callable[[argparse.Namespace], Told], text: str) -> argparse.ArgumentParser:
-        made = parts.add_parser(name, help=text, description=text)
-        made.set_defaults(run=_with(run))
+        made = parts.add(name, _with(run), text)
         made.add_argument("--json", action="store_true", help="print the result as JSON")
         return made
 
@@ -82,7 +112,47 @@ def commands(add: Add) -> None:
     )
 
 
-def _with(run: Callable[[argparse.Namespace], Told]) -> Callable[[argparse.Namespace, threading.Event], int]:
+def _broker(args: argparse.Namespace, _stop: threading.Event) -> int:
+    from emo.security import members, mosquitto
+
+    if (args.link == "lan") != (args.edge is not None):
+        raise ConfigError(
+            "lan needs --edge, whose broker it is" if args.link == "lan" else "--edge goes with lan"
+        )
+    if not ID.fullmatch(args.root):
+        raise ConfigError(f"--root {args.root!r}: letters, digits, '.', '_', '-', at most 64")
+    if not 1 <= args.port <= 65535 or args.queue_mib < 1:
+        raise ConfigError("--port is 1 to 65535, --queue-mib 1 or more")
+    if args.memory_mib < 3 * args.queue_mib:
+        raise ConfigError(
+            "--memory-mib: three times --queue-mib at least; where memory ends before a queue does, Mosquitto 2.0 "
+            "cannot send what waits either, and never recovers"
+        )
+    here = args.at or args.out.absolute()
+    for option, value in (("--at", here), ("--tls", args.tls), ("--bind", args.bind), ("--user", args.user)):
+        if any(letter.isspace() for letter in str(value or "")):
+            raise ConfigError(
+                f"{option} {str(value)!r}: no spaces and no line ends in what Mosquitto is to read"
+            )
+    settings = mosquitto.Settings(
+        port=args.port,
+        here=here,
+        tls=args.tls or here / "tls",
+        bind=args.bind,
+        root=args.root,
+        queue_mib=args.queue_mib,
+        memory_mib=args.memory_mib,
+        user=args.user,
+    )
+    changed = mosquitto.write(args.out, members.load(args.fleet), args.edge, settings)
+    found = {"changed": bool(changed), "files": [str(path) for path in changed]}
+    print(
+        json.dumps(found) if args.json else f"{args.out}: {', '.join(p.name for p in changed) or 'unchanged'}"
+    )
+    return 0
+
+
+def _with(run: Callable[[argparse.Namespace], Told]) -> Run:
     def command(args: argparse.Namespace, _stop: threading.Event) -> int:
         with needs("pki"):
             try:

@@ -1,5 +1,5 @@
-"""The composition root's part for a device's self-test: `emo selftest`. Imports no torch: a process of its own does, so
-that a processor on which torch dies is told what to pin."""
+"""`emo device`, `emo selftest`. The self-test runs in a process of its own, so that a processor on which torch dies is
+told what to pin."""
 
 import argparse
 import json
@@ -8,31 +8,44 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from emo.config import DeviceConfig
+from emo.config_file import load
+from emo.extras import needs
 from emo.logs import printable
+from emo.parser import GRACEFUL, Commands
 
-Add = Callable[[str, object, str], argparse.ArgumentParser]
 _SECONDS = 600  # a board with a slow card, or one that is emulated
 _DEADLY = {"SIGILL", "SIGBUS", "SIGSEGV"}
 
 
-def commands(add: Add) -> None:
-    """`add(name, run, help)` makes the parser of the command."""
-    parser = add(
-        "selftest",
-        _selftest,
-        "one training step of a device's model and one activation frame, there and back",
+def register(commands: Commands) -> None:
+    text = "run one device, or several in one process"
+    device = commands.add("device", _device, text, "device", GRACEFUL)
+    device.add_argument(
+        "--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a device"
     )
-    parser.add_argument(
+    device.add_argument("--parallel", type=int, default=1, help="devices of this process that train at once")
+
+    text = "one training step of a device's model and one activation frame, there and back"
+    selftest = commands.add("selftest", _selftest, text, "device")
+    selftest.add_argument(
         "--config",
         type=Path,
         metavar="FILE",
         help="a device's: its model and codec (default: those of a configuration that names none)",
     )
-    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    selftest.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+
+
+def _device(args: argparse.Namespace, stop: threading.Event) -> int:
+    configs = [load(DeviceConfig, path) for path in args.config]
+    with needs("device"):
+        from device_app.run import run
+    run(configs, stop, args.parallel)
+    return 0
 
 
 def _selftest(args: argparse.Namespace, _stop: threading.Event) -> int:
