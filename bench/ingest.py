@@ -28,6 +28,7 @@ from emo.models import split_network
 from emo.models.split_network import inference
 from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
+from emo.runtime.channel import Listener
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch, Interval, Message, RunState, TapReport
 from emo.wire.topics import subscription
@@ -135,7 +136,7 @@ def _versions(case: Case) -> list[list[Packed]]:
     return out
 
 
-class _Fleet:
+class _Fleet(Listener):
     """The edge as a process; cloud and device are this one."""
 
     def __init__(self, case: Case, mode: str, broker: Broker, folder: Path, cores: set[int]) -> None:
@@ -157,7 +158,7 @@ class _Fleet:
         self._channel = MqttChannel(broker, f"bench-{mode}", filters, Journal())
 
     def __enter__(self) -> Self:
-        self._channel.start(self._answer)
+        self._channel.start(self)
         self._channel.wait_connected(10)
         self._channel.publish(RunState(_RUN, 1, 2**20, "training"))
         until = time.monotonic() + 60
@@ -176,7 +177,7 @@ class _Fleet:
         self._channel.stop(0)
         self._child.stop(10)
 
-    def _answer(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         if isinstance(message, Interval):
             self._answered += 1
             self._answers.release()

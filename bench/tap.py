@@ -24,6 +24,7 @@ from emo.journal import Journal
 from emo.models import split_network
 from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
+from emo.runtime.channel import Listener
 from emo.wire.messages import GlobalModel, Update
 from testbed.processes.broker import LocalBroker
 
@@ -55,7 +56,7 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
     rounds = round(rounds / min(1.0, width))
     journal = Journal()
     channel = MqttChannel(broker, "bench", [], journal)
-    channel.start(lambda _message: None)
+    channel.start(Listener())
     channel.wait_connected(10)
     nodes = {on: _node(spec, codec, on) for on in (True, False)}
     start = split_network.weights(split_network.network(spec, 0))

@@ -92,7 +92,7 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     )
     heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
     with beating([heart]):
-        Runner(node, {"wan": channel}, journal, work=node.work, turned=heart.turned).run(stop)
+        Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)
         node.close()
         if not node.done:
             return None

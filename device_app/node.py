@@ -25,6 +25,7 @@ from emo.local_sgd import train
 from emo.models import split_network
 from emo.models.split_network import SplitNetwork
 from emo.runtime import agreement
+from emo.runtime.runner import Node
 from emo.runtime.trouble import Trouble
 from emo.wire.compression import digest, restore, shrink
 from emo.wire.limits import Limits, of_weights
@@ -44,7 +45,9 @@ from emo.wire.messages import (
 _RUNS = 16  # runs that are remembered as over
 
 
-class DeviceNode:
+class DeviceNode(Node):
+    """A broker that has forgotten everything is told nothing: the global model comes again, and is answered again."""
+
     def __init__(
         self,
         config: DeviceConfig,
@@ -59,7 +62,6 @@ class DeviceNode:
 
         Raises ModelError, PartitionError, or DataError where the data does not fit the model.
         """
-        self.done = False
         self.trouble = Trouble(config.id, journal)
         self._config, self._journal, self._data = config, journal, data
         self._facts: Facts = {}
@@ -112,18 +114,6 @@ class DeviceNode:
     def limits(self) -> Limits:
         """How large a message may be that it takes."""
         return {GlobalModel: of_weights(GlobalModel, split_network.weights(self._net))}
-
-    def tick(self, now: float) -> Iterator[Message | None]:
-        """A device acts on messages only."""
-        del now
-        yield from ()
-
-    def doubt(self) -> None:
-        """It believes nothing of others."""
-
-    def restore(self) -> Iterator[Message | None]:
-        """Nothing: the global model comes again, and is answered again."""
-        yield from ()
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         """May be called by two threads: intervals come while the model trains."""

@@ -30,6 +30,7 @@ from emo.errors import BaseError, CacheError, ModelError, WireError
 from emo.journal import Journal, log
 from emo.models import split_network
 from emo.runtime import agreement
+from emo.runtime.runner import Node
 from emo.runtime.trouble import Trouble
 from emo.wire import codec
 from emo.wire.compression import restore
@@ -54,7 +55,7 @@ _LARGE = 1e15  # of their squares float32 can still add up a few million
 TrainerOf = Callable[[nn.Module, Overlay, str], Trainer]
 
 
-class EdgeNode:
+class EdgeNode(Node):
     def __init__(
         self,
         config: EdgeConfig,
@@ -79,7 +80,7 @@ class EdgeNode:
         self._heard: GlobalHead | None = None
         self._judge = Judge(config.model.classes, journal)
         self._training = Training(config.overlay, cache, journal, fresh, checkpoint, self._judge)
-        self.done, self._run, self._last = False, "", 0.0
+        self._run, self._last = "", 0.0
         self.trouble = Trouble(config.id, journal)
         self._facts: Facts = {}
         self._unable = ""
@@ -111,14 +112,6 @@ class EdgeNode:
             ActivationBatch: of_batches(ActivationBatch, samples, self._shape),
             GlobalHead: of_weights(GlobalHead, split_network.weights(self._head)),
         }
-
-    def tick(self, now: float) -> Iterator[Message | None]:
-        """An edge acts on messages, and in `work`."""
-        del now
-        yield from ()
-
-    def doubt(self) -> None:
-        pass  # it believes nothing of others
 
     def restore(self) -> Iterator[Message | None]:
         """The overlay, if it was sent."""

@@ -102,7 +102,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             trouble=lambda: node.trouble.why,
         )
         with beating([heart]):
-            Runner(node, channels, journal, work=node.work, settle=node.settle, turned=heart.turned).run(stop)
+            Runner(node, channels, journal, turned=heart.turned).run(stop)
         node.close()
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
+from links import Hears
 
 from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
@@ -133,7 +134,7 @@ class Fleet:
                 if message is not None:
                     channel.publish(message)
 
-        channel.start(handle, lambda: node.hello(online=True))
+        channel.start(Hears(handle, lambda: node.hello(online=True)))
         self.publish[name] = publish
 
     def run(self, steps: int = 20_000) -> "Fleet":

@@ -14,7 +14,7 @@ import paho.mqtt.client as paho
 from emo.config import Broker
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
-from emo.runtime.channel import Channel
+from emo.runtime.channel import Channel, Listener
 from emo.wire import frame
 from emo.wire.messages import Interval, Message, Status, Update
 from emo.wire.topics import ROUTES, subscription
@@ -24,7 +24,19 @@ CHUNK_KIB = 4
 _roots = itertools.count()
 
 
-class End:
+class Hears(Listener):
+    """A listener made of functions."""
+
+    def __init__(
+        self,
+        handle: Callable[[Message], object],
+        hello: Callable[[], Message | None] = lambda: None,
+        settle: Callable[[], None] | None = None,
+    ) -> None:
+        self.handle, self.hello, self.settle = handle, hello, settle
+
+
+class End(Listener):
     """One end of a link: a channel and what it was given."""
 
     def __init__(self, name: str, channel: Channel, journal: Journal, up: Callable[[], None]) -> None:
@@ -37,11 +49,12 @@ class End:
     def start(
         self, hello: Callable[[], Message | None] = lambda: None, settle: Callable[[], None] | None = None
     ) -> "End":
-        self.channel.start(self._handle, hello, settle=settle)
+        self.hello, self.settle = hello, settle
+        self.channel.start(self)
         self._up()
         return self
 
-    def _handle(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         self.threads.add(threading.get_ident())
         with self._change:
             self.got.append(message)

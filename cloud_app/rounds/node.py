@@ -28,6 +28,7 @@ from emo.journal import Journal, log
 from emo.logs import printable
 from emo.models import split_network
 from emo.models.state import PLAIN, Layout
+from emo.runtime.runner import Node
 from emo.wire.limits import Limits, of_weights
 from emo.wire.messages import (
     CannotTrain,
@@ -46,7 +47,7 @@ from emo.wire.messages import (
 _TOLD = 10  # nodes, of those that take no part
 
 
-class CloudNode:
+class CloudNode(Node):
     def __init__(
         self,
         config: CloudConfig,

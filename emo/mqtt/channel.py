@@ -14,7 +14,6 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -27,7 +26,7 @@ from emo.mqtt import tls
 from emo.mqtt.client import V5, V311, WINDOW
 from emo.mqtt.connection import Health
 from emo.mqtt.inflight import Flight
-from emo.runtime.channel import Handler
+from emo.runtime.channel import Listener
 from emo.runtime.incoming import Incoming
 from emo.runtime.outbox import Outbox
 from emo.wire import frame, topics
@@ -67,8 +66,6 @@ class MqttChannel:
         )  # to the other protocol; the same again
         self._numbers = itertools.count(random.SystemRandom().getrandbits(48))
         self._health = Health(broker, client_id)
-        self._hello: Callable[[], Message | None] = lambda: None
-        self._lost: Callable[[], None] = lambda: None
         self._client: paho.Client | None = None
         self._threads: list[threading.Thread] = []
         self._flight = Flight(WINDOW, journal)
@@ -76,16 +73,10 @@ class MqttChannel:
 
     # -- the port
 
-    def start(
-        self,
-        handler: Handler,
-        hello: Callable[[], Message | None] = lambda: None,
-        lost: Callable[[], None] = lambda: None,
-        settle: Callable[[], None] | None = None,
-    ) -> None:
+    def start(self, listener: Listener) -> None:
         """Returns at once; connecting goes on in the background for as long as it takes."""
-        self._hello, self._lost = hello, lost
-        self._incoming.begin(handler, self._acknowledge, settle)
+        self._listener = listener
+        self._incoming.begin(listener, self._acknowledge)
         self._client = self._make_client()
         for name, run in (("work", self._incoming.work), ("send", self._send)):
             self._threads.append(threading.Thread(target=run, name=f"{self._id}_{name}", daemon=True))
@@ -149,9 +140,9 @@ class MqttChannel:
             for name in self._filters:
                 client.subscribe(name, qos=1)
         if self._subscribed and not flags.session_present:
-            self._lost()
+            self._listener.forgotten()
         self._subscribed = True
-        hello = self._hello()
+        hello = self._listener.hello()
         if hello is not None:
             self._outbox.put(hello)
         self._connected.set()

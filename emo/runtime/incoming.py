@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from emo.journal import Journal
 from emo.runtime.ack_after_sync import Settler
-from emo.runtime.channel import Handler
+from emo.runtime.channel import Listener
 from emo.runtime.inbox import Inbox
 from emo.throttle import Budget, Newest
 from emo.wire import topics
@@ -45,18 +45,15 @@ class Incoming:
         self._statuses = topics.subscription(root, Status).partition("+")[0]
         self._newest = Newest(Budget(_STATUSES, 1.0))
         self._lock = threading.Lock()
-        self._handler: Handler = lambda _message: None
-        self._acknowledge: Callable[[list[int]], None] = lambda _tokens: None
         self._settler: Settler[int] | None = None
         self._looked = 0.0
 
-    def begin(
-        self, handler: Handler, acknowledge: Callable[[list[int]], None], settle: Callable[[], None] | None
-    ) -> None:
+    def begin(self, listener: Listener, acknowledge: Callable[[list[int]], None]) -> None:
         """Before `work`. `acknowledge` is told when a message was handled, and settled."""
-        self._handler, self._acknowledge = handler, acknowledge
-        if settle is not None:
-            self._settler = Settler(settle, acknowledge, self._journal, f"{self._name}_settle")
+        self._listener, self._acknowledge = listener, acknowledge
+        if listener.settle is not None:
+            name = f"{self._name}_settle"
+            self._settler = Settler(listener.settle, acknowledge, self._journal, name)
 
     def packet(
         self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False
@@ -131,7 +128,7 @@ class Incoming:
 
     def _handle(self, message: Message) -> None:
         try:
-            self._handler(message)
+            self._listener.handle(message)
         except Exception:
             self._journal.count("bugs")
             log.exception("%s: could not handle a %s", self._name, type(message).__name__)

@@ -1,9 +1,5 @@
-"""Binds a node to its channels: who calls it, on which thread, and how it all ends.
-
-Knows threads and the clock, so that a node needs neither. A node's methods return iterables that are drawn
-one item at a time: a message is on its way before the next step of the same method runs, and None is a
-point where it may be interrupted.
-"""
+"""Binds a node to its channels: who calls it, on which thread, and how it all ends. So a node needs neither threads nor
+a clock."""
 
 import contextlib
 import logging
@@ -15,7 +11,7 @@ from typing import Protocol
 
 from emo.errors import EmoError
 from emo.journal import Journal
-from emo.runtime.channel import Channel
+from emo.runtime.channel import Channel, Listener
 from emo.wire.messages import Message
 from emo.wire.topics import ROUTES
 
@@ -28,27 +24,41 @@ _HELLO_S = 30.0
 
 
 class Node(Protocol):
-    """Logic of a tier: no socket, no clock. `handle` may be called by one thread a channel."""
+    """Logic of a tier: no socket, no clock. A subclass says what it does; what has a default here may be left out.
+
+    Iterables are drawn one item at a time: a message is on its way before the next step of the same method runs, and
+    None is a point where it may be interrupted.
+    """
+
+    work: Callable[[float], Outgoing] | None = None
+    """A method that is called over and over with the time, on a thread of its own; yields nothing when idle."""
+    settle: Callable[[], None] | None = None
+    """A method that makes what the LAN has brought last; the broker is told after that."""
 
     @property
     def done(self) -> bool:
         """True when there is nothing left to do."""
+        return False
 
     def hello(self, online: bool) -> Message:
         """What announces the node; with online False, what says goodbye."""
 
-    def doubt(self) -> None:
-        """The broker has forgotten everything: called before anything that it brings is handled, on a thread that must
-        not wait."""
-
-    def restore(self) -> Outgoing:
-        """What has to be said again to a broker that has forgotten everything."""
-
     def handle(self, message: Message, now: float) -> Outgoing:
-        """React to a message. `now`: seconds of a monotonic clock."""
+        """React to a message. `now`: seconds of a monotonic clock. May be called by one thread a channel."""
 
     def tick(self, now: float) -> Outgoing:
         """Called every 50 ms."""
+        del now
+        return ()
+
+    def doubt(self) -> None:
+        """The broker has forgotten everything: called before anything that it brings is handled, on a thread that must
+        not wait."""
+        return
+
+    def restore(self) -> Outgoing:
+        """What has to be said again to a broker that has forgotten everything."""
+        return ()
 
 
 def stop_on(stop: threading.Event, *signals: int) -> None:
@@ -62,34 +72,29 @@ def stop_on(stop: threading.Event, *signals: int) -> None:
         signal.signal(number, handle)
 
 
-class Runner:
+class Runner(Listener):
+    """Of one node. It listens to the WAN itself."""
+
     def __init__(
         self,
         node: Node,
         channels: Mapping[str, Channel],
         journal: Journal,
-        work: Callable[[float], Outgoing] | None = None,
         turn: threading.Semaphore | None = None,
-        settle: Callable[[], None] | None = None,
         turned: Callable[[], None] = lambda: None,
     ) -> None:
-        """`work`: called over and over on a thread of its own (an edge's training); yields nothing when idle.
-        `settle`: makes what the LAN has brought last (an edge's cache); the broker is told after that.
-        `turned`: called whenever the main loop has turned (heartbeat.py).
-        `turn`: held while a WAN message is handled (a device's training), where many share a machine's cores."""
+        """`turn`: held while a WAN message is handled (a device's training), where many share a machine's cores.
+        `turned`: called whenever the main loop has turned (heartbeat.py)."""
         self._node, self._channels, self._journal = node, channels, journal
-        self._work, self._turn, self._settle, self._turned = work, turn, settle, turned
+        self._turn, self._turned = turn, turned
         self._stop, self._forgotten = threading.Event(), threading.Event()
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop` is set or the node is done. Leaves no thread and no connection."""
         for link, channel in self._channels.items():
-            if link == "wan":
-                channel.start(self._handle, lambda: self._node.hello(online=True), self._forget)
-            else:
-                channel.start(self._handle, settle=self._settle)
+            channel.start(self if link == "wan" else _Lan(self, self._node.settle))
         worker = threading.Thread(target=self._train, name="training", daemon=True)
-        if self._work is not None:
+        if self._node.work is not None:
             worker.start()
         written, greeted = 0.0, time.monotonic()
         try:
@@ -117,11 +122,14 @@ class Runner:
                 channel.stop()
             self._journal.write()
 
-    def _forget(self) -> None:
+    def hello(self) -> Message:
+        return self._node.hello(online=True)
+
+    def forgotten(self) -> None:
         self._node.doubt()
         self._forgotten.set()
 
-    def _handle(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         mine = self._turn if ROUTES[type(message)].link == "wan" else None
         with mine or contextlib.nullcontext():
             if self._stop.is_set():
@@ -132,11 +140,11 @@ class Runner:
                 self._journal.problem(f"refused.{type(message).__name__}", str(error))
 
     def _train(self) -> None:
-        assert self._work is not None
+        assert self._node.work is not None
         while not self._stop.is_set():
             try:
                 idle = True
-                for message in self._until_stopped(self._work(time.monotonic())):
+                for message in self._until_stopped(self._node.work(time.monotonic())):
                     idle = False
                     if message is not None:
                         self._send(message)
@@ -165,3 +173,13 @@ class Runner:
         link = ROUTES[type(message)].link
         if link in self._channels:
             self._channels[link].publish(message)
+
+
+class _Lan(Listener):
+    """Nobody is greeted on a LAN, and nothing of a node is retained there."""
+
+    def __init__(self, wan: Listener, settle: Callable[[], None] | None) -> None:
+        self._wan, self.settle = wan, settle
+
+    def handle(self, message: Message) -> None:
+        self._wan.handle(message)

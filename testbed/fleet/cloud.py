@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from cloud_app.rounds.node import CloudNode
 from emo.journal import Journal
 from emo.models.state import PLAIN, Layout
+from emo.runtime.channel import Listener
 from emo.wire.messages import (
     GlobalHead,
     GlobalModel,
@@ -28,7 +29,7 @@ RUN = "simulation"
 _SLACK_S = 1e-3  # a deadline is over when this has passed, too
 
 
-class Cloud:
+class Cloud(Listener):
     """Opens round `number` at virtual time `now`, in seconds, from `weights`. `samples`: of each device; they are all
     here, and the edges too. `deadline_s`: when the cloud closes a round without those who are missing, if they are
     few; it gives up after six times that. `layout`: of the model."""
@@ -57,7 +58,7 @@ class Cloud:
             self._network.listen(subscription(ROOT, kind), self._note(kind))
         filters = [subscription(ROOT, kind) for kind in (Status, Update, OverlayWeights)]
         self._channel = self._network.channel("cloud", filters, self._journal, limits=self.node.limits())
-        self._channel.start(self._handle)
+        self._channel.start(self)
         if number > plan.rounds:
             return  # nothing is left to open
         for edge in config.overlays.edges:
@@ -115,7 +116,7 @@ class Cloud:
         if self._journal.counts["bugs"]:
             raise RuntimeError("the cloud failed on a message; the log says how")
 
-    def _handle(self, message: Message) -> None:
+    def handle(self, message: Message) -> None:
         self._publish(self.node.handle(message, self.now))
 
     def _publish(self, messages: Iterable[Message | None]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from emo.errors import TooLarge, WireError
 from emo.journal import Journal
-from emo.runtime.channel import Handler
+from emo.runtime.channel import Listener
 from emo.runtime.outbox import Outbox
 from emo.wire import frame, topics
 from emo.wire.limits import Limits
@@ -152,22 +152,14 @@ class MemoryChannel:
     ) -> None:
         self.client_id, self.will = client_id, will
         self._network, self._filters, self._journal, self._outbox = network, filters, journal, outbox
-        self._handler: Handler = lambda _message: None
-        self._settle: Callable[[], None] = lambda: None
         self._receiver = Receiver[None](network.root, journal, limits=limits)
 
-    def start(
-        self,
-        handler: Handler,
-        hello: Callable[[], Message | None] = lambda: None,
-        lost: Callable[[], None] = lambda: None,
-        settle: Callable[[], None] | None = None,
-    ) -> None:
-        del lost  # this network forgets nobody
-        self._handler, self._settle = handler, settle or self._settle
+    def start(self, listener: Listener) -> None:
+        """This network forgets nobody, so `listener.forgotten` is never called."""
+        self._listener = listener
         with self._network._change:
             self._network._join(self)
-            first = hello()
+            first = listener.hello()
             if first is not None:
                 self._outbox.put(first)
             while (message := self._outbox.get(0)) is not None:
@@ -202,8 +194,9 @@ class MemoryChannel:
         if message is None:
             return 0
         try:
-            self._handler(message)
-            self._settle()
+            self._listener.handle(message)
+            if self._listener.settle is not None:
+                self._listener.settle()
         except Exception:
             self._journal.count("bugs")
             log.exception("%s: could not handle a %s", self.client_id, type(message).__name__)

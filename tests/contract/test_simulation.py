@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from links import Hears
 
 from cloud_app.rounds.node import CloudNode
 from device_app.node import DeviceNode
@@ -81,7 +82,7 @@ def over_mqtt(plan, folder, training, broker):
 
     threads, turn = [], threading.Semaphore(1)
     watcher = channel("watcher", subscription(root, GlobalModel))
-    watcher.start(lambda model: found.setdefault(model.round, _bits(model.weights)))
+    watcher.start(Hears(lambda model: found.setdefault(model.round, _bits(model.weights))))
     watcher.wait_connected(10)
     with contextlib.ExitStack() as stack:
         stack.callback(watcher.stop)
@@ -107,7 +108,7 @@ def over_mqtt(plan, folder, training, broker):
                 "wan": channel(f"{config.id}-wan", subscription(root, RunState)),
                 "lan": channel(f"{config.id}-lan", *lan),
             }
-            start(edge, channels, work=edge.work, settle=edge.settle)
+            start(edge, channels)
         cloud = CloudNode(
             node_configs.cloud(plan, 60, 120),
             "simulation",

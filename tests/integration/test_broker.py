@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from links import Hears
 
 from emo.config import Broker, Training
 from emo.errors import BrokerError
@@ -46,7 +47,7 @@ class End:
         filters = [subscription("emo", kind) for kind in kinds]
         self.journal, self.got = Journal(), queue.Queue()
         self.channel = MqttChannel(broker.config, name, filters, self.journal, will)
-        self.channel.start(self.got.put, hello or (lambda: None))
+        self.channel.start(Hears(self.got.put, hello or (lambda: None)))
         self.channel.wait_connected(15)
 
     def next(self, kind, timeout=15):
@@ -135,10 +136,13 @@ def test_a_node_that_vanishes_is_reported_by_its_will(broker, end):
         "import sys, time, threading\n"
         "from emo.config import Broker\nfrom emo.journal import Journal\n"
         "from emo.wire.messages import Status\nfrom emo.mqtt.channel import MqttChannel\n"
-        "here = Status('device-01', 'device', online=True)\n"
+        "from emo.runtime.channel import Listener\n"
+        "class Here(Listener):\n"
+        "    def hello(self):\n"
+        "        return Status('device-01', 'device', online=True)\n"
         "gone = Status('device-01', 'device', online=False)\n"
         f"channel = MqttChannel(Broker(port={broker.config.port}), 'device-01', [], Journal(), gone)\n"
-        "channel.start(lambda _message: None, lambda: here)\n"
+        "channel.start(Here())\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", code]) as process:

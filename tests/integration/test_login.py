@@ -99,7 +99,7 @@ def test_who_is_not_let_in_is_told_what_is_missing(strict, way, caplog):
     assert broker_checks.remedy(caught.value, stranger) == connection.login(stranger)
     with mqtt(stranger) as link, caplog.at_level(logging.WARNING, "emo"):
         here = link.end("here", [])
-        here.channel.start(here._handle)
+        here.channel.start(here)
         with pytest.raises(BrokerError):
             here.channel.wait_connected(1)
     assert "Not authorized; it wants to know who this is: set username and password_file" in caplog.text

@@ -29,7 +29,7 @@ def test_a_message_published_before_the_broker_exists_arrives(mosquitto, caplog)
     with mqtt(mosquitto.broker) as link, caplog.at_level(logging.WARNING, "emo"):
         here, there = link.end("here", []), link.end("there", [subscription(link.root, Update)])
         for end in (here, there):
-            end.channel.start(end._handle)
+            end.channel.start(end)
         assert here.channel.publish(GlobalModel("r", 1, (), {"epochs": 1}, {}))
         with pytest.raises(BrokerError, match=f"127.0.0.1:{mosquitto.broker.port}"):
             here.channel.wait_connected(0.2)
@@ -200,7 +200,7 @@ def test_a_broker_that_was_only_away_is_spoken_to_in_mqtt_5_again(proxy):
     proxy.hangs_up = lambda _level: True
     with mqtt(proxy.broker) as link:
         here = link.end("here", [])
-        here.channel.start(here._handle)
+        here.channel.start(here)
         until = time.monotonic() + 10
         while proxy.refused < 4 and here.channel._protocol == MQTTProtocolVersion.MQTTv5:
             assert time.monotonic() < until
@@ -237,7 +237,7 @@ def test_two_nodes_of_one_name_are_told(broker, caplog):
     with mqtt(broker) as link:
         link.end("twin", []).start()
         other = link.end("twin", [])
-        other.channel.start(other._handle)
+        other.channel.start(other)
         until = time.monotonic() + 2
         while "give each node an id of its own" not in caplog.text:
             assert time.monotonic() < until
@@ -262,7 +262,7 @@ def test_stop_waits_for_a_connection_that_is_being_made(proxy):
     with mqtt(proxy.broker) as link:
         here = link.end("here", [])
         here.channel.publish(update())
-        here.channel.start(here._handle)
+        here.channel.start(here)
         here.channel.stop()
         assert here.journal.counts["sent.Update"] == 1
 
@@ -272,7 +272,7 @@ def test_stop_without_a_broker_is_quick_and_leaves_no_thread():
     with mqtt(Broker(port=free_port())) as link:
         here = link.end("here", [])
         here.channel.publish(update())
-        here.channel.start(here._handle)
+        here.channel.start(here)
         began = time.monotonic()
         here.channel.stop()
         assert time.monotonic() - began < 2

@@ -48,7 +48,7 @@ def memory_while(channel, versions, wait):
 def test_the_broker_is_away(mosquitto):
     with mqtt(mosquitto.broker) as link:
         device = link.end("dev-1", [])
-        device.channel.start(device._handle)
+        device.channel.start(device)
         first, rest = memory_while(device.channel, 250, lambda: None)
         assert rest < first + 50_000
         mosquitto.start()

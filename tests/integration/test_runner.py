@@ -3,19 +3,19 @@
 import threading
 import time
 
+from links import Hears
+
 from emo.config import Training
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
 from emo.runtime import runner as module
-from emo.runtime.runner import Runner
+from emo.runtime.runner import Node, Runner
 from emo.wire.messages import GlobalModel, Status
 from emo.wire.topics import subscription
 
 
-class Speaker:
+class Speaker(Node):
     """Publishes one retained message, once."""
-
-    done = False
 
     def __init__(self):
         self._said = False
@@ -44,7 +44,7 @@ def retained(broker, name):
     """The global model that a newcomer gets, or None after a while."""
     got, here = [], threading.Event()
     channel = MqttChannel(broker, name, [subscription(broker.root, GlobalModel)], Journal())
-    channel.start(lambda message: (got.append(message), here.set()))
+    channel.start(Hears(lambda message: (got.append(message), here.set())))
     here.wait(8)
     channel.stop(drain_s=0)
     return got[0] if got else None

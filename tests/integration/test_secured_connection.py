@@ -10,6 +10,7 @@ import threading
 import time
 
 import pytest
+from links import Hears
 from secured import Rogue, Site
 
 from emo.config import Broker
@@ -18,6 +19,7 @@ from emo.journal import Journal
 from emo.mqtt import tls
 from emo.mqtt.channel import MqttChannel
 from emo.mqtt.probe import probe
+from emo.runtime.channel import Listener
 from emo.wire.messages import RunState, Status
 from emo.wire.topics import subscription
 
@@ -137,7 +139,7 @@ def test_a_node_tells_an_impostor_nothing(site, other, kind, caplog):
             broker, "emo-device-01-wan", [], Journal(), Status("device-01", "device", False)
         )
         with caplog.at_level(logging.WARNING, "emo"):
-            channel.start(lambda _message: None)
+            channel.start(Listener())
             until = time.monotonic() + 10
             while not re.search(said, caplog.text):
                 assert time.monotonic() < until, caplog.text
@@ -179,7 +181,7 @@ def channel(site):
         got = queue.Queue()
         filters = [subscription("emo", kind) for kind in kinds]
         made.append(MqttChannel(reference(site, "wan", name), f"emo-{name}-wan", filters, Journal()))
-        made[-1].start(got.put)
+        made[-1].start(Hears(got.put))
         made[-1].wait_connected(10)
         return made[-1], got
 

@@ -4,8 +4,10 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from links import Hears
 
 from emo.journal import Journal
+from emo.runtime.channel import Listener
 from emo.runtime.outbox import Outbox
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch
@@ -60,11 +62,11 @@ def test_the_outbox_stays_flat(batches, count, memory):
 def test_the_newest_versions_arrive_when_the_edge_is_back():
     network, got = Network(), []
     edge = network.channel("edge-1", [subscription("emo", ActivationBatch)], Journal())
-    edge.start(got.append)
+    edge.start(Hears(got.append))
     device = network.channel("dev-1", [], Journal())
     first, rest = memory_while(device.publish, 40)
     assert rest < first + 20_000
-    device.start(lambda _message: None)
+    device.start(Listener())
     network.pump()
     assert sorted((message.batch, message.version) for message in got) == [
         (n, HOUR // 40 - 1) for n in range(40)

@@ -2,6 +2,7 @@
 
 import threading
 
+from links import Hears
 from samples import examples
 
 from emo.journal import Journal
@@ -29,7 +30,7 @@ def chatter(log):
 
     for name in ("a", "b", "c"):
         channels[name] = network.channel(name, [subscription("emo", Interval)], Journal())
-        channels[name].start(handle(name))
+        channels[name].start(Hears(handle(name)))
     for batch in range(3):
         channels["a"].publish(interval(batch))
     return network.pump()
@@ -47,9 +48,9 @@ def test_the_order_is_the_same_each_time():
 def test_nothing_moves_before_pump_and_nothing_is_left_after():
     network, got = Network(), []
     there = network.channel("there", [subscription("emo", Interval)], Journal())
-    there.start(got.append)
+    there.start(Hears(got.append))
     here = network.channel("here", [], Journal())
-    here.start(got.append)
+    here.start(Hears(got.append))
     here.publish(interval(1))
     assert got == []
     assert network.pump() == 1
@@ -60,11 +61,11 @@ def test_nothing_moves_before_pump_and_nothing_is_left_after():
 def test_hello_comes_after_what_was_published_before_the_start():
     network, got = Network(), []
     network.channel("there", [subscription("emo", Interval), subscription("emo", Status)], Journal()).start(
-        got.append
+        Hears(got.append)
     )
     here = network.channel("here", [], Journal())
     here.publish(interval(1))
-    here.start(got.append, lambda: Status("here", "edge", online=True))
+    here.start(Hears(got.append, lambda: Status("here", "edge", online=True)))
     network.pump()
     assert [type(message) for message in got] == [Interval, Status]
 
@@ -72,13 +73,13 @@ def test_hello_comes_after_what_was_published_before_the_start():
 def test_dropped_and_back_again():
     network, seen, mine = Network(chunk=200), [], []
     watcher = network.channel("cloud", [subscription("emo", Status), subscription("emo", Update)], Journal())
-    watcher.start(seen.append)
+    watcher.start(Hears(seen.append))
     watcher.publish(examples()[1])
     will = Status("dev-1", "device", online=False)
     device = network.channel(
         "dev-1", [subscription("emo", GlobalModel), subscription("emo", RunState)], Journal(), will
     )
-    device.start(mine.append)
+    device.start(Hears(mine.append))
     network.pump()
     assert len(mine) == 1
     network.drop("dev-1")
@@ -86,7 +87,7 @@ def test_dropped_and_back_again():
     watcher.publish(examples()[4])  # retained
     network.pump()
     assert seen == [will]
-    device.start(mine.append)
+    device.start(Hears(mine.append))
     network.pump()
     assert [type(message).__name__ for message in seen] == ["Status", "Update"]
     assert [type(message).__name__ for message in mine] == ["GlobalModel", "GlobalModel", "RunState"]
@@ -95,7 +96,7 @@ def test_dropped_and_back_again():
 def test_after_stop_nothing_arrives():
     network, got = Network(), []
     there = network.channel("there", [subscription("emo", Interval)], Journal())
-    there.start(got.append)
+    there.start(Hears(got.append))
     there.publish(interval(1))
     there.stop()
     assert network.pump() == 0
