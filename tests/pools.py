@@ -1,38 +1,28 @@
 """A pool without processes: the same handlers, in this one, and workers that die when a test says so."""
 
-from testbed.workers.pool import WorkerLost
+from testbed.workers.messages import decode, encode
+from testbed.workers.pool import Pool, WorkerLost
 
 
-class LocalPool:
-    """`dies`: called with (jobs that this pool was given so far, kind of the job); True: the worker is lost once it
-    has done the job, and its answer with it."""
+class LocalPool(Pool):
+    """`dies`: called with the kind of each request; True: the worker is lost once it has done it, and its answer with it."""
 
-    dies = staticmethod(lambda _count, _kind: False)
+    dies = staticmethod(lambda _kind: False)
 
-    def __init__(self, make, arguments, workers):
-        self.workers, self._made, self._count = workers, (make, arguments), 0
-        self.restart()
-
-    def restart(self):
-        self.close()
-        make, arguments = self._made
-        self._handlers = [make(*arguments) for _ in range(self.workers)]
+    def _start(self):
+        self._handlers = [self._make(*self._arguments) for _ in range(self.workers)]
 
     def run(self, jobs):
         answers = []
         for number, job in enumerate(jobs):
             worker = number % self.workers if job.worker is None else job.worker
-            answers.append([bytes(part) for part in self._handlers[worker](list(job.parts))])
-            self._count += 1
-            if self.dies(self._count, job.parts[0]):
+            answers.append(decode(encode(self._handlers[worker](decode(encode(job.request))))))
+            if self.dies(type(job.request)):
                 raise WorkerLost("a worker died")
         return answers
 
-    def broadcast(self, parts):
-        return [list(handler(list(parts))) for handler in self._handlers]
-
     def close(self):
-        for handler in getattr(self, "_handlers", []):
-            for edge in handler._edges.values():
+        for handler in self._handlers:
+            for edge in getattr(handler, "_edges", {}).values():
                 edge.close()
         self._handlers = []

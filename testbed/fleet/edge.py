@@ -1,7 +1,5 @@
-"""An edge inside a worker process: the fleet's own node and cache, fed with one round's packets at a time.
-
-Knows the order in which packets reach an edge whose devices train side by side, and how its state is kept. Knows no
-other edge and no cloud.
+"""An edge inside a worker process: the fleet's own node and cache, fed with one round's packets at a time, in the order in
+which they reach an edge whose devices train side by side.
 
     FOLDER/live/       the cache as it is now; nothing of it outlives the process
     FOLDER/0, 1/       after the last two rounds: cache/ (links to its files), and edge_app/snapshot.py's files
@@ -9,10 +7,9 @@ other edge and no cloud.
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from edge_app import snapshot
 from edge_app.cache.disk import DiskCache
@@ -22,25 +19,14 @@ from emo.errors import ModelError, WireError
 from emo.journal import Journal
 from emo.wire.messages import CannotTrain, Interval, Message, OverlayWeights, TapReport, Weights
 from testbed import node_configs
+from testbed.fleet.messages import EdgeTrained, Offered, TrainEdge
 from testbed.plan import Plan
 from testbed.workers import packets
 from testbed.workers.packets import Packet, Sender
 
 
-class Offered(NamedTuple):
-    """What one device sent to its edge in a round. `waves`: an ActivationBatch's packets for each batch that it
-    trained on, in order, none where the policy held it back. `report`: a TapReport's."""
-
-    waves: Sequence[Sequence[Packet]]
-    report: Sequence[Packet]
-
-    def groups(self) -> list[Sequence[Packet]]:
-        return [*self.waves, self.report]
-
-
 class Edge:
-    """Edge `number` of `plan`, in `folder`. `slot`: where to go on from, as `keep` left it; None: a new edge.
-    `steps`: of the overlay, in the last round."""
+    """Edge `number` of `plan`, in `folder`. `slot`: where to go on from, as `round` left it; None: a new edge."""
 
     def __init__(self, plan: Plan, number: int, folder: Path, slot: Path | None) -> None:
         """Raises CacheError on a slot that is damaged or another edge's."""
@@ -67,57 +53,56 @@ class Edge:
             prefetch=False,  # processes already take all the cores
         )
         self._node = EdgeNode(config, self._cache, self.journal)
-        self._patience, self.steps = config.overlay.patience_s, 0
+        self._patience_s = config.overlay.patience_s
         if slot is not None:
             self._node.resume(snapshot.read(slot, self._node.like()))
 
-    def begin(self, told: Iterable[Message]) -> None:
-        """What the cloud says when a round opens."""
-        for message in told:
-            self._tell(message)
-
-    def round(self, number: int, offered: Mapping[str, Offered]) -> dict[str, list[Packet]]:
-        """Round `number`: device id -> the intervals that it is answered with. Raises WireError, CacheError.
+    def round(self, request: TrainEdge) -> EdgeTrained:
+        """One round, after which the edge is kept in `request.slot`. Raises WireError, CacheError, OSError.
 
         First the first batch of each device, then the second of each, ...; after each of these waves the overlay trains
         up to its budget, as it would beside devices that train at one pace. To know its budget then, the edge is told
         of each attempt at once; in a fleet the report comes once a round, and only that one is counted as bytes.
         """
-        sender, before = Sender(number), self.journal.counts["overlay.steps"]
+        for message in packets.decode(request.told):
+            self._tell(message)
+        offered = request.offered
+        sender, before = Sender(request.round), self.journal.counts["overlay.steps"]
         answers: dict[str, list[Packet]] = {device: [] for device in offered}
-        reports = {device: _report(each) for device, each in offered.items()}
+        reports = {device: _report(own) for device, own in offered.items()}
         sent = dict.fromkeys(offered, 0)
-        for wave in range(max((len(each.waves) for each in offered.values()), default=0)):
-            for device, each in offered.items():
-                if wave >= len(each.waves):
+        for wave in range(max((len(own.waves) for own in offered.values()), default=0)):
+            for device, own in offered.items():
+                if wave >= len(own.waves):
                     continue
-                for batch in packets.decode(each.waves[wave]):
+                for batch in packets.decode(own.waves[wave]):
                     sent[device] += 1
                     for answer in self._node.handle(batch, 0.0):
                         if isinstance(answer, Interval):
                             answers[device] += sender.encode(answer)
-                self._tell(_so_far(reports[device], each, wave + 1, sent[device]))
+                self._tell(_so_far(reports[device], own, wave + 1, sent[device]))
             self._train(0.0)
         for report in reports.values():
             self._tell(report)
         self._train(0.0)
-        self.steps = self.journal.counts["overlay.steps"] - before
-        return answers
+        self._keep(request.slot)
+        return EdgeTrained(self.journal.counts["overlay.steps"] - before, answers)
 
-    def finish(self, told: Iterable[Message]) -> list[Packet]:
+    def finish(self, told: Iterable[Message]) -> OverlayWeights:
         """The run has ended, as the cloud says: the overlay, as it is sent there."""
-        self.begin(told)
+        for message in told:
+            self._tell(message)
         sent: list[OverlayWeights] = []
         while not sent:
-            sent = self._train(self._patience)
-        return Sender(0).encode(sent[0])
+            sent = self._train(self._patience_s)
+        return sent[0]
 
     def overlay(self) -> Weights:
         """As it is now, copied."""
         return self._node.overlay()
 
-    def keep(self, slot: Path) -> None:
-        """All that another process needs to go on from here. Raises OSError."""
+    def _keep(self, slot: Path) -> None:
+        """All that another process needs to go on from here."""
         slot.mkdir(parents=True, exist_ok=True)
         mirror(self._live, slot / "cache")
         snapshot.write(slot, self._node.snapshot())

@@ -1,7 +1,6 @@
 """Federated learning over a simulated fleet, with overlays (emo) or without (fl-small, fl-large).
 
-Knows a round: who trains where, which packets go to whom, what is kept until the next. The nodes are those that a
-fleet runs: the cloud's here (cloud.py), devices and edges in worker processes (worker.py).
+The nodes are those that a fleet runs: the cloud's here (cloud.py), devices and edges in worker processes (worker.py).
 
 A round leaves nothing behind until it is over. So one whose worker has died is done again: the edges go on from where
 they were after the round before, and of the devices nothing has changed yet.
@@ -10,43 +9,47 @@ they were after the round before, and of the devices nothing has changed yet.
     FOLDER/edge-N/         edge.py
 """
 
-import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import safetensors.numpy
+from pydantic import BaseModel
 
+from emo import snapshot_file
 from emo.data.dataset import Dataset
 from emo.data.registry import must_fit
 from emo.errors import ConfigError, DataError
 from emo.models import split_network
 from emo.models.state import layout
-from emo.wire.messages import Weights
+from emo.wire.messages import OverlayWeights, Weights
 from testbed import evaluation, node_configs
-from testbed.fleet import checkpoint, worker
+from testbed.fleet import checkpoint, messages
 from testbed.fleet.cloud import Cloud
 from testbed.fleet.edge import mirror
-from testbed.fleet.worker import Trained
+from testbed.fleet.worker import Worker
 from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.timing import costs, estimate
 from testbed.timing.round_time import round_time, until_closed
 from testbed.timing.scenario import Scenario
 from testbed.workers import packets
-from testbed.workers.packets import Packet
-from testbed.workers.pool import Job, Pool, WorkerLost
+from testbed.workers.messages import Request
+from testbed.workers.packets import Packet, Sender
+from testbed.workers.pool import Job, Pool
 from testbed.workers.shared_memory import SharedData
 
-log = logging.getLogger("emo")
-
-_TRIES = 3  # of a round whose workers die
-_STATE = 1 << 30  # bytes of what one device keeps
+_DEVICE, _LIMIT = "simulated device", 1 << 30  # bytes of what one device keeps
 
 T = TypeVar("T")
+A = TypeVar("A")
+
+
+class _Waiting(BaseModel):
+    """Topics of the intervals that wait for a device; their frames are arrays `0`, `1`, ... beside its `state`."""
+
+    topics: list[str]
 
 
 class Fleet:
@@ -84,10 +87,12 @@ class Fleet:
         self._cloud = self._at(1, split_network.weights(self._net), 0.0)
         self._edges = range(len(plan.edges)) if plan.method == "emo" else range(0)
         self._done = 0
-        self._open = False  # whether the workers have the edges as they were after round `_done`
+        self._open: int | None = (
+            None  # pool's `restarts` when the workers had the edges as after round `_done`
+        )
         self._devices = folder / "devices"
         self._devices.mkdir(parents=True, exist_ok=True)
-        self._pool = Pool(worker.make, (plan, SharedData(training, shares), folder, device), workers)
+        self._pool = Pool(Worker, (plan, SharedData(training, shares), folder, device), workers)
         self._together = device != "cpu"
 
     def round(self, number: int) -> tuple[RoundWork, RoundTime]:
@@ -117,7 +122,7 @@ class Fleet:
             self._keep(device, trained[device].state, answers[device])
         self._done = number
         if number == plan.rounds and self._edges:
-            overlays = self._again(self._finish)
+            overlays = [Sender(0).encode(overlay) for overlay in self._again(self._finish)]
             cloud.gather(overlays)
             work = replace(work, overlays=tuple(packets.size(sent) for sent in overlays))
             time = replace(time, beside=round_time(plan, self._scenario, work, self._cost).beside)
@@ -162,7 +167,7 @@ class Fleet:
         if missing:
             raise DataError(f"{missing[0]}: is missing; {folder} is no longer the checkpoint that it was")
         self._cloud = self._at(standing.done + 1, weights, standing.now)
-        self._done, self._open = standing.done, False
+        self._done, self._open = standing.done, None
         mirror(folder / "devices", self._devices)
         for edge in self._edges if self._done else ():
             mirror(folder / node_configs.edge_id(edge), self._slot(edge, self._done))
@@ -174,101 +179,84 @@ class Fleet:
 
     def _train(
         self, number: int, sampled: list[int], model: list[Packet], told: list[Packet]
-    ) -> tuple[dict[int, Trained], dict[int, list[Packet]], tuple[int, ...]]:
+    ) -> tuple[dict[int, messages.Trained], dict[int, list[Packet]], tuple[int, ...]]:
         """What the devices did, the intervals that they are answered with, and each overlay's steps."""
-        self._pool.broadcast([worker.BEGIN, b"null", *packets.flat([model])])
+        self._pool.broadcast(messages.BeginRound(model))
         order = sorted(sampled, key=lambda device: -self._samples[device])  # so that workers end together
-        jobs = [self._job(device) for device in order]
-        found = self._all(order, jobs) if self._together else self._pool.run([Job(job) for job in jobs])
-        trained = {device: Trained.unpack(parts) for device, parts in zip(order, found, strict=True)}
-        answers: dict[int, list[Packet]] = {device: [] for device in sampled}
+        requests = [self._request(device) for device in order]
+        if self._together:
+            (done,) = self._pool.run([Job(messages.TrainTogether(requests), 0)])
+        else:
+            done = self._pool.run([Job(request) for request in requests])
+        trained = dict(zip(order, done, strict=True))
         self._open_edges()
-        asked, groups = [], [[d for d in sampled if d in group] for group in self._plan.groups()]
+        jobs = []
+        names = {device: node_configs.device_id(self._plan, device) for device in sampled}
+        groups = self._plan.groups()
         for edge in self._edges:
-            said = [
-                edge,
-                str(self._slot(edge, number)),
-                number,
-                [
-                    (node_configs.device_id(self._plan, d), len(trained[d].offered.waves))
-                    for d in groups[edge]
-                ],
-            ]
-            sent = [group for d in groups[edge] for group in trained[d].offered.groups()]
-            asked.append(self._edge_job(worker.EDGE, edge, said, packets.flat([told, *sent])))
-        steps = []
-        for edge, (count, *parts) in enumerate(self._pool.run(asked)):
-            steps.append(int(count))
-            answers |= zip(groups[edge], packets.groups(parts), strict=True)
-        return trained, answers, tuple(steps)
+            offered = {names[d]: trained[d].offered for d in sampled if d in groups[edge]}
+            jobs.append(
+                self._job(edge, messages.TrainEdge(edge, number, told, offered, self._slot(edge, number)))
+            )
+        edges: list[messages.EdgeTrained] = self._pool.run(jobs)
+        answers = {name: intervals for edge in edges for name, intervals in edge.intervals.items()}
+        intervals = {device: answers.get(name, []) for device, name in names.items()}
+        return trained, intervals, tuple(edge.steps for edge in edges)
 
-    def _all(self, order: list[int], jobs: list[list[bytes]]) -> list[list[bytes]]:
-        """Every device's answer, out of one worker."""
-        own = [job[2:] for job in jobs]
-        said = [(device, len(parts)) for device, parts in zip(order, own, strict=True)]
-        sent = [worker.TOGETHER, json.dumps(said).encode(), *(part for parts in own for part in parts)]
-        ((sizes, *parts),) = self._pool.run([Job(sent, 0)])
-        rest = iter(parts)
-        return [list(islice(rest, size)) for size in json.loads(sizes)]
-
-    def _job(self, device: int) -> list[bytes]:
+    def _request(self, device: int) -> messages.TrainDevice:
         path = self._devices / node_configs.device_id(self._plan, device)
-        parts = packets.read(path, _STATE) if path.exists() else [b"", *packets.flat([[]])]
-        return [worker.DEVICE, str(device).encode(), *parts]
+        if not path.exists():
+            return messages.TrainDevice(device, b"", [])
+        waiting, arrays = snapshot_file.read(path, _DEVICE, _Waiting, _LIMIT, DataError, "Simulate it anew.")
+        frames = (arrays[str(number)].tobytes() for number in range(len(waiting.topics)))
+        return messages.TrainDevice(
+            device, arrays["state"].tobytes(), list(zip(waiting.topics, frames, strict=True))
+        )
 
     def _keep(self, device: int, state: bytes, intervals: Sequence[Packet]) -> None:
         if state:
+            parts = {"state": state} | {str(number): data for number, (_, data) in enumerate(intervals)}
+            arrays = {name: np.frombuffer(data, np.uint8) for name, data in parts.items()}
             path = self._devices / node_configs.device_id(self._plan, device)
-            packets.write(path, [state, *packets.flat([intervals])])
+            waiting = _Waiting(topics=[topic for topic, _ in intervals])
+            snapshot_file.write(path, _DEVICE, waiting, arrays, synced=False)
 
-    def _finish(self) -> list[list[Packet]]:
+    def _finish(self) -> list[OverlayWeights]:
         self._open_edges()
-        told = packets.flat([[*self._cloud.state, *self._cloud.head]])
-        jobs = [self._edge_job(worker.FINISH, edge, edge, told) for edge in self._edges]
-        return [packets.groups(parts)[0] for parts in self._pool.run(jobs)]
+        told = [*self._cloud.state, *self._cloud.head]
+        return self._pool.run([self._job(edge, messages.FinishEdge(edge, told)) for edge in self._edges])
 
     def _overlays(self) -> dict[str, Weights]:
-        def ask() -> list[list[bytes]]:
+        def ask() -> list[bytes]:
             self._open_edges()
-            return self._pool.run([self._edge_job(worker.OVERLAY, edge, edge) for edge in self._edges])
+            return self._pool.run([self._job(edge, messages.ReadOverlay(edge)) for edge in self._edges])
 
-        found = self._again(ask)
-        loaded = [safetensors.numpy.load(data) for (data,) in found]
-        return {f"overlay-{n}": dict(sorted(each.items())) for n, each in enumerate(loaded, 1)}
+        loaded = [safetensors.numpy.load(data) for data in self._again(ask)]
+        return {f"overlay-{n}": dict(sorted(weights.items())) for n, weights in enumerate(loaded, 1)}
 
     def _open_edges(self) -> None:
         """Each in its worker, as it was after the round that was done last."""
-        if self._open:
-            return
-        slots = [str(self._slot(edge, self._done)) if self._done else "" for edge in self._edges]
-        self._pool.run([self._edge_job(worker.OPEN, edge, (edge, slots[edge])) for edge in self._edges])
-        self._open = True
+        if self._open != self._pool.restarts:
+            slots = {edge: self._slot(edge, self._done) if self._done else None for edge in self._edges}
+            self._pool.run([self._job(edge, messages.OpenEdge(edge, slots[edge])) for edge in self._edges])
+            self._open = self._pool.restarts
 
-    def _edge_job(self, kind: bytes, edge: int, said: object, parts: Sequence[bytes] = ()) -> Job:
-        return Job([kind, json.dumps(said).encode(), *parts], edge % self._pool.workers)
+    def _job(self, edge: int, request: Request[A]) -> Job[A]:
+        """In the worker that has the edge."""
+        return Job(request, edge % self._pool.workers)
 
     def _slot(self, edge: int, number: int) -> Path:
         return self._folder / node_configs.edge_id(edge) / str(number % 2)
 
     def _again(self, do: Callable[[], T]) -> T:
-        """`do`, and again with new workers while some of them die."""
-        for left in reversed(range(_TRIES)):
-            try:
-                return do()
-            except WorkerLost as error:
-                self._open = False
-                self._pool.restart()
-                if not left:
-                    raise
-                log.warning("%s: round %d is done again", error, self._done + 1)
-        raise AssertionError
+        return self._pool.again(do, f"round {self._done + 1}")
 
     def _at(self, number: int, weights: Weights, now: float) -> Cloud:
         return Cloud(self._plan, weights, self._samples, self._deadline_s, number, now, self._layout)
 
 
 def _work(
-    device: int, trained: Trained, model: list[Packet], intervals: list[Packet], drops: bool
+    device: int, trained: messages.Trained, model: list[Packet], intervals: list[Packet], drops: bool
 ) -> DeviceWork:
     sizes = {
         "Update": 0 if drops else packets.size(trained.update),

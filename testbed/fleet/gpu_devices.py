@@ -1,13 +1,11 @@
 """What a round's devices would send, trained together on a GPU: for the fleet, in place of one DeviceNode after another.
 
-Knows what device_app/node.py does with a global model, and does that for all of them at once (stacked.py). Knows no
-cloud, no edge and no process. Updates agree with DeviceNode's within rounding; what the policy lets through follows
-from the same Offers.
+It does what device_app/node.py does with a global model, for all of them at once (vmap_sgd.py). Updates agree with
+DeviceNode's within rounding; what the policy lets through follows from the same publisher.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,31 +17,12 @@ from emo.models import split_network
 from emo.wire.compression import restore, shrink
 from emo.wire.messages import GlobalModel, Interval, Update, Weights
 from testbed import node_configs
-from testbed.fleet.edge import Offered
+from testbed.fleet.messages import Offered, TrainDevice, Trained
 from testbed.fleet.vmap_sgd import Stack, Step
 from testbed.plan import Plan
 from testbed.workers import packets
 from testbed.workers.packets import Packet, Sender
 from testbed.workers.shared_memory import SharedData
-
-
-class Sampled(NamedTuple):
-    """A device that a round asks. `state`: what it has kept, empty where it was never asked; `intervals`: packets of
-    those that wait for it."""
-
-    number: int
-    state: bytes
-    intervals: Sequence[Packet]
-
-
-class Sent(NamedTuple):
-    """As worker.Trained."""
-
-    loss: float
-    samples: int
-    state: bytes
-    offered: Offered
-    update: Sequence[Packet]
 
 
 class Together:
@@ -59,12 +38,12 @@ class Together:
         self._stack = Stack(net, device)
         self._held: dict[int, _Share] = {}
 
-    def round(self, model: GlobalModel, sampled: Sequence[Sampled]) -> list[Sent]:
+    def round(self, model: GlobalModel, sampled: Sequence[TrainDevice]) -> list[Trained]:
         """In the order of `sampled`. Raises CodecError or WireError on a state or packets that are damaged,
         ModelError on weights of another network."""
         start = restore(model.weights, model.form, self._like)
         self._stack.load(start, len(sampled))
-        shares = [self._share(each.number) for each in sampled]
+        shares = [self._share(each.device) for each in sampled]
         taps = [_Tap(self._plan, each, model) for each in sampled]
         losses: list[list[float]] = [[] for _ in sampled]
         for epoch in range(model.training.epochs):
@@ -83,25 +62,25 @@ class Together:
     def _sent(
         self,
         model: GlobalModel,
-        sampled: Sampled,
+        sampled: TrainDevice,
         place: int,
         losses: list[float],
         samples: int,
         tap: "_Tap",
         start: Weights,
-    ) -> Sent:
+    ) -> Trained:
         loss = sum(losses) / len(losses)
         state, offered = tap.end(model.round, len(losses))
         update = Update(
             run=model.run,
-            device=node_configs.device_id(self._plan, sampled.number),
+            device=node_configs.device_id(self._plan, sampled.device),
             round=model.round,
             samples=samples,
             loss=loss if math.isfinite(loss) else None,
             weights=shrink(self._stack.weights(place), model.training.update, start),
             form=model.training.update,
         )
-        return Sent(loss, samples * model.training.epochs, state, offered, tap.sender.encode(update))
+        return Trained(loss, samples * model.training.epochs, state, offered, tap.sender.encode(update))
 
     def _share(self, number: int) -> "_Share":
         if number not in self._held:
@@ -129,11 +108,11 @@ class _Share:
 class _Tap:
     """A device's offers in one round, as packets. Under another method than emo it has none."""
 
-    def __init__(self, plan: Plan, sampled: Sampled, model: GlobalModel) -> None:
+    def __init__(self, plan: Plan, sampled: TrainDevice, model: GlobalModel) -> None:
         self.sender = Sender(model.round)
         self._waves: list[list[Packet]] = []
         self._offers: Offers | None = None
-        config = node_configs.device(plan, sampled.number)
+        config = node_configs.device(plan, sampled.device)
         if config.edge is None or not config.tap.enabled:
             return
         self._offers = Offers(config.id, config.edge, config.tap.codec)

@@ -1,14 +1,12 @@
 """Split federated learning over a fleet: rounds of sampled devices, both halves averaged after each.
 
-Knows who is sampled, what is averaged where, and what that puts on the links. How a device and its server train is
-baselines/halves.py's. SplitFed V1 (Thapa et al. 2022, arXiv 2004.12088): every device has a server copy of its own,
+How a device and its server train is halves.py's. SplitFed V1 (Thapa et al. 2022, arXiv 2004.12088): every device has a server copy of its own,
 so a round ends where FedAvg of the whole network (fl-large) ends: sfl-cloud to the bit, sfl-edge within rounding.
 
     sfl-cloud   the copies are in the cloud; nothing of them crosses a link
     sfl-edge    they are at the device's edge, which is sent the mean of all and sends the mean of its own
 """
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,16 +27,16 @@ from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.splitfed import worker
 from testbed.splitfed.halves import RUN, half, joined
 from testbed.splitfed.wire import Wire
+from testbed.splitfed.worker import Begin, Train, Trained
 from testbed.timing import costs, estimate
 from testbed.timing.round_time import round_time, until_closed
 from testbed.timing.scenario import Scenario
-from testbed.workers.pool import Job, Pool, WorkerLost
+from testbed.workers.pool import Job, Pool
 from testbed.workers.shared_memory import SharedData
 
 log = logging.getLogger("emo")
 
 _FILE, _LIMIT = "model.frame", (1 << 30) + frame.OVERHEAD
-_TRIES = 3  # of a round whose workers die
 
 
 class Split:
@@ -81,12 +79,10 @@ class Split:
         start = GlobalModel(RUN, number, names, plan.training, self._weights)
         trunk = exact_mean.init(half(self._weights, "trunk"))
         heads, works, losses = dict[int, exact_mean.Sum](), list[DeviceWork](), list[float]()
-        for device, (payload, said) in zip(sampled, self._trained(start, sampled), strict=True):
-            update = frame.unpack(frame.KINDS.index(Update), payload)
-            assert isinstance(update, Update)
-            loss, counts = json.loads(said)
-            losses.append(loss)
-            works.append(DeviceWork(device, **counts))
+        for device, done in zip(sampled, self._trained(start, sampled), strict=True):
+            update = done.update
+            losses.append(done.loss)
+            works.append(done.work)
             if self._scenario.drops(plan, number, device):
                 del works[-1].up["Update"]
                 continue
@@ -146,21 +142,16 @@ class Split:
 
     # -- a round
 
-    def _trained(self, start: GlobalModel, sampled: Sequence[int]) -> list[list[bytes]]:
+    def _trained(self, start: GlobalModel, sampled: Sequence[int]) -> list[Trained]:
         """The workers' answers, in the order of `sampled`."""
         order = sorted(sampled, key=lambda device: -self._samples[device])  # so the workers end together
-        jobs = [Job([worker.TRAIN, str(device).encode()]) for device in order]
-        for left in reversed(range(_TRIES)):
-            try:
-                self._pool.broadcast([worker.BEGIN, frame.pack(start)])
-                answers = dict(zip(order, self._pool.run(jobs), strict=True))
-                break
-            except WorkerLost as error:
-                self._pool.restart()
-                if not left:
-                    raise
-                log.warning("%s: round %d is done again", error, start.round)
-        return [answers[device] for device in sampled]
+
+        def train() -> list[Trained]:
+            self._pool.broadcast(Begin(start))
+            return self._pool.run([Job(Train(device)) for device in order])
+
+        done = dict(zip(order, self._pool.again(train, f"round {start.round}"), strict=True))
+        return [done[device] for device in sampled]
 
     def _counts(self, update: Update) -> bool:
         reason = (

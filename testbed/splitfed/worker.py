@@ -1,47 +1,56 @@
-"""A process that trains devices by split federated learning, one after another.
+"""A process that trains devices by split federated learning, one after another."""
 
-Knows requests and answers as bytes (testbed/workers/pool.py). Knows no averaging and no other process.
-
-    BEGIN, GlobalModel   what every device starts from, both halves; nothing comes back
-    TRAIN, number        one device's round: its Update with both halves; JSON: loss, a DeviceWork's counts
-"""
-
-import json
 from collections.abc import Callable
 
 import torch
+from pydantic.dataclasses import dataclass
 
-from emo.wire import frame
-from emo.wire.messages import GlobalModel
+from emo.wire.messages import GlobalModel, Update
 from testbed import node_configs
-from testbed.plan import Plan
+from testbed.plan import DeviceWork, Plan
 from testbed.splitfed.halves import Halves
-from testbed.workers.pool import Parts
+from testbed.workers.messages import CHECKED, Message, Request
 from testbed.workers.shared_memory import SharedData
 
-BEGIN, TRAIN = b"begin", b"train"
+
+@dataclass(frozen=True, config=CHECKED)
+class Trained(Message):
+    """`update`: with both halves. `loss`: mean, perhaps not finite."""
+
+    update: Update
+    loss: float
+    work: DeviceWork
 
 
-def make(plan: Plan, data: SharedData, device: str) -> Callable[[list[bytes]], Parts]:
+@dataclass(frozen=True, config=CHECKED)
+class Begin(Request[None]):
+    """`model`: what every device starts from, both halves."""
+
+    model: GlobalModel
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Train(Request[Trained]):
+    device: int
+
+
+def make(plan: Plan, data: SharedData, torch_device: str) -> Callable[[Begin | Train], Trained | None]:
     """The handler of one process. Raises ModelError."""
     torch.set_num_threads(1)
-    halves, dataset = Halves(node_configs.network(plan), device), data.dataset()
+    halves, dataset = Halves(node_configs.network(plan), torch_device), data.dataset()
     start: GlobalModel | None = None
 
-    def handle(parts: list[bytes]) -> Parts:
+    def handle(request: Begin | Train) -> Trained | None:
         nonlocal start
-        kind, content = parts
-        if kind == BEGIN:
-            message = frame.unpack(frame.KINDS.index(GlobalModel), content)
-            assert isinstance(message, GlobalModel)
-            start = message
-            return ()
+        if isinstance(request, Begin):
+            start = request.model
+            return None
         assert start is not None
-        number = int(content)
+        number = request.device
         server = node_configs.edge_id(plan.edge_of(number)) if plan.method == "sfl-edge" else "cloud"
         batches = node_configs.batches(plan, dataset, data.rows(number))
         done = halves.round(start, batches, node_configs.device_id(plan, number), server)
-        counts = {"batches": done.batches, "samples": done.samples, "up": done.up, "down": done.down}
-        return frame.pack(done.update), json.dumps([done.loss, counts]).encode()
+        work = DeviceWork(number, done.batches, done.samples, done.down, done.up)
+        return Trained(done.update, done.loss, work)
 
     return handle

@@ -1,12 +1,11 @@
-"""Worker processes that answer requests: lists of bytes in, lists of bytes out, nothing pickled once they run.
-
-Knows processes, pipes and who is busy. Knows nothing of what is asked and answered.
+"""Worker processes that answer requests (messages.py). Nothing is pickled once they run.
 
 A worker is spawned, so it inherits no thread and no lock, and it holds the only other end of its pipe: when we end,
 however we end, it reads the end of file and ends too. It never sees the terminal's Ctrl-C: that is ours to handle.
 """
 
 import contextlib
+import logging
 import multiprocessing
 import signal
 import traceback
@@ -15,47 +14,62 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pydantic.dataclasses import dataclass
 
 from emo import errors
 from emo.errors import EmoError
+from testbed.workers.messages import CHECKED, Message, Request, decode, encode
 
-Parts = Sequence[bytes]
-Handler = Callable[[list[bytes]], Parts]
+A = TypeVar("A")
+T = TypeVar("T")
+Handler = Callable[[Any], object]
+
+log = logging.getLogger("emo")
 
 _spawn = multiprocessing.get_context("spawn")
-_READY, _BAD_INPUT, _BUG = b"ready", b"bad input", b"bug"
+_TRIES = 3  # of what is done again after a worker has died
 
 
 class WorkerLost(EmoError):  # noqa: N818 - reads as what happened
     """A worker process died. The pool answers again after `restart`; what its workers held is gone."""
 
 
-class Job(NamedTuple):
-    """`parts`: what the handler is given. `worker`: who is to answer, None: whoever is free first."""
+class Job(NamedTuple, Generic[A]):
+    """`worker`: who is to answer, None: whoever is free first."""
 
-    parts: Parts
+    request: Request[A]
     worker: int | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class _Failed(Message):
+    """`error`: class of an EmoError that the handler raised, with its text; empty for another exception, with its traceback."""
+
+    error: str
+    text: str
 
 
 class Pool:
     """`workers` processes, each with the handler that `make(*arguments)` gives there: a function of a module, and
-    arguments that spawn can pass. An EmoError that a handler raises is raised by `run`; so is the one of `make`."""
+    arguments that spawn can pass. An EmoError that a handler raises is raised by `run`; so is the one of `make`.
+    `restarts`: how often all workers were started anew."""
 
     def __init__(self, make: Callable[..., Handler], arguments: tuple[Any, ...], workers: int) -> None:
-        self._make, self._arguments, self.workers = make, arguments, workers
+        self._make, self._arguments, self.workers, self.restarts = make, arguments, workers, 0
         self._processes: list[SpawnProcess] = []
         self._pipes: list[Connection] = []
         self._starting: set[int] = set()
         self._start()
 
-    def run(self, jobs: Sequence[Job]) -> list[list[bytes]]:
+    def run(self, jobs: Sequence[Job[A]]) -> list[A]:
         """The answers, in the order of `jobs`. Jobs are begun in that order, one a worker at a time.
 
         Raises WorkerLost, or what the first job of those that failed raised; then no worker has anything left to do.
         """
         self._wait_ready()
-        answers: list[list[bytes]] = [[] for _ in jobs]
+        answers = dict[int, A]()
         anyone = deque(number for number, job in enumerate(jobs) if job.worker is None)
         own = [deque(n for n, job in enumerate(jobs) if job.worker == w) for w in range(self.workers)]
         busy: dict[int, int] = {}
@@ -66,7 +80,7 @@ class Pool:
                 if worker not in busy and queue and not failed:
                     busy[worker] = queue.popleft()
                     with self._lost(worker):
-                        _send(self._pipes[worker], jobs[busy[worker]].parts)
+                        _send(self._pipes[worker], encode(jobs[busy[worker]].request))
             if not busy:
                 break
             for worker in self._readable(busy):
@@ -79,16 +93,30 @@ class Pool:
                     failed[number] = error
         if failed:
             raise failed[min(failed)]
-        return answers
+        return [answers[number] for number in range(len(jobs))]
 
-    def broadcast(self, parts: Parts) -> list[list[bytes]]:
+    def broadcast(self, request: Request[A]) -> list[A]:
         """The answer of each worker."""
-        return self.run([Job(parts, worker) for worker in range(self.workers)])
+        return self.run([Job(request, worker) for worker in range(self.workers)])
+
+    def again(self, do: Callable[[], T], what: str) -> T:
+        """`do`; after a worker has died all workers are started anew, and it is done again, `what` says the log. Raises
+        WorkerLost when that happens again and again."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return do()
+            except WorkerLost as error:
+                self.restart()
+                if not left:
+                    raise
+                log.warning("%s: %s is done again", error, what)
+        raise AssertionError
 
     def restart(self) -> None:
         """All workers anew, after one was lost."""
         self.close()
         self._start()
+        self.restarts += 1
 
     def close(self) -> None:
         """No process is left; what they were at is not finished. Harmless twice."""
@@ -132,15 +160,14 @@ class Pool:
         ready = connection.wait([self._pipes[worker] for worker in workers])
         return sorted(worker for worker in workers if self._pipes[worker] in ready)
 
-    def _answer(self, worker: int) -> list[bytes]:
+    def _answer(self, worker: int) -> Any:
         with self._lost(worker):
-            kind, *parts = _receive(self._pipes[worker])
-        if kind == _BAD_INPUT:
-            name, text = (part.decode() for part in parts)
-            raise getattr(errors, name, EmoError)(text)
-        if kind == _BUG:
-            raise RuntimeError(f"worker {worker} failed:\n{parts[0].decode()}")
-        return parts
+            parts = _receive(self._pipes[worker])
+        answer = decode(parts)
+        if isinstance(answer, _Failed):
+            text = f"worker {worker} failed:\n{answer.text}"
+            raise getattr(errors, answer.error, EmoError)(answer.text) if answer.error else RuntimeError(text)
+        return answer
 
     @contextlib.contextmanager
     def _lost(self, worker: int) -> Iterator[None]:
@@ -175,26 +202,26 @@ def _work(pipe: Connection, make: Callable[..., Handler], arguments: tuple[Any, 
     with contextlib.suppress(EOFError, OSError):
         handler: Handler | None = None
 
-        def begin(_parts: list[bytes]) -> Parts:
+        def begin() -> None:
             nonlocal handler
             handler = make(*arguments)
-            return ()
 
-        _send(pipe, _tried(begin, []))
+        _send(pipe, _tried(begin))
         while handler is not None:
-            _send(pipe, _tried(handler, _receive(pipe)))
+            parts, handle = _receive(pipe), handler
+            _send(pipe, _tried(lambda: handle(decode(parts))))  # noqa: B023 - called at once
 
 
-def _tried(handler: Handler, parts: list[bytes]) -> Parts:
+def _tried(work: Callable[[], object]) -> list[bytes]:
     try:
-        return (_READY, *handler(parts))
+        return encode(work())
     except EmoError as error:
-        return (_BAD_INPUT, type(error).__name__.encode(), str(error).encode())
+        return encode(_Failed(type(error).__name__, str(error)))
     except Exception:  # noqa: BLE001 - told to the one who asked, whatever it is
-        return (_BUG, traceback.format_exc().encode())
+        return encode(_Failed("", traceback.format_exc()))
 
 
-def _send(pipe: Connection, parts: Parts) -> None:
+def _send(pipe: Connection, parts: Sequence[bytes]) -> None:
     pipe.send_bytes(len(parts).to_bytes(8, "little"))
     for part in parts:
         pipe.send_bytes(part)

@@ -9,31 +9,50 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic.dataclasses import dataclass
 
 from emo.errors import ConfigError
+from testbed.workers.messages import CHECKED, Message, Request
 from testbed.workers.pool import Job, Pool, WorkerLost
 from testbed.workers.shared_memory import Shared
 
 ARRAY = np.arange(12, dtype=np.int64).reshape(3, 4)
 
 
+@dataclass(frozen=True, config=CHECKED)
+class Asked(Request["Answer"]):
+    what: str
+    number: int = 0
+    data: bytes = b""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class Answer(Message):
+    pid: int
+    number: int
+    data: bytes
+
+
 def make(shared, refused=False):
     if refused:
         raise ConfigError("not like this")
 
-    def handle(parts):
-        kind = parts[0]
-        if kind == b"refuse":
-            raise ConfigError("no such thing")
-        if kind == b"fail":
-            return [parts[7]]
-        if kind == b"die":
-            os.kill(os.getpid(), signal.SIGKILL)
-        if kind == b"row":
-            return [shared["a"][int(parts[1])].tobytes()]
-        if kind == b"write":
-            shared["a"][0] = 1
-        return [str(os.getpid()).encode(), *reversed(parts)]
+    def handle(asked):
+        data = asked.data
+        match asked.what:
+            case "refuse":
+                raise ConfigError("no such thing")
+            case "fail":
+                return asked.data[7]
+            case "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "row":
+                data = shared["a"][asked.number].tobytes()
+            case "write":
+                shared["a"][0] = 1
+            case "odd":
+                return object()
+        return Answer(os.getpid(), asked.number, data)
 
     return handle
 
@@ -55,12 +74,12 @@ def alive(pid):
 
 def test_answers_come_in_the_order_of_the_jobs_and_from_whom_they_were_asked(pool):
     large = os.urandom(3 << 20)
-    answers = pool.run([Job([b"x", b"%d" % n, large if n == 3 else b""], n % 2) for n in range(7)])
-    assert [answer[2] for answer in answers] == [b"%d" % n for n in range(7)]
-    assert answers[3][1] == large
-    assert [int(answer[0]) for answer in answers] == [pool.pids()[n % 2] for n in range(7)]
-    assert {int(answer[0]) for answer in pool.broadcast([b"x"])} == set(pool.pids())
-    assert [answer[0] for answer in pool.run([Job([b"row", b"%d" % n]) for n in range(3)])] == [
+    answers = pool.run([Job(Asked("x", n, large if n == 3 else b""), n % 2) for n in range(7)])
+    assert [answer.number for answer in answers] == list(range(7))
+    assert answers[3].data == large
+    assert [answer.pid for answer in answers] == [pool.pids()[n % 2] for n in range(7)]
+    assert {answer.pid for answer in pool.broadcast(Asked("x"))} == set(pool.pids())
+    assert [answer.data for answer in pool.run([Job(Asked("row", n)) for n in range(3)])] == [
         row.tobytes() for row in ARRAY
     ]
     assert pool.run([]) == []
@@ -68,19 +87,21 @@ def test_answers_come_in_the_order_of_the_jobs_and_from_whom_they_were_asked(poo
 
 def test_errors_arrive_as_what_they_are_and_the_pool_goes_on(pool):
     with pytest.raises(ConfigError, match="no such thing"):
-        pool.run([Job([b"x"]), Job([b"refuse"]), Job([b"fail"])])
+        pool.run([Job(Asked("x")), Job(Asked("refuse")), Job(Asked("fail"))])
     with pytest.raises(RuntimeError, match="IndexError"):
-        pool.run([Job([b"fail"]), Job([b"x"])])
+        pool.run([Job(Asked("fail")), Job(Asked("x"))])
     with pytest.raises(RuntimeError, match="read-only"):
-        pool.run([Job([b"write"])])
-    assert pool.run([Job([b"x", b"y"])])[0][1:] == [b"y", b"x"]
+        pool.run([Job(Asked("write"))])
+    with pytest.raises(RuntimeError, match="cannot be sent"):
+        pool.run([Job(Asked("odd"))])
+    assert pool.run([Job(Asked("x", 5))])[0].number == 5
 
 
 def test_a_handler_that_cannot_be_made_says_why():
     pool = Pool(make, (None, True), 1)
     try:
         with pytest.raises(ConfigError, match="not like this"):
-            pool.run([Job([b"x"])])
+            pool.run([Job(Asked("x"))])
     finally:
         pool.close()
 
@@ -88,17 +109,17 @@ def test_a_handler_that_cannot_be_made_says_why():
 def test_a_killed_worker_is_noticed_and_replaced(pool):
     before = pool.pids()
     with pytest.raises(WorkerLost, match="SIGKILL"):
-        pool.run([Job([b"x"]), Job([b"die"]), Job([b"x"])])
+        pool.run([Job(Asked("x")), Job(Asked("die")), Job(Asked("x"))])
     pool.restart()
     assert not any(map(alive, before))
-    assert pool.run([Job([b"x", b"y"])])[0][1:] == [b"y", b"x"]
+    assert pool.run([Job(Asked("x", 5))])[0].number == 5
     os.kill(pool.pids()[1], signal.SIGKILL)
     with pytest.raises(WorkerLost, match="worker 1"):
-        pool.broadcast([b"x"])
+        pool.broadcast(Asked("x"))
 
 
 def test_close_leaves_nothing(pool):
-    pool.run([Job([b"x"])])
+    pool.run([Job(Asked("x"))])
     pids = pool.pids()
     pool.close()
     pool.close()
@@ -108,10 +129,10 @@ def test_close_leaves_nothing(pool):
 _SCRIPT = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started us with it ignored
-from tests.integration.test_pool import ARRAY, Job, Pool, Shared, make
+from tests.integration.test_pool import ARRAY, Asked, Job, Pool, Shared, make
 if __name__ == "__main__":
     pool = Pool(make, (Shared({"a": ARRAY}),), 2)
-    pool.run([Job([b"x"])])
+    pool.run([Job(Asked("x"))])
     print(*pool.pids(), flush=True)
     time.sleep(60)
 """

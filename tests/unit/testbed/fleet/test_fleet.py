@@ -12,7 +12,8 @@ from emo.data import registry
 from emo.errors import ConfigError, DataError, EmoError, QuorumError
 from emo.wire.messages import GlobalModel
 from testbed import node_configs
-from testbed.fleet import fleet, worker
+from testbed.fleet import fleet
+from testbed.fleet.messages import FinishEdge, ReadOverlay, TrainDevice, TrainEdge
 from testbed.plan import Plan
 from testbed.timing import scenario
 from testbed.workers import packets
@@ -100,13 +101,13 @@ def test_a_run_goes_back_to_what_it_has_saved_itself(make, tmp_path):
     assert rounds(one, (2, 3)) == after
 
 
-@pytest.mark.parametrize("kind", [worker.DEVICE, worker.EDGE, worker.FINISH, worker.OVERLAY])
+@pytest.mark.parametrize("kind", [TrainDevice, TrainEdge, FinishEdge, ReadOverlay])
 def test_a_round_whose_worker_dies_is_done_again(make, kind):
     done = []
 
     class Mortal(LocalPool):
         @staticmethod
-        def dies(_count, found):
+        def dies(found):
             done.extend([found] if found == kind else [])
             return found == kind and len(done) in {2, 3}
 
@@ -117,7 +118,7 @@ def test_a_round_whose_worker_dies_is_done_again(make, kind):
 def test_workers_that_keep_dying_end_the_run(make):
     class Dying(LocalPool):
         @staticmethod
-        def dies(_count, _kind):
+        def dies(_kind):
             return True
 
     with pytest.raises(EmoError, match="died"):

@@ -9,9 +9,9 @@ from emo.errors import CodecError, ModelError
 from emo.models import split_network
 from emo.wire.messages import GlobalModel, Interval
 from testbed import node_configs
-from testbed.fleet import worker
-from testbed.fleet.gpu_devices import Sampled, Together
-from testbed.fleet.worker import Trained
+from testbed.fleet.gpu_devices import Together
+from testbed.fleet.messages import BeginRound, TrainDevice
+from testbed.fleet.worker import Worker
 from testbed.plan import Plan
 from testbed.workers import packets
 from testbed.workers.packets import Sender
@@ -49,13 +49,9 @@ def opened(settings, number, **changes):
 
 def alone(settings, held, model, sampled, folder):
     """By testbed/fleet/worker.py: a DeviceNode for each."""
-    handle = worker.make(settings, held, folder)
-    handle([worker.BEGIN, b"null", *packets.flat([Sender(0).encode(model)])])
-    found = []
-    for each in sampled:
-        parts = [worker.DEVICE, str(each.number).encode(), each.state, *packets.flat([each.intervals])]
-        found.append(Trained.unpack(handle(parts)))
-    return found
+    handle = Worker(settings, held, folder)
+    handle(BeginRound(Sender(0).encode(model)))
+    return [handle(request) for request in sampled]
 
 
 def message(sent):
@@ -100,7 +96,7 @@ def check(ours, theirs):
 def test_a_first_round(method, tmp_path):
     settings = plan(method)
     held, model = shared(settings), opened(settings, 1)
-    sampled = [Sampled(number, b"", []) for number in NUMBERS]
+    sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
     sent = Together(settings, held, "cpu").round(model, sampled)
     check(sent, alone(settings, held, model, sampled, tmp_path))
     waves = [bool(wave) for each in sent for wave in each.offered.waves]
@@ -112,7 +108,7 @@ def test_a_first_round(method, tmp_path):
 def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
     settings = plan("emo", training=Training(lr=0.05))
     held, together = shared(settings), Together(settings, shared(settings), "cpu")
-    sampled = [Sampled(number, b"", []) for number in NUMBERS]
+    sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
     first = together.round(opened(settings, 1), sampled)
     again = []
     for each, sent in zip(sampled, first, strict=True):
@@ -122,7 +118,7 @@ def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
             answers += sender.encode(
                 Interval("run", batch.edge, batch.device, batch.batch, batch.version, 3.0)
             )
-        again.append(Sampled(each.number, sent.state, answers))
+        again.append(TrainDevice(each.device, sent.state, answers))
     model = opened(settings, 2, fresh=fresh)
     second = together.round(model, again)
     check(second, alone(settings, held, model, again, tmp_path))
@@ -135,7 +131,7 @@ def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
 def test_another_number_of_devices_and_another_round_use_the_same_stack():
     settings = plan("fl-small")
     together, model = Together(settings, shared(settings), "cpu"), opened(settings, 1)
-    sampled = [Sampled(number, b"", []) for number in NUMBERS]
+    sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
     first = together.round(model, sampled)
     together.round(opened(settings, 2), sampled[:1])
     assert together.round(model, sampled) == first
@@ -145,7 +141,7 @@ def test_damaged_input_is_refused():
     settings = plan("emo")
     together = Together(settings, shared(settings), "cpu")
     with pytest.raises(CodecError, match="damaged"):
-        together.round(opened(settings, 1), [Sampled(1, b"junk" * 8, [])])
+        together.round(opened(settings, 1), [TrainDevice(1, b"junk" * 8, [])])
     other = opened(settings, 1, weights={"w": np.zeros(2, np.float32)})
     with pytest.raises(ModelError, match="do not fit"):
-        together.round(other, [Sampled(1, b"", [])])
+        together.round(other, [TrainDevice(1, b"", [])])

@@ -1,4 +1,4 @@
-"""What a plan is to its nodes, how packets travel as bytes, and folders that mirror each other."""
+"""What a plan is to its nodes, messages as packets, and folders that mirror each other."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import any_message, examples, same
 
-from emo.errors import DataError, PartitionError, WireError
+from emo import files
+from emo.errors import PartitionError, WireError
 from testbed import node_configs
 from testbed.fleet.edge import mirror
 from testbed.plan import Plan
@@ -77,31 +78,6 @@ def test_a_large_message_is_several_packets_and_none_may_be_missing():
         list(packets.decode([(sent[0][0], b"EMO" + bytes(60))]))
 
 
-@given(st.lists(st.lists(st.tuples(st.text(max_size=5), st.binary(max_size=9)), max_size=3), max_size=4))
-def test_groups_of_packets_travel_as_one_list(groups):
-    assert packets.groups(packets.flat(groups)) == groups
-
-
-@pytest.mark.parametrize("parts", [[], [b"x"], [b"2", b"a", b"b"], [b"1"], [b"1", b"a", b"b", b"c", b"d"]])
-def test_other_lists_are_refused(parts):
-    with pytest.raises(DataError):
-        packets.groups(parts)
-
-
-@given(parts=st.lists(st.binary(max_size=20), max_size=5), cut=st.integers(1, 30))
-def test_parts_are_kept_whole(tmp_path_factory, parts, cut):
-    path = tmp_path_factory.mktemp("parts") / "file"
-    packets.write(path, parts)
-    assert packets.read(path, 1 << 20) == parts
-    content = path.read_bytes()
-    if content:
-        with pytest.raises(DataError):
-            packets.read(path, len(content) - 1)
-    path.write_bytes(content + bytes([1] * cut))
-    with pytest.raises(DataError):
-        packets.read(path, 1 << 20)
-
-
 def test_a_mirror_has_the_same_files_and_follows_nothing_that_is_replaced(tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "a").mkdir(parents=True)
@@ -111,7 +87,7 @@ def test_a_mirror_has_the_same_files_and_follows_nothing_that_is_replaced(tmp_pa
         mirror(source, target)
         found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
         assert found == {"one", "a/two"}
-    packets.write(source / "one", [b"new"])
+    files.write(source / "one", b"new")
     (source / "a" / "two").unlink()
     assert (target / "one").read_text() == "one"
     mirror(source, target)

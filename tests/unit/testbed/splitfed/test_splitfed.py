@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from pools import LocalPool
 from splits import plan, same, whole
 
 from cloud_app.aggregation import exact_mean
@@ -23,28 +24,10 @@ PAPER = scenario.load(None)
 DROPPING = PAPER.model_copy(update={"drop_outs": 0.5})
 
 
-class Inline:
-    """A pool without processes: what they are asked is asked here."""
-
-    workers = 1
-
-    def __init__(self, make, arguments, workers):
-        self._handler = make(*arguments)
-
-    def broadcast(self, parts):
-        return [list(self._handler(list(parts)))]
-
-    def run(self, jobs):
-        return [list(self._handler(list(job.parts))) for job in jobs]
-
-    def restart(self):
-        pass
-
-
 def method(settings, folder, where=PAPER):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("testbed.splitfed.splitfed.Pool", Inline)
-        patch.setattr("testbed.fleet.fleet.Pool", Inline)
+        patch.setattr("testbed.splitfed.splitfed.Pool", LocalPool)
+        patch.setattr("testbed.fleet.fleet.Pool", LocalPool)
         kind = Split if settings.method.startswith("sfl") else Fleet
         return kind(settings, where, *registry.load(Data()), 1, folder)
 
@@ -154,8 +137,8 @@ def test_a_round_whose_workers_die_is_done_again_and_three_times_at_most(ran, tm
             raise WorkerLost("worker 0 was ended by SIGKILL")
         return answers(pool, jobs)
 
-    answers = Inline.run
-    monkeypatch.setattr(Inline, "run", run)
+    answers = LocalPool.run
+    monkeypatch.setattr(LocalPool, "run", run)
     made = method(plan(), tmp_path)
     dying += [1, 1]
     assert made.round(1) == ran["sfl-cloud"][1][0]
