@@ -1,4 +1,4 @@
-"""A paho client set up as EMO needs it: transport, TLS, login, persistent session, small window, a will; not connected yet."""
+"""Makes a paho client as EMO needs it: transport, TLS, login, persistent session, small window, a will; not connected yet."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from emo.wire import frame, topics
 from emo.wire.messages import Status
 
 V5, V311 = MQTTProtocolVersion.MQTTv5, MQTTProtocolVersion.MQTTv311
-# Packets in flight: paho's own default of 20, and its endless queue behind, hold up everything else.
+# Packets in flight: paho's default of 20, and its unlimited queue, would hold up everything else.
 WINDOW = 4
 RECEIVE = 20  # unacknowledged packets a broker may have on the way to us
 _PACKET = (1024 + 4) << 10  # the most that Broker.chunk_kib may say, and what MQTT puts around it
@@ -27,7 +27,7 @@ _LONGEST = 65535  # bytes of a password: MQTT 5, 3.1.3.6
 
 
 def password(broker: Broker) -> str | None:
-    """Raises ConfigError where `password_file` cannot be read, or holds none."""
+    """The broker's password, if there is one. Raises ConfigError if `password_file` cannot be read, or holds none."""
     if broker.password is not None:
         return broker.password.get_secret_value()
     if broker.password_file is None:
@@ -49,7 +49,7 @@ def bare(
     secret: str | None,
     **options: Any,
 ) -> paho.Client:
-    """A client that reaches `broker` and is let in: `secret` is its password. `clean`: a session of 3.1.1 ends with it."""
+    """A client for `broker`, with the password `secret`. `clean`: a session of 3.1.1 ends with the connection."""
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
         client_id=client_id,
@@ -75,7 +75,7 @@ def make(
     client, five = bare(broker, client_id, protocol, clean=False, secret=secret), protocol == V5
     client.max_inflight_messages_set(WINDOW)
     client.max_queued_messages_set(2 * WINDOW)
-    # Apart, from the first try on: after a broker's restart the whole fleet comes back. Doubled three times.
+    # Random, since after a broker's restart the whole fleet comes back at once. Doubled three times.
     delay = random.SystemRandom().uniform(0.5, 1.8)
     client.reconnect_delay_set(delay, 8 * delay)  # type: ignore[arg-type]  # seconds; whole ones for no reason
     if will is not None:
@@ -89,14 +89,15 @@ def make(
 
 
 def cut(client: paho.Client) -> None:
-    """End its connection, whatever it is made of; it will make another."""
+    """End the connection of `client`, of whatever transport; it will make another."""
     if (connection := client.socket()) is not None:
         with socket.socket(fileno=os.dup(connection.fileno())) as same:
             same.shutdown(socket.SHUT_RDWR)
 
 
 def session(kept: bool = True) -> Properties:
-    """Of CONNECT in MQTT 5: for how long the broker is to remember us, how much it may send ahead, and at once."""
+    """Properties of CONNECT in MQTT 5: how long the broker remembers us, how many packets it may send unacknowledged, and
+    how large."""
     properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho's own gap
     if kept:
         properties.SessionExpiryInterval = _SESSION_S

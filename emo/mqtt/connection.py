@@ -1,6 +1,6 @@
-"""How the connection to a broker fares: what to tell the user, how large a packet it takes.
+"""Tracks a connection to a broker: what to tell the user about it, and how large a packet the broker takes.
 
-Knows no transport; written by paho's thread, read by the sender's.
+Written by paho's thread, read by the sender's.
 """
 
 import logging
@@ -22,7 +22,7 @@ _LEAST = OVERHEAD + 512
 
 
 def login(broker: Broker) -> str:
-    """What to do where a broker does not let this node in."""
+    """What to do if a broker does not let this node in."""
     if broker.username is not None:
         return "correct username, and password or password_file"
     if broker.certified:
@@ -30,21 +30,22 @@ def login(broker: Broker) -> str:
     return "it wants to know who this is: set username and password_file (docs/security.md)"
 
 
-class Health:
-    """`failures`: lost connections since the last one that was made."""
+class ConnectionState:
+    """`failures`: connections that were lost or refused since the last successful one."""
 
     def __init__(self, broker: Broker, client_id: str) -> None:
         self._broker, self._id = broker, client_id
         self.failures, self._flaps = 0, 0
         self._limit = self._learned = math.inf  # bytes of a frame: as the broker says; as it turned out
-        self._next_line, self._said = (
-            0.0,
-            True,
-        )  # the first connection, and what follows on a complaint, are news
-        self._opened, self._since = math.inf, -math.inf  # TCP made and waiting for its CONNACK; CONNACK came
+        # `_said`: the next connection is news, since it is the first or follows on a complaint.
+        self._next_line, self._said = 0.0, True
+        self._opened, self._since = (
+            math.inf,
+            -math.inf,
+        )  # when TCP was made and waits for CONNACK; when that came
 
     def chunk(self) -> int:
-        """Bytes of the largest frame to send. Raises TooLarge when the broker takes next to nothing."""
+        """Bytes of the largest frame to send. Raises TooLarge if the broker takes next to nothing."""
         chunk = int(min(self._broker.chunk_kib * 1024, self._limit, self._learned))
         if chunk < _LEAST:
             raise TooLarge(
@@ -57,11 +58,11 @@ class Health:
         self._opened = time.monotonic()
 
     def unanswered(self) -> bool:
-        """True when CONNECT was sent a while ago and nothing has come back."""
+        """True if CONNECT was sent a while ago and nothing has come back."""
         return time.monotonic() - self._opened > _CONNACK_S
 
     def refused(self, reason: Any) -> None:
-        """CONNACK came, and says no. `reason`: a code of MQTT 5 with its name."""
+        """CONNACK refuses us. `reason`: a code of MQTT 5 with its name."""
         self._opened = math.inf
         remedy = f"; {login(self._broker)}" if reason.value in NOT_LET_IN else ""
         self.say(f"refuses this client: {reason}{remedy}")
@@ -74,21 +75,21 @@ class Health:
         log.log(level, "%s: connected to %s:%d", self._id, self._broker.host, self._broker.port)
         self._said = False
 
-    def disconnected(self, was: bool, reason: object, unsent: bool) -> bool:
-        """`was`: CONNACK had come; `unsent`: packets were on their way. True when these must not go again as they are.
+    def disconnected(self, was_connected: bool, reason: object, unsent: bool) -> bool:
+        """`was_connected`: CONNACK had come; `unsent`: packets were in flight. True if these must be sent again smaller.
 
-        Not every broker names its limit, and one PUBLISH beyond it ends each connection anew: Mosquitto's
-        `message_size_limit` is answered with a PUBACK that paho takes for a protocol error. So when connections die
-        young with packets on their way, smaller ones are tried, until a connection lasts.
+        Not every broker names its limit, and a PUBLISH beyond it ends each new connection: Mosquitto's
+        `message_size_limit` is answered with a PUBACK that paho takes for a protocol error. So if connections die
+        young with packets in flight, smaller ones are tried until a connection lasts.
         """
         self._opened = math.inf
         self.failures += 1
-        if was:
+        if was_connected:
             self._flaps = self._flaps + 1 if time.monotonic() - self._since < _FLAP_S else 0
             if not self._flaps:
                 self._learned = math.inf
-        smaller = was and unsent and self._flaps > 0 and self._flaps % 2 == 0
-        # Mosquitto 2.0 throws out the older of two clients of one name without a reason code.
+        smaller = was_connected and unsent and self._flaps > 0 and self._flaps % 2 == 0
+        # Mosquitto 2.0 disconnects the older of two clients of one name without a reason code.
         if self._flaps >= 2 or "taken over" in str(reason).lower():
             packets = f"take packets of {min(self._broker.chunk_kib, self._learned / 1024):g} KiB? Then lower chunk_kib"
             self.say(
@@ -99,12 +100,12 @@ class Health:
         elif getattr(reason, "is_failure", False):
             self.say(f"closed the connection ({reason})")
         if smaller:
-            now = min(self._broker.chunk_kib * 1024, self._limit, self._learned)
-            self._learned = min(now, max(now // 4, 2 * _LEAST))
+            present = min(self._broker.chunk_kib * 1024, self._limit, self._learned)
+            self._learned = min(present, max(present // 4, 2 * _LEAST))
         return smaller
 
     def say(self, what: str | Callable[[], str | None], now: bool = False) -> None:
-        """Log `what` of the broker: twice a minute at most, unless it is news. A function is asked only then."""
+        """Log `what` about the broker, at most twice a minute unless `now`. A function is called only then."""
         if not now and time.monotonic() < self._next_line:
             return
         text = what() if callable(what) else what

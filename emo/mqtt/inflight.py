@@ -1,7 +1,6 @@
-"""Packets that are on their way to a broker: how many may be, what they were part of, what has to go again.
+"""Tracks packets that a broker has not acknowledged yet: how many there may be, their messages, what has to be sent again.
 
-Knows numbers and messages. Knows no transport. Its lock is never held while a transport is called: paho calls
-back with locks of its own held.
+Its lock is never held while a transport is called: paho calls back with locks of its own held.
 """
 
 import threading
@@ -16,18 +15,18 @@ _NO_SUBSCRIBER, _FAILURE = 0x10, 0x80  # MQTT 5, 3.4.2.1
 _AGAIN_S = 3.0
 
 
-class Flight:
+class Inflight:
     def __init__(self, window: int, journal: Journal) -> None:
-        """`window`: packets that may be unacknowledged at once; may be changed."""
+        """`window`: how many packets may be unacknowledged at once; may be changed."""
         self.window, self._journal = window, journal
         self._change = threading.Condition()
         self._reserved = 0
         self._messages: dict[int, Message] = {}
-        self._early: dict[int, int] = {}  # acknowledged before `sent` had told us the packet's number
+        self._early: dict[int, int] = {}  # acknowledged before `sent` gave us the packet's number
         self._again: dict[tuple[str, ...], tuple[float, Message]] = {}
 
     def reserve(self, give_up: Callable[[], bool]) -> bool:
-        """Wait for a place in the window; False when `give_up` says so first."""
+        """Wait for a place in the window; False if `give_up` becomes true first."""
         with self._change:
             while self._reserved >= self.window:
                 self._change.wait(0.1)
@@ -37,7 +36,7 @@ class Flight:
             return True
 
     def sent(self, number: int, message: Message) -> None:
-        """The packet that a place was reserved for has this number."""
+        """The packet of `message` that a place was reserved for has this number."""
         with self._change:
             reason = self._early.pop(number, None)
             if reason is None:
@@ -55,14 +54,14 @@ class Flight:
         self._arrived(message, reason)
 
     def due(self) -> list[Message]:
-        """What nobody was there for a while ago, to be tried again."""
+        """Messages that had no subscriber a while ago, to be sent again."""
         now = time.monotonic()
         with self._change:
             due = [name for name, (at, _) in self._again.items() if at <= now]
             return [self._again.pop(name)[1] for name in due]
 
     def abandon(self) -> list[Message]:
-        """The connection is given up for good: everything that was on its way."""
+        """The connection is given up: all messages that were in flight."""
         with self._change:
             messages, self._reserved = list(self._messages.values()), 0
             self._messages.clear()
@@ -71,7 +70,7 @@ class Flight:
         return messages
 
     def empty(self) -> bool:
-        """True when every packet is acknowledged."""
+        """True if every packet is acknowledged."""
         with self._change:
             return not self._reserved
 
@@ -80,7 +79,7 @@ class Flight:
         with self._change:
             self._reserved -= 1
             if reason == _NO_SUBSCRIBER and not (route.retain or route.droppable):
-                # The broker threw it away. Whoever it is for is on its way back, after the broker's restart, say.
+                # The broker threw it away; its receiver may be on its way back, say after the broker's restart.
                 self._again[key(message)] = (time.monotonic() + _AGAIN_S, message)
             self._change.notify_all()
         if reason == _NO_SUBSCRIBER:

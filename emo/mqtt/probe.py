@@ -1,7 +1,5 @@
-"""Asks an MQTT broker once what it is: which version it speaks, what it takes, what it does with a few messages.
-
-Leaves no session and no message behind.
-"""
+"""Asks an MQTT broker which version it speaks, what it takes, and what it does with a few messages. Leaves no session and no
+message behind."""
 
 import secrets
 import time
@@ -23,12 +21,12 @@ _WAIT_S, _QUIET_S = 2.0, 0.4
 
 @dataclass(frozen=True)
 class Probe:
-    """What a CONNACK says (MQTT 5, 3.2.2.3). `max_packet`: bytes of a whole packet, None when it names no limit;
-    `max_qos`, `retain` and `wildcards`: what it supports, as assumed by the standard where it says nothing.
+    """What CONNACK says (MQTT 5, 3.2.2.3). `max_packet`: bytes of a whole packet, None if it names no limit;
+    `max_qos`, `retain` and `wildcards`: what it supports, by the standard's defaults if it says nothing.
 
-    And what was tried. `retain`: it keeps what it is to retain. `retained_by_wildcard`: and gives it to a filter with a
-    wildcard. `window`: packets that it keeps on their way to a client, of 20 that this one takes; None where access rules
-    let none through, or trying was not asked for."""
+    And what was tried. `retain`: it retains messages. `retained_by_wildcard`: and gives them to a filter with a
+    wildcard. `window`: packets that it has in flight to a client, of the 20 that this one takes; None if access rules
+    let none through, or it was not tried."""
 
     version: Literal["5", "3.1.1"]
     seconds: float
@@ -41,25 +39,24 @@ class Probe:
 
 
 def probe(broker: Broker, timeout_s: float = 5.0, messages: bool = True) -> Probe:
-    """Connect with MQTT 5, else with 3.1.1, try a few `messages`, and hang up; each connection is waited for `timeout_s`
-    seconds at most.
+    """Connect with MQTT 5, else with 3.1.1, try a few `messages`, and hang up. Waits for each connection for at most
+    `timeout_s` seconds.
 
-    Where a certificate is the client's name this ends the connection of the node that it belongs to, which will make
-    it anew; no message is tried there, since the session is the node's own. Raises BrokerError: nothing listens there,
-    what listens is no MQTT broker, or it refuses us, by TLS or MQTT (LoginError: for who we are); ConfigError where there
-    is no password in `password_file`.
+    If the client's name comes from a certificate, this ends the connection of the node that it belongs to, which will
+    make it anew; no message is tried then, since the session is the node's own. Raises BrokerError: nothing listens
+    there, what listens is no MQTT broker, or it refuses us, by TLS or MQTT (LoginError: for who we are); ConfigError if
+    `password_file` holds no password.
     """
     if (trouble := tls.trouble(broker, timeout_s)) is not None:
         raise BrokerError(f"the broker at {broker.host}:{broker.port} {trouble}")
     try:
-        found = _connect(broker, "5", timeout_s, messages)
+        return _connect(broker, "5", timeout_s, messages)
     except _OtherVersionError:
-        found = None
-    return found or _connect(broker, "3.1.1", timeout_s, messages)
+        return _connect(broker, "3.1.1", timeout_s, messages)
 
 
 class _OtherVersionError(Exception):
-    """It does not speak MQTT 5: said so, hung up without a word or waits for more, as some 3.1.1 brokers do."""
+    """The broker does not speak MQTT 5: it says so, hangs up without a word or waits for more, as some 3.1.1 brokers do."""
 
 
 def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, messages: bool) -> Probe:
@@ -78,7 +75,7 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, m
     )
     client.connect_timeout = timeout_s
     options: dict[str, Any] = {}
-    if version == "5" and (own or messages):  # an own session is the node's: it must find it again
+    if version == "5" and (own or messages):  # `own`: it is the node's session, which it must find again
         options = {"clean_start": not own, "properties": mqtt_client.session(kept=own)}
     start = time.monotonic()
     try:
@@ -101,7 +98,7 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, m
         if reason.value in connection.NOT_LET_IN:
             raise LoginError(f"the broker at {place} refuses this client: {reason}")
         raise BrokerError(f"the broker at {place} refuses this client: {reason}")
-    found = Probe(
+    answer = Probe(
         version,
         seconds,
         max_packet=getattr(properties, "MaximumPacketSize", None),
@@ -109,15 +106,15 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, m
         retain=bool(getattr(properties, "RetainAvailable", 1)),
         wildcards=bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
     )
-    if messages and not own and found.max_qos and found.retain and found.wildcards:
-        found = _Tried(client, f"{broker.root}/probe/{secrets.token_hex(4)}").found(found)
+    if messages and not own and answer.max_qos and answer.retain and answer.wildcards:
+        answer = _Trial(client, f"{broker.root}/probe/{secrets.token_hex(4)}").run(answer)
     client.disconnect()
     client.loop(0.1)
-    return found
+    return answer
 
 
 def _turn(client: paho.Client, until: Callable[[], bool], wait_s: float) -> bool:
-    """Let `client` work until then, for at most so many seconds. False when its connection is lost."""
+    """Let `client` work until `until` is true, for at most `wait_s` seconds. False if its connection is lost."""
     end = time.monotonic() + wait_s
     while not until() and time.monotonic() < end:
         try:
@@ -128,8 +125,8 @@ def _turn(client: paho.Client, until: Callable[[], bool], wait_s: float) -> bool
     return True
 
 
-class _Tried:
-    """Messages to oneself, below a topic that nobody else uses. Access rules may let none of them through, in 3.1.1
+class _Trial:
+    """Sends messages to itself, below a topic that nobody else uses. Access rules may let none of them through, in 3.1.1
     without a word: then nothing is known."""
 
     def __init__(self, client: paho.Client, topic: str) -> None:
@@ -142,26 +139,26 @@ class _Tried:
     def _answer(self, *_: Any) -> None:
         self._answered += 1
 
-    def _asked(self, ask: Callable[[], Any]) -> None:
-        """Wait for the broker's answer."""
+    def _ask(self, ask: Callable[[], Any]) -> None:
+        """`ask`, and wait for the broker's answer."""
         before = self._answered
         ask()
         _turn(self._client, lambda: self._answered > before, _WAIT_S)
 
     def _retained(self, name: str) -> bool:
-        """Whether a subscription of `name` brings what is retained there."""
+        """Whether a subscription to `name` brings what is retained there."""
         self._got.clear()
-        self._asked(lambda: self._client.subscribe(name, qos=1))
+        self._ask(lambda: self._client.subscribe(name, qos=1))
         _turn(self._client, lambda: bool(self._got), _QUIET_S)
         for message in self._got:
             self._client.ack(message.mid, message.qos)
         return bool(self._got)
 
-    def found(self, known: Probe) -> Probe:
+    def run(self, answer: Probe) -> Probe:
         one = f"{self._topic}/0"
-        self._asked(lambda: self._client.publish(one, b"retained", qos=1, retain=True))
+        self._ask(lambda: self._client.publish(one, b"retained", qos=1, retain=True))
         exact = self._retained(one)
-        self._asked(lambda: self._client.unsubscribe(one))
+        self._ask(lambda: self._client.unsubscribe(one))
         wildcard = self._retained(f"{self._topic}/+")
         self._got.clear()
         for _ in range(mqtt_client.RECEIVE + 1):
@@ -170,7 +167,7 @@ class _Tried:
         while arrived < len(self._got):  # until no more come, all of them unacknowledged
             arrived = len(self._got)
             _turn(self._client, lambda: len(self._got) > mqtt_client.RECEIVE, _QUIET_S)
-        self._asked(lambda: self._client.publish(one, b"", qos=1, retain=True))
+        self._ask(lambda: self._client.publish(one, b"", qos=1, retain=True))
         if not arrived:
-            return known
-        return replace(known, retain=exact or wildcard, retained_by_wildcard=wildcard, window=arrived)
+            return answer
+        return replace(answer, retain=exact or wildcard, retained_by_wildcard=wildcard, window=arrived)

@@ -1,6 +1,6 @@
-"""TLS to a broker: contexts from the files in a configuration, and what is wrong when there is no connection.
+"""TLS to a broker: makes contexts from the files in a configuration, and finds out why there is no connection.
 
-Knows certificates as a client sees them. Knows no MQTT and no CA; imports cryptography only where a broker has `tls`.
+Imports cryptography only if a broker has `tls`.
 """
 
 import logging
@@ -24,9 +24,9 @@ RENEW = "renew it: `emo pki request` here, `emo pki renew` at the CA"
 
 
 def context(tls: Tls) -> ssl.SSLContext:
-    """Trusts `tls.ca` alone, or what this system does; checks the broker's name, shows `tls.cert`, if there is one; where a
-    crl.pem lies beside the CA, it holds for brokers. Raises CertificateError: a file that is missing, is no PEM, or does
-    not fit the others."""
+    """A context that trusts `tls.ca` alone, or what this system trusts, checks the broker's name and shows `tls.cert`, if there
+    is one. A crl.pem beside the CA is applied to brokers. Raises CertificateError: a file is missing, is no PEM, or does not
+    fit the others."""
     for name, path in (("ca", tls.ca), ("cert", tls.cert), ("key", tls.key)):
         try:
             if path is not None:
@@ -66,7 +66,7 @@ def context(tls: Tls) -> ssl.SSLContext:
 
 
 class Renewing(ssl.SSLContext):
-    """Reads its files anew for every connection: a certificate that was renewed is used without a restart."""
+    """Reads its files again for every connection, so a renewed certificate is used without a restart."""
 
     def __new__(cls, _tls: Tls) -> Self:
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
@@ -87,10 +87,10 @@ class Renewing(ssl.SSLContext):
 
 
 def days_left(path: Path | None) -> int | None:
-    """Until the first certificate in `path` expires, below 0 after that. None where there is none to read."""
+    """Days until the first certificate in `path` expires, below 0 after that. None if there is none to read."""
     if path is None:
         return None
-    from emo.security.pki import pem_files  # noqa: PLC0415 - who uses no TLS needs no cryptography
+    from emo.security.pki import pem_files  # noqa: PLC0415 - without TLS no cryptography is needed
     from emo.security.pki.authority import days_left  # noqa: PLC0415
 
     try:
@@ -113,7 +113,7 @@ def validity(path: Path) -> str | None:
 
 
 def watch(tls: Tls, link: str, journal: Journal) -> None:
-    """Let `journal` have a gauge, tls.days_left.LINK. Raises CertificateError when the files cannot be used."""
+    """Give `journal` a gauge, tls.days_left.LINK. Raises CertificateError if the files cannot be used."""
     context(tls)
     if tls.cert is None:
         return
@@ -128,17 +128,17 @@ def watch(tls: Tls, link: str, journal: Journal) -> None:
 
 
 def common_name(path: Path) -> str:
-    """Whose certificate it is. Raises CertificateError."""
+    """The name that the certificate in `path` is for. Raises CertificateError."""
     from emo.security.pki import node_request, pem_files  # noqa: PLC0415
 
     return node_request.common_name(pem_files.certificate(path).subject)
 
 
 def trouble(broker: Broker, timeout_s: float = 3.0) -> str | None:
-    """Why TLS with `broker` fails, to be said after its name, with what to do. None where TLS does not, or nothing
+    """Why TLS with `broker` fails and what to do, as a sentence that continues after its name. None if TLS works, or nothing
     listens there.
 
-    Makes a connection of its own and waits for the broker's verdict: that comes after our end of TLS 1.3 has finished,
+    Makes a connection of its own and waits for the broker's verdict: in TLS 1.3 that comes after our end has finished,
     and a transport that is writing by then may never read it.
     """
     if broker.tls is None:
@@ -164,7 +164,7 @@ def trouble(broker: Broker, timeout_s: float = 3.0) -> str | None:
         return f"has a certificate that {_distrust(error, broker.host, files)} ({error.verify_message})"
     except ssl.SSLError as error:
         return _alert((error.reason or str(error)).upper(), files)
-    except TimeoutError:  # no verdict: it has nothing to object to, and waits for CONNECT
+    except TimeoutError:  # no verdict: it accepts us, and waits for CONNECT
         return None if shaken else "says nothing when asked for TLS; correct port (8883, say)"
     except OSError as error:
         return f"hangs up ({error.strerror}); is it TLS that it speaks there, or is the port another (8883, say)?"
@@ -172,7 +172,7 @@ def trouble(broker: Broker, timeout_s: float = 3.0) -> str | None:
 
 
 def _distrust(error: ssl.SSLCertVerificationError, host: str, files: Tls) -> str:
-    """By OpenSSL's X509_V_ERR_*."""
+    """Why the broker's certificate is not trusted, by OpenSSL's X509_V_ERR_*."""
     match error.verify_code:
         case 9:
             return f"is not valid yet; {_clock()}"
@@ -197,10 +197,10 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str, files: Tls) -> str
 
 
 def _alert(reason: str, files: Tls) -> str:
-    """By the alert that it sent (RFC 8446, 6.2)."""
+    """Why the broker ended the handshake, by the alert that it sent (RFC 8446, 6.2)."""
     if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER" in reason:
         return "speaks no TLS there; correct port (8883, say), or leave tls out"
-    told = {
+    sentences = {
         "CERTIFICATE_EXPIRED": f"takes tls.cert {files.cert}, or its own CRL, for expired; compare the clocks, or {RENEW}",
         "CERTIFICATE_REVOKED": f"says that tls.cert {files.cert} was revoked; `emo pki issue --readmit`, if this node is to come back",
         "UNKNOWN_CA": f"does not know the CA of tls.cert {files.cert}, or has no CRL of it; "
@@ -209,8 +209,8 @@ def _alert(reason: str, files: Tls) -> str:
         "UNSUPPORTED_CERTIFICATE": f"says that tls.cert {files.cert} is no node's; issue it without --broker",
         "BAD_CERTIFICATE": f"refuses tls.cert {files.cert}: damaged, or not valid yet by its clock",
     }
-    found = (text for name, text in told.items() if name in reason)
-    return next(found, f"ends the TLS handshake: {reason}")
+    matching = (text for name, text in sentences.items() if name in reason)
+    return next(matching, f"ends the TLS handshake: {reason}")
 
 
 def _shown(files: Tls) -> str:

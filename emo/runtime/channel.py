@@ -1,4 +1,4 @@
-"""The port through which nodes talk. Implemented by emo.mqtt.channel (paho) and testbed.fleet.memory_network (memory).
+"""The port through which nodes talk, implemented by emo.mqtt.channel (paho) and testbed.fleet.memory_network (memory).
 
 Every implementation keeps these promises (tests/contract/test_channel.py):
 - a message arrives equal to what was sent, or not at all; doubled at worst, never mixed;

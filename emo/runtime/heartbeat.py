@@ -1,9 +1,9 @@
-"""Is a tier alive? Its process says so every two seconds, from a thread that does nothing else; `emo health` reads it.
+"""Says every two seconds that a tier's process is alive, from a thread that does nothing else; `emo health` reads it.
 
     state_dir/heartbeat.json    Beat
 
-Knows one small file and the machine's clocks. Knows no node. A node that is busy is not dead: what counts is that its
-main loop turns. Ages are of the clock that runs since the machine was started, so setting the date changes nothing.
+A node that is busy is not dead: what counts is that its main loop turns. Ages are measured by the clock that runs since
+the machine was started, so setting the date changes nothing.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ _LIMIT = 64 << 10  # bytes
 
 class Beat(BaseModel):
     """`time`: Unix; `monotonic`: seconds since the machine's start, which is `boot`. `turned_s`: seconds since the main
-    loop turned; not to be judged while `doing` names something else, as the cloud's "exporting". `stopped`: it has
-    ended in good order. `brokers`: link -> connected. `about`: what the node says of itself. `trouble`: why it takes no part as
-    it should."""
+    loop turned; without meaning while `doing` names something else, as the cloud's "exporting". `stopped`: it has
+    ended in good order. `brokers`: link -> connected. `about`: what the node says of itself. `trouble`: why it takes no
+    part as it should."""
 
     time: float
     monotonic: float
@@ -45,12 +45,12 @@ class Beat(BaseModel):
     trouble: str = ""
 
     def age_s(self) -> float:
-        """Infinite for one from before the machine's start."""
+        """Infinite for a beat from before the machine's start."""
         return time.monotonic() - self.monotonic if self.boot == _boot() else float("inf")
 
     def wrong(self, max_age_s: float, connected: bool = False) -> str:
-        """Why this node is not well; empty when it is. `connected`: its brokers count too."""
-        away = [link for link, there in self.brokers.items() if not there]
+        """Why this node is not well; empty if it is. `connected`: a broker that is away counts, too."""
+        away = [link for link, up in self.brokers.items() if not up]
         if self.stopped:
             return "stopped in good order"
         if self.age_s() > max_age_s:
@@ -63,7 +63,8 @@ class Beat(BaseModel):
 
 
 class Heart:
-    """Of one node, whose state is in `folder`. The callables must return at once, whatever the node is doing."""
+    """Writes the heartbeat of one node, whose state is in `folder`. The callables must return at once, whatever the node is
+    doing."""
 
     def __init__(
         self,
@@ -75,7 +76,7 @@ class Heart:
         trouble: Callable[[], str] = str,
     ) -> None:
         self._path, self._tier, self._name = folder / NAME, tier, name
-        for path in folder.glob(".*.tmp"):  # what a killed process was writing
+        for path in folder.glob(".*.tmp"):  # left by a killed process
             files.remove(path)
         self._brokers, self._about, self._trouble = brokers, about, trouble
         self._turned = time.monotonic()
@@ -86,9 +87,9 @@ class Heart:
         self._turned = time.monotonic()
 
     def beat(self, stopped: bool = False) -> None:
-        """A disk that is full must not stop a tier: then the file grows old, and health says so."""
+        """A full disk must not stop a tier: then the file grows old, and health says so."""
         now = time.monotonic()
-        found = Beat(
+        state = Beat(
             time=round(time.time(), 3),
             monotonic=round(now, 3),
             boot=_boot(),
@@ -103,12 +104,12 @@ class Heart:
             trouble=self._trouble(),
         )
         with contextlib.suppress(OSError):
-            files.write(self._path, found.model_dump_json().encode() + b"\n", synced=False)
+            files.write(self._path, state.model_dump_json().encode() + b"\n", synced=False)
 
 
 @contextlib.contextmanager
 def beating(hearts: Sequence[Heart]) -> Iterator[None]:
-    """They beat until the block ends."""
+    """Write these heartbeats until the block ends."""
     over = threading.Event()
 
     def run() -> None:
@@ -129,8 +130,7 @@ def beating(hearts: Sequence[Heart]) -> Iterator[None]:
 
 
 def read(folder: Path) -> Beat | None:
-    """The last one of the node whose state is in `folder`; None where there is none. Raises ConfigError when the file is
-    not one."""
+    """The last heartbeat of the node whose state is in `folder`, if there is one. Raises ConfigError if the file is none."""
     path = folder / NAME
     try:
         if not path.exists():
@@ -141,7 +141,7 @@ def read(folder: Path) -> Beat | None:
 
 
 def _boot() -> str:
-    """The machine's start; empty where the system has no name for it."""
+    """Names the machine's start; empty if the system does not."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return ""

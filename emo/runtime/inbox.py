@@ -1,45 +1,41 @@
-"""What has arrived and is not handled yet: bounded in bytes, newest version only, each sender in its turn.
+"""Messages that have arrived and are not handled yet: bounded in bytes, newest version only, senders take turns.
 
-Knows keys, senders and sizes. Knows no transport; one thread puts, one gets. Of what the run can do without
-(droppable in topics.py) the older version of the same thing goes (`inbox.superseded.KIND`), and a sender's own oldest once
-it holds more than a quarter, or the most of a full box (`inbox.dropped.KIND`): a device that floods crowds out itself.
-For the rest who puts has to wait.
+One thread puts, one gets. Of droppable kinds (topics.py) a newer version replaces an older (`inbox.superseded.KIND`), and
+a sender's oldest message is dropped (`inbox.dropped.KIND`) once the sender holds more than a quarter, or the most of a
+full inbox: a device that floods only crowds out itself. Other kinds wait for room.
 """
 
 import threading
 import time
 from collections import Counter, OrderedDict
-from typing import Generic, TypeVar
 
 from emo.journal import Journal
 from emo.wire.messages import GlobalModel, Message
 from emo.wire.topics import ROUTES, key
 
-Token = TypeVar("Token")
 _COST = 1000  # of a message beside its bytes
 _SHARE = 4  # a sender's part of the limit is one in so many
 
-Item = tuple[Message, list[Token], int]
+Item = tuple[Message, list[int], int]  # message, tokens, bytes
 
 
-class Inbox(Generic[Token]):
+class Inbox:
     def __init__(self, limit: int, journal: Journal) -> None:
         """`limit`: bytes that may wait; one message larger than that is taken when nothing else waits."""
         self._limit, self._journal = limit, journal
-        # By sender, whose turn it is first; of each what came first first.
-        self._items: OrderedDict[str, OrderedDict[tuple[str, ...], Item[Token]]] = OrderedDict()
+        # By sender, the one whose turn it is first; of each sender by key, the oldest first.
+        self._items: OrderedDict[str, OrderedDict[tuple[str, ...], Item]] = OrderedDict()
         self._held: Counter[str] = Counter()
         self._change = threading.Condition()
         self._number = 0
         self._closed = False
 
-    def put(self, message: Message, tokens: list[Token], size: int, wait_s: float) -> bool:
-        """False when there was no room for `size` bytes within `wait_s` seconds.
+    def put(self, message: Message, tokens: list[int], size: int, wait_s: float) -> bool:
+        """False if there was no room for `size` bytes within `wait_s` seconds.
 
-        What the run can do without takes the place of an older version of itself: an edge that falls behind would else
-        answer each version only after the device has sent the next. So does a global model: a device that falls behind
-        would else train one closed round after the other. The tokens of what it drives out are acknowledged
-        with its own.
+        A droppable message replaces an older version: else an edge that falls behind would answer each version only
+        after the device has sent the next. So does a global model: else a device that falls behind would train one
+        closed round after the other. The tokens of what it drives out are acknowledged with its own.
         """
         until, size = time.monotonic() + wait_s, size + _COST
         with self._change:
@@ -50,7 +46,7 @@ class Inbox(Generic[Token]):
                 name = (str(self._number),)
             while True:
                 mine = self._items.get(sender, OrderedDict())
-                older = mine.get(name)  # anew each time: it may have been taken meanwhile
+                older = mine.get(name)  # looked up each time: it may have been taken meanwhile
                 more = size - (older[2] if older else 0)
                 full = sum(self._held.values()) + more > self._limit
                 others = len(mine) - (older is not None) or len(self._items) - (sender in self._items)
@@ -77,9 +73,9 @@ class Inbox(Generic[Token]):
             self._change.notify_all()
         return True
 
-    def get(self, wait_s: float | None = None) -> tuple[Message, list[Token]] | None:
-        """The oldest message of the sender whose turn it is, with the tokens to acknowledge; None when none comes within
-        `wait_s` seconds (left out: however long it takes), and once it is closed, whatever is left in it."""
+    def get(self, wait_s: float | None = None) -> tuple[Message, list[int]] | None:
+        """The oldest message of the sender whose turn it is, with the tokens to acknowledge. None if none comes within
+        `wait_s` seconds (without it: waits for ever), and once it is closed, whatever is left in it."""
         with self._change:
             self._change.wait_for(lambda: self._items or self._closed, wait_s)
             if self._closed or not self._items:
@@ -100,8 +96,8 @@ class Inbox(Generic[Token]):
             self._closed = True
             self._change.notify_all()
 
-    def _drop(self, sender: str, but: tuple[str, ...], tokens: list[Token]) -> bool:
-        """The oldest of `sender` that may go, unless it is `but`; its tokens join `tokens`. False where there is none."""
+    def _drop(self, sender: str, but: tuple[str, ...], tokens: list[int]) -> bool:
+        """Drop the oldest droppable message of `sender` other than `but`; its tokens join `tokens`. False if there is none."""
         for name, (message, _, _) in self._items.get(sender, OrderedDict()).items():
             if name != but and ROUTES[type(message)].droppable:
                 tokens += self._take(sender, name)[1]
@@ -109,7 +105,7 @@ class Inbox(Generic[Token]):
                 return True
         return False
 
-    def _take(self, sender: str, name: tuple[str, ...]) -> Item[Token]:
+    def _take(self, sender: str, name: tuple[str, ...]) -> Item:
         item = self._items[sender].pop(name)
         self._held[sender] -= item[2]
         if not self._items[sender]:
@@ -118,5 +114,5 @@ class Inbox(Generic[Token]):
 
 
 def _sender(message: Message) -> str:
-    """The device whose message it is, or goes to; the cloud and the edges send too little to be told apart."""
+    """The device that it comes from or goes to; the cloud and the edges send too little to be told apart."""
     return str(vars(message).get("device", ""))

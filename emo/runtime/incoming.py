@@ -1,11 +1,11 @@
-"""From a packet to the handler, and back to its acknowledgement: the receiving half of a channel. Knows no transport.
+"""The receiving half of a channel: from a packet to the listener, and back to its acknowledgement.
 
-Two threads: one brings packets, one (`work`) calls the handler; with `settle` a third, which acknowledges in the
-worker's place (ack_after_sync.py). Counted on the way:
+Two threads: one brings packets, one (`work`) calls the listener; if that settles, a third acknowledges instead of the
+worker (ack_after_sync.py). Counts:
 
     frames.refused          bytes that are no message of ours                        receiver.py
     messages.abandoned  chunks.late                                                  reassembly.py
-    status.held             a node says too often whether it is here: its newest word waits    throttle.py
+    status.held             a node announces itself too often: its newest Status waits    throttle.py
     inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
     inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
 """
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from emo.journal import Journal
-from emo.runtime.ack_after_sync import Settler
+from emo.runtime.ack_after_sync import AckAfterSync
 from emo.runtime.channel import Listener
 from emo.runtime.inbox import Inbox
 from emo.throttle import Budget, Newest
@@ -27,39 +27,39 @@ from emo.wire.receiver import Receiver
 
 log = logging.getLogger("emo")
 
-# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have on the way
-# to us: more would block that window for good. Where it keeps fewer, the receiver finds out.
+# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have in flight
+# to us: more would block that window for good. If a broker has fewer in flight, the receiver finds out.
 _HOLD, _LOOK_S = 8, 0.25
 _STATUSES = 20  # of one node at once; then one a second
 
 
 class Incoming:
-    """Tokens are what the transport acknowledges packets by; 0 needs none."""
+    """A token is what the transport acknowledges a packet by; 0: it needs no acknowledgement."""
 
     def __init__(
         self, name: str, root: str, journal: Journal, memory_mib: int, limits: Limits | None
     ) -> None:
         self._name, self._journal = name, journal
-        self._inbox = Inbox[int](memory_mib << 20, journal)
+        self._inbox = Inbox(memory_mib << 20, journal)
         self._receiver = Receiver[int](root, journal, memory_mib, _HOLD, limits)
         self._statuses = topics.subscription(root, Status).partition("+")[0]
         self._newest = Newest(Budget(_STATUSES, 1.0))
         self._lock = threading.Lock()
-        self._settler: Settler[int] | None = None
+        self._after_sync: AckAfterSync | None = None
         self._looked = 0.0
 
     def begin(self, listener: Listener, acknowledge: Callable[[list[int]], None]) -> None:
-        """Before `work`. `acknowledge` is told when a message was handled, and settled."""
+        """Before `work`. `acknowledge` is called once a message is handled and settled."""
         self._listener, self._acknowledge = listener, acknowledge
         if listener.settle is not None:
             name = f"{self._name}_settle"
-            self._settler = Settler(listener.settle, acknowledge, self._journal, name)
+            self._after_sync = AckAfterSync(listener.settle, acknowledge, self._journal, name)
 
     def packet(
         self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False
     ) -> list[int] | None:
-        """Tokens to acknowledge now. `retained`: the broker had kept it. None when there was no room within `wait_s` seconds: then the connection has to be
-        made anew, and what was not acknowledged comes again."""
+        """Tokens to acknowledge now. None if there was no room within `wait_s` seconds: then the connection has to be made
+        anew, and what was not acknowledged comes again. `retained`: the broker had kept the packet."""
         if topic.startswith(self._statuses):
             with self._lock:
                 held = self._newest.holds(topic, data, time.monotonic())
@@ -70,8 +70,8 @@ class Incoming:
         message, tokens = self._take(topic, data, token, retained)
         if message is None:
             return tokens
-        # Waiting here stops the reading: TCP holds the broker back. Mosquitto 2.0 heeds no Receive Maximum once
-        # it gets acknowledgements.
+        # Waiting here stops reading, so TCP holds the broker back. Mosquitto 2.0 ignores Receive Maximum once it gets
+        # acknowledgements.
         if self._inbox.put(message, tokens, self._receiver.last_size, wait_s):
             return []
         self._journal.problem("inbox.full", f"{topic}: more arrives than can be handled; reconnecting")
@@ -89,8 +89,8 @@ class Incoming:
             if item is None:
                 continue
             self._handle(item[0])
-            if self._settler is not None:
-                self._settler.handled(item[1])
+            if self._after_sync is not None:
+                self._after_sync.handled(item[1])
             else:
                 self._acknowledge(item[1])
 
@@ -99,8 +99,8 @@ class Incoming:
 
     def settled(self) -> None:
         """After `work` has ended."""
-        if self._settler is not None:
-            self._settler.close()
+        if self._after_sync is not None:
+            self._after_sync.close()
 
     def _take(
         self, topic: str, data: bytes, token: int, retained: bool = False
@@ -109,12 +109,12 @@ class Incoming:
             with self._lock:
                 return self._receiver.take(topic, data, token, time.monotonic(), retained)
         except Exception:
-            self._journal.count("bugs")  # the transport's thread must outlive it
+            self._journal.count("bugs")  # the transport's thread must go on
             log.exception("%s: could not read a packet from %s", self._name, topic)
             return None, []
 
     def _look(self, now: float) -> None:
-        """What has to be done although no packet comes."""
+        """What is due although no packet comes."""
         if now - self._looked < _LOOK_S:
             return
         self._looked = now

@@ -1,9 +1,9 @@
-"""A bounded queue of messages to send: newest version only, the droppable go first when it is full.
+"""A bounded queue of messages to send: newest version only, droppable ones (topics.py) go first if it is full.
 
-Knows keys and sizes. Knows no transport; threads may share one. What it lets go it counts, by kind of message:
+Threads may share one. It counts, by kind of message:
 
     outbox.superseded.KIND   a newer version took its place
-    outbox.dropped.KIND      the oldest that the run can do without made room
+    outbox.dropped.KIND      it was the oldest droppable one, and made room
     outbox.refused.KIND      there was nothing to drop: the new one was not taken
     outbox.full              the last two together, which are also logged
 """
@@ -24,15 +24,15 @@ _COST = 1000  # of a message without its arrays
 
 class Outbox:
     def __init__(self, limit: int, journal: Journal, memory: int = 64 << 20) -> None:
-        """`limit`: messages held; `memory`: bytes held, exceeded by one message at most, or one larger than that
-        could never be sent. Never blocks the one who puts: training must not wait for a network."""
+        """`limit`: messages held; `memory`: bytes held, exceeded by one message at most, since a larger one could never be
+        sent otherwise. `put` never blocks: training must not wait for a network."""
         self._limit, self._journal, self._memory = limit, journal, memory
         self._items: OrderedDict[tuple[str, ...], tuple[Message, int]] = OrderedDict()
         self._change = threading.Condition()
         self._in_hand, self._held = 0, 0
 
     def put(self, message: Message) -> bool:
-        """False when it is full of messages that may not be dropped."""
+        """False if it is full of messages that may not be dropped."""
         name, size = key(message), _size(message)
         with self._change:
             newer = self._pop(name)
@@ -46,7 +46,7 @@ class Outbox:
         return True
 
     def put_back(self, message: Message) -> None:
-        """For what was taken and could not be sent: it waits again, unless something newer does."""
+        """Queue again what could not be sent, unless something newer waits."""
         name, size = key(message), _size(message)
         with self._change:
             if name not in self._items:
@@ -70,7 +70,7 @@ class Outbox:
             self._in_hand -= 1
 
     def __len__(self) -> int:
-        """Messages that wait or are being sent."""
+        """Messages that are queued or being sent."""
         with self._change:
             return len(self._items) + self._in_hand
 
@@ -99,7 +99,7 @@ class Outbox:
 
 
 def _size(message: Message) -> int:
-    """Bytes that a message keeps in memory."""
+    """Bytes that a message takes in memory."""
     size = _COST
     for value in vars(message).values():
         if isinstance(value, Packed):
@@ -107,5 +107,5 @@ def _size(message: Message) -> int:
         elif isinstance(value, np.ndarray):
             size += value.nbytes
         elif isinstance(value, Mapping):
-            size += sum(len(each) if isinstance(each, str) else each.nbytes for each in value.values())
+            size += sum(len(item) if isinstance(item, str) else item.nbytes for item in value.values())
     return size

@@ -19,7 +19,7 @@ log = logging.getLogger("emo")
 
 Outgoing = Iterable[Message | None]
 _TICK_S, _METRICS_S = 0.05, 5.0
-# A node says again that it is here: RabbitMQ gives what it retains to no wildcard, and a will may come late.
+# A node announces itself again: RabbitMQ gives retained messages to no wildcard, and a will may come late.
 _HELLO_S = 30.0
 
 
@@ -63,7 +63,7 @@ class Node(Protocol):
 
 def stop_on(stop: threading.Event, *signals: int) -> None:
     """Set `stop` when one of `signals` comes. From a thread of its own: a signal may interrupt the very `stop.wait`
-    whose lock `set` needs, and on one thread that would last for ever."""
+    whose lock `set` needs, and on one thread that is a deadlock."""
 
     def handle(_number: int, _frame: object) -> None:
         threading.Thread(target=stop.set, daemon=True).start()
@@ -73,7 +73,7 @@ def stop_on(stop: threading.Event, *signals: int) -> None:
 
 
 class Runner(Listener):
-    """Of one node. It listens to the WAN itself."""
+    """Runs one node; itself the listener of the WAN."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Runner(Listener):
         turn: threading.Semaphore | None = None,
         turned: Callable[[], None] = lambda: None,
     ) -> None:
-        """`turn`: held while a WAN message is handled (a device's training), where many share a machine's cores.
+        """`turn`: held while a WAN message is handled (a device's training), if many share a machine's cores.
         `turned`: called whenever the main loop has turned (heartbeat.py)."""
         self._node, self._channels, self._journal = node, channels, journal
         self._turn, self._turned = turn, turned
@@ -176,7 +176,7 @@ class Runner(Listener):
 
 
 class _Lan(Listener):
-    """Nobody is greeted on a LAN, and nothing of a node is retained there."""
+    """Listens to the LAN, where a node neither announces itself nor retains anything."""
 
     def __init__(self, wan: Listener, settle: Callable[[], None] | None) -> None:
         self._wan, self.settle = wan, settle

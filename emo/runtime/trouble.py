@@ -1,16 +1,16 @@
-"""Why a device or an edge takes no part as it should: said once in its own log and events, for as long as it lasts by `emo
-health`, and in words that fit into a message to the cloud."""
+"""Records why a device or an edge does not take part as it should: once in its log and events, for as long as it lasts in
+`emo health`, and in words that fit into a message to the cloud."""
 
 from emo.errors import EmoError
 from emo.journal import Journal, log
 from emo.logs import printable
 from emo.wire.messages import Unfit
 
-_REASON = 300  # characters: in a Status beside everything else
+_REASON = 300  # characters, so that it fits into a Status
 
 
 class Trouble:
-    """Of `node`. `why`: empty where there is none."""
+    """The trouble of `node`. `why`: empty if there is none."""
 
     def __init__(self, node: str, journal: Journal) -> None:
         self._node, self._journal = node, journal
@@ -24,7 +24,7 @@ class Trouble:
         return reason
 
     def unfit(self, message: Unfit) -> None:
-        """The cloud will not have it."""
+        """The cloud does not let it take part."""
         self._take("unfit", f"the cloud does not let it take part: {message.reason}")
 
     def over(self) -> None:

@@ -1,14 +1,12 @@
-"""Arrays <-> bytes: fp32, fp16, and 8, 4, 3 or 2 bits per channel, in full or against an earlier version; then zstd.
-
-Knows the layout below and how to refuse bytes that break it. Knows no message, no topic, no model.
+"""Float arrays <-> bytes: fp32, fp16, or 8, 4, 3 or 2 bits per channel, in full or against an earlier version; then zstd.
 
     magic "EA" | layout 2 | codec | ndim | 3 zero bytes | ndim x u32 dims | u32 base | u32 raw size
     | zstd frame | u32 crc32
 
-All integers little-endian; the crc covers everything before it. `base` is 0 in a full frame; else the codes are
-differences, and it is the crc32 of the float32 bytes of the array that they are to be added to. What is inside the
-zstd frame is `raw size` bytes, laid out by quantization.py. A decoded array is always float32. A delta is of
-codes and decodes to the very bits that the full frame would have given: errors do not add up.
+All integers are little-endian; the crc covers everything before it. `base` is 0 in a full frame. In a delta the codes are
+differences, and `base` is the crc32 of the float32 bytes of the array that they are added to. The zstd frame holds
+`raw size` bytes, laid out by quantization.py. A decoded array is always float32. A delta decodes to the very bits
+that the full frame would have given, so errors do not add up.
 """
 
 import math
@@ -47,15 +45,15 @@ _NUMBERS = {name: number for number, name in enumerate(_FORMATS)}
 def encode(array: Array, codec: str, base: Array | None = None) -> bytes:
     """Bytes of a float array (1 to 8 dims, channel axis 1). Raises CodecError on an unknown codec or shape.
 
-    `codec` is one of CODECS. Those in "-delta" use `base`, the float32 array that the receiver holds, where there is
-    one of the same shape and where that makes fewer bytes; else they give a full frame. An array with NaN, infinity
-    or values of 1e30 and more goes as fp32, whatever was asked: no scale could carry it, and the receiver has to see it.
+    `codec` is one of CODECS. Those in "-delta" encode against `base`, the float32 array that the receiver holds, if it has
+    the same shape and that makes fewer bytes; else they give a full frame. An array with NaN, infinity or values of 1e30
+    and more goes as fp32 whatever was asked: no scale could carry it, and the receiver has to see it.
     """
     return _encode(array, codec, base)[1]
 
 
 def _encode(array: Array, codec: str, base: Array | None) -> tuple[bytes, bytes]:
-    """(full frame, smallest frame), which decode to the same array; the same object, unless a delta is smaller."""
+    """(full frame, smallest frame). Both decode to the same array; they are one object unless a delta is smaller."""
     if codec not in CODECS:
         raise CodecError(f"unknown codec {codec!r}; known: {', '.join(CODECS)}")
     array = np.asarray(array, dtype=np.float32)
@@ -96,7 +94,7 @@ def _seal(name: str, shape: tuple[int, ...], base: int, raw: bytes) -> bytes:
 
 
 class Head(NamedTuple):
-    """What an encoded array says of itself. `codec`: one of CODECS, without "-delta". `base`: 0 in a full frame."""
+    """The header of an encoded array. `codec`: one of CODECS, without "-delta". `base`: 0 in a full frame."""
 
     codec: str
     shape: tuple[int, ...]
@@ -104,36 +102,36 @@ class Head(NamedTuple):
 
 
 def head(data: bytes, limit: int) -> Head:
-    """Of a frame that is whole. Raises CodecError as `decode`, but does not look into the zstd frame."""
+    """The header of `data`. Raises CodecError as `decode`, but does not look into the zstd frame."""
     return _open(data, limit)[0]
 
 
 def decode(data: bytes, limit: int, base: Array | None = None) -> Array:
     """The float32 array in `data`. Raises CodecError on any flipped bit, cut or trailing byte, and,
-    before anything is allocated, on an array of more than `limit` bytes; BaseError (a CodecError) where `data` is
-    a delta and `base` is not the array it was made against. A full frame does not look at `base`."""
-    known, raw = _open(data, limit)
-    kind, size = _FORMATS[known.codec], _FORMATS[known.codec].size(known.shape)
-    if not known.base:
-        full: Array = kind.unpack(_decompress(raw, size), known.shape)
+    before anything is allocated, on an array of more than `limit` bytes; BaseError (a CodecError) if `data` is
+    a delta and `base` is not the array that it was made against. A full frame ignores `base`."""
+    header, packed = _open(data, limit)
+    kind, size = _FORMATS[header.codec], _FORMATS[header.codec].size(header.shape)
+    if not header.base:
+        full: Array = kind.unpack(_decompress(packed, size), header.shape)
         return full
-    kind, base = _delta(known, base)
-    return kind.unpack(_decompress(raw, size), known.shape, base)
+    kind, base = _delta(header, base)
+    return kind.unpack(_decompress(packed, size), header.shape, base)
 
 
 def whole(data: bytes, limit: int, base: Array | None = None) -> tuple[Array, bytes]:
-    """(what `decode` gives, a full frame of the same bits): `data` itself, unless that is a delta; then what
-    `encode` would have given without a base. Nothing is quantised again. Raises as `decode`."""
-    known, raw = _open(data, limit)
-    if not known.base:
+    """(the decoded array, a full frame of the same bits): `data` itself, or for a delta what `encode` would have given
+    without a base. Nothing is quantised again. Raises as `decode`."""
+    header, packed = _open(data, limit)
+    if not header.base:
         return decode(data, limit), data
-    kind, base = _delta(known, base)
-    array, packed = kind.whole(_decompress(raw, kind.size(known.shape)), known.shape, base)
-    return array, _seal(known.codec, known.shape, 0, packed)
+    kind, base = _delta(header, base)
+    array, raw = kind.whole(_decompress(packed, kind.size(header.shape)), header.shape, base)
+    return array, _seal(header.codec, header.shape, 0, raw)
 
 
 def _open(data: bytes, limit: int) -> tuple[Head, bytes]:
-    """(head, zstd frame), checked against each other as far as that goes without opening the latter."""
+    """(header, zstd frame), checked as far as possible without decompressing."""
     if len(data) < _HEAD.size + 3 * _U32.size:
         raise CodecError(f"encoded array is cut: {len(data)} bytes")
     if _U32.unpack_from(data, len(data) - 4)[0] != zlib.crc32(memoryview(data)[:-4]):
@@ -162,14 +160,14 @@ def _open(data: bytes, limit: int) -> tuple[Head, bytes]:
     return Head(name, shape, base), data[start:-4]
 
 
-def _delta(known: Head, base: Array | None) -> tuple[Quantised, Array]:
-    """The format and the base of a delta. Raises BaseError."""
-    kind = _FORMATS[known.codec]
+def _delta(header: Head, base: Array | None) -> tuple[Quantised, Array]:
+    """The format of a delta and its base, checked. Raises BaseError."""
+    kind = _FORMATS[header.codec]
     assert isinstance(kind, Quantised)  # says _open
     if base is None:
         raise BaseError("encoded array is a delta, and the version before it is not here")
     base = np.ascontiguousarray(base, dtype=np.float32)
-    if base.shape != known.shape or zlib.crc32(base.data) != known.base or not _sane(base):
+    if base.shape != header.shape or zlib.crc32(base.data) != header.base or not _sane(base):
         raise BaseError("encoded array is a delta against another version than the one here")
     return kind, base
 
@@ -199,42 +197,42 @@ def _decompress(frame: bytes, size: int) -> bytes:
 
 
 class Packed:
-    """An array on its way: encoded when the wire asks for bytes, decoded when a node asks for the array.
+    """An array of a message: encoded when the wire asks for bytes, decoded when a node asks for the array.
 
-    So the device encodes on its sender's thread and not in the training loop, and the edge can refuse a
+    So a device encodes on its sender's thread and not in the training loop, and an edge can refuse a
     batch by its labels before it decodes a megabyte.
     """
 
     def __init__(self, source: "Array | bytes", codec: str = "fp32", base: "Packed | None" = None) -> None:
-        """`base`: what the receiver is known to hold, for the codecs in "-delta"; forgotten once encoded."""
+        """`base`: what the receiver holds, for the codecs in "-delta"; forgotten once encoded."""
         self._source, self._codec, self._base = source, codec, base
-        self._full = b""  # of a delta: what the next one is made against
+        self._full = b""  # what the next delta is made against
 
     def data(self) -> bytes:
         """The encoded bytes; an encoded array stays encoded."""
         if not isinstance(self._source, bytes):
-            known = b"" if self._base is None else self._base.full()
-            base = decode(known, 4 * self._source.size) if known else None
-            full, least = _encode(self._source, self._codec, base)
+            before = b"" if self._base is None else self._base.full()
+            base = decode(before, 4 * self._source.size) if before else None
+            full, smallest = _encode(self._source, self._codec, base)
             self._full = full if self._codec.endswith(DELTA) else b""
-            self._source, self._base = least, None
+            self._source, self._base = smallest, None
         return self._source
 
     def full(self) -> bytes:
-        """What a delta against this one is made from; empty where there is to be none, or it was never encoded."""
+        """The full frame, which the next delta is made against; empty without a "-delta" codec, or before `data`."""
         return self._full
 
     def array(self, limit: int, base: "Array | None" = None) -> Array:
-        """The float32 array as a receiver sees it, through the codec. Raises CodecError as `decode`."""
+        """The float32 array as a receiver gets it. Raises CodecError as `decode`."""
         return decode(self.data(), limit, base)
 
     def decoded(self) -> int:
-        """Bytes of the array. Raises CodecError on bytes that are no encoded array."""
+        """Bytes of the decoded array. Raises CodecError on bytes that are no encoded array."""
         if not isinstance(self._source, bytes):
             return self._source.nbytes
         return 4 * math.prod(head(self._source, 1 << 40).shape)
 
     def nbytes(self) -> int:
-        """Bytes it holds now: for bounding queues."""
+        """Bytes that it holds now: for bounding queues."""
         held = len(self._source) if isinstance(self._source, bytes) else self._source.nbytes
         return held + (0 if self._full is self._source else len(self._full))

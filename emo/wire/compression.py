@@ -1,15 +1,13 @@
-"""A model's weights in fewer bytes, where a run asks for it: fp32 as they are, fp16, or what a round has changed.
-
-Knows named arrays, forms, and the codecs behind them. Knows no message, no round and no averaging.
+"""A model's weights in fewer bytes, if a run asks for it: as fp16, or as what a round has changed; else fp32 as they are.
 
 In every form but fp32 a float32 tensor of 2 to 8 dims travels as a uint8 array (n,): codec.py's bytes of the tensor,
-or (forms in "delta-") of the tensor less the base's, with its first two axes swapped. What float16 cannot hold, NaN
-and infinity too, is coded as fp32, so that the receiver still sees and refuses it. The swap is for int8: codec.py cuts
-the range of each channel of axis 1 into steps, and weights have their output channel on axis 0, which gives less error
-in fewer bytes on VGG.
+or (forms in "delta-") of its difference from the base's, with its first two axes swapped. What float16 cannot hold, NaN
+and infinity included, is coded as fp32, so that the receiver still sees and refuses it. The swap is for int8: codec.py
+scales each channel of axis 1, and weights have their output channel on axis 0; on VGG that gives less error in fewer
+bytes.
 
-All other tensors go as they are. Biases and what norms hold are a few per cent of the bytes, and a small variance that
-is rounded as part of a delta may come back negative: the network would give NaN.
+All other tensors go as they are. Biases and the tensors of norms are a few per cent of the bytes, and a small variance
+that is rounded as part of a delta may come back negative: the network would give NaN.
 """
 
 import hashlib
@@ -29,8 +27,8 @@ _DELTA = "delta-"
 def shrink(weights: Weights, form: Form, base: Weights) -> Weights:
     """`weights` for the wire: the same object in form fp32, else a new dict of the same names.
 
-    `base`: what the receiver will restore against, with the names and shapes of `weights`: the global model that
-    the round started from. A form of `Whole` does not look at its values.
+    `base`: what the receiver restores against, of the same names and shapes: the global model that the round started
+    from. A form of `Whole` ignores its values.
     """
     if form == "fp32":
         return weights
@@ -44,9 +42,9 @@ def shrink(weights: Weights, form: Form, base: Weights) -> Weights:
 
 
 def restore(weights: Weights, form: Form, base: Weights) -> Weights:
-    """What `shrink` was given, but for its rounding: names, shapes and dtypes are those of `base`, values not judged.
+    """What `shrink` was given, but for rounding. Names, shapes and dtypes are those of `base`; values are not checked.
 
-    In form fp32 the same object, unchecked: who takes it checks it. Else raises CodecError that names the tensor, on
+    In form fp32 the same object, unchecked: the caller checks it. Else raises CodecError that names the tensor, on
     other names, shapes or dtypes than those of `base`, and on bytes that are damaged or decode to another size: before
     these are allocated, so that a message never takes more memory than the model itself.
     """
@@ -59,13 +57,13 @@ def restore(weights: Weights, form: Form, base: Weights) -> Weights:
 
 
 def digest(weights: Weights) -> str:
-    """16 hex digits that no other weights have: of SHA-256 over `NAME|DTYPE|SHAPE|` and the bytes of each array, by name."""
-    found = hashlib.sha256()
+    """The first 16 hex digits of SHA-256 over `NAME|DTYPE|SHAPE|` and the bytes of each array, sorted by name."""
+    sha = hashlib.sha256()
     for name in sorted(weights):
         array = np.ascontiguousarray(weights[name])
-        found.update(f"{name}|{array.dtype.str}|{list(weights[name].shape)}|".encode())
-        found.update(array.reshape(-1).view(np.uint8).data)
-    return found.hexdigest()[:16]
+        sha.update(f"{name}|{array.dtype.str}|{list(weights[name].shape)}|".encode())
+        sha.update(array.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()[:16]
 
 
 def _codable(array: np.ndarray) -> bool:

@@ -1,7 +1,5 @@
 """Messages <-> frames: the pieces of a message that go into one packet each.
 
-Knows the layout below. Knows no topic and no transport; holds nothing, opens nothing, reads no clock.
-
     frame    magic "EMO" | schema 2 | kind | 3 zero bytes | 8 bytes message id | u32 index | u32 count
              | u32 payload size | u32 payload crc32 | u32 crc32 over the 32 bytes before it and the chunk | chunk
     payload  u32 size of the header | header | the blobs
@@ -35,22 +33,20 @@ OVERHEAD = HEAD.size + 4
 _MAGIC, _SCHEMA = b"EMO", 2
 _MAX_PAYLOAD = 1 << 30
 _ANY = Limit(_MAX_PAYLOAD)
-_MAX_LABELS = (
-    1 << 16
-)  # a batch has 4,096 samples at most; as int32 they take four times what one byte each did
+_MAX_LABELS = 1 << 16  # a batch has 4,096 samples at most
 
 # The number on the wire is the place in this tuple: only ever append.
 KINDS: tuple[type[Message], ...] = get_args(messages.Message)
 _CHECK = {kind: TypeAdapter[Any](kind) for kind in KINDS}
-# Fields that came after the schema: left out at the end of a header where they are empty, so that older bytes still count.
+# Fields that came after the schema: left out at the end of a header if they are empty, so that older bytes stay valid.
 _LATER: dict[type[Message], tuple[str, ...]] = {messages.Status: ("facts", "trouble")}
 _LEAST = {kind: len(dataclasses.fields(kind)) - len(_LATER.get(kind, ())) for kind in KINDS}
 
 
 def _packed(data: memoryview, limit: Limit) -> Packed:
-    known = bytes(data)
-    codec.head(known, limit.array)
-    return Packed(known)
+    encoded = bytes(data)
+    codec.head(encoded, limit.array)
+    return Packed(encoded)
 
 
 def _labels(data: memoryview, _limit: Limit) -> np.ndarray:
@@ -109,8 +105,8 @@ def pack(message: Message) -> bytes:
 
 
 def unpack(kind: int, payload: bytes, limit: Limit = _ANY) -> Message:
-    """The message of number `kind` in `payload`. Raises FrameError or CodecError; believes nothing unchecked, and makes
-    nothing larger than `limit`."""
+    """The message of number `kind` in `payload`, checked; makes nothing larger than `limit`. Raises FrameError or
+    CodecError."""
     if kind >= len(KINDS):
         raise FrameError(f"unknown kind of message {kind}: sent by a newer version?")
     cls = KINDS[kind]
@@ -142,9 +138,9 @@ def unpack(kind: int, payload: bytes, limit: Limit = _ANY) -> Message:
 
 
 def split(message: Message, message_id: bytes, chunk: int, limit: int = _MAX_PAYLOAD) -> Iterator[bytes]:
-    """Frames of at most `chunk` bytes each, headers included. `message_id`: 8 bytes, unlike any other's.
+    """Frames of at most `chunk` bytes each, headers included. `message_id`: 8 bytes, unlike any other message's.
 
-    Raises TooLarge before the first frame when the payload is over `limit` bytes: no receiver would take it.
+    Raises TooLarge before the first frame if the payload is over `limit` bytes: no receiver would take it.
     """
     payload = pack(message)
     if len(payload) > limit:
@@ -153,7 +149,7 @@ def split(message: Message, message_id: bytes, chunk: int, limit: int = _MAX_PAY
 
 
 def cut(kind: int, payload: bytes, message_id: bytes, chunk: int) -> Iterator[bytes]:
-    """As `split`, of a payload whatever it holds. Raises TooLarge where a chunk has no room for it."""
+    """As `split`, of any payload. Raises TooLarge if a chunk has no room for more than a frame's header."""
     if chunk <= OVERHEAD:
         raise TooLarge(f"packets of {chunk} bytes hold nothing but a frame's header")
     step = chunk - OVERHEAD
@@ -167,7 +163,7 @@ def cut(kind: int, payload: bytes, message_id: bytes, chunk: int) -> Iterator[by
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chunk:
-    """One frame's content. `message`: its id; `size` and `crc`: of the whole payload."""
+    """The content of one frame. `message`: its id; `size` and `crc`: of the whole payload."""
 
     kind: int
     message: bytes

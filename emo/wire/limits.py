@@ -1,7 +1,7 @@
-"""How large a message may be for the node that takes it: as its own model and configuration make it.
+"""How large a message may be for a given node: as its own model and configuration make it.
 
-A node says so once (`limits()`); its channels hold to it before they keep a byte, and before a header is parsed. The limits of
-topics.ROUTES are caps for whatever a configuration may say.
+A node says so once (`limits()`); its channels check it before they keep a byte or parse a header. The limits in
+topics.ROUTES are caps, whatever a configuration says.
 """
 
 import math
@@ -16,7 +16,7 @@ _CODED = 256  # bytes beside the values of an encoded array, and more
 
 
 class Limit(NamedTuple):
-    """`payload`: bytes of the whole message. `tensors`: in its weights. `array`: bytes of its encoded array, once decoded."""
+    """`payload`: bytes of the whole message. `tensors`: in its weights. `array`: bytes of its encoded array once decoded."""
 
     payload: int
     tensors: int = 10_000
@@ -24,7 +24,7 @@ class Limit(NamedTuple):
 
     @property
     def names(self) -> int:
-        """Bytes of the header of its weights."""
+        """Bytes that the header of its weights may take."""
         return (self.tensors + 4) * _ENTRY
 
 
@@ -37,7 +37,7 @@ def header(kind: type[Message]) -> int:
 
 
 def of_weights(kind: type[Message], like: Weights) -> Limit:
-    """For messages of `kind` that hold weights like these, in any form (compression.py)."""
+    """For messages of `kind` with weights of these shapes, in any form (compression.py)."""
     limit = Limit(0, len(like))
     # Quantised, a channel of a single value takes 7 bytes in place of 4.
     values = sum(2 * array.nbytes + _CODED for array in like.values())
@@ -45,6 +45,6 @@ def of_weights(kind: type[Message], like: Weights) -> Limit:
 
 
 def of_batches(kind: type[Message], samples: int, shape: Sequence[int]) -> Limit:
-    """For messages of `kind` that hold the activations of up to `samples` samples, each of `shape`."""
+    """For messages of `kind` with activations of up to `samples` samples, each of `shape`."""
     array = 4 * samples * math.prod(shape)
     return Limit(header(kind) + 2 * array + _CODED + 4 * samples, array=array)

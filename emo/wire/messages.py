@@ -1,6 +1,5 @@
-"""All that crosses a wire, as frozen dataclasses; each field is checked when a message is made.
+"""The messages between nodes, as frozen dataclasses; each field is checked when a message is made.
 
-Knows fields and their bounds. Knows no bytes (frame.py), no topics (topics.py), no transport.
 `run` names one training run, so that retained messages of an earlier one are recognised.
 """
 
@@ -29,8 +28,8 @@ _CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
 @dataclass(frozen=True, config=_CHECKED)
 class Status:
-    """A node is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes must have alike
-    (agreement.py). `trouble`: why it cannot train at all; empty where it can."""
+    """Any node -> cloud: it is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes
+    must have alike (agreement.py). `trouble`: why it cannot train at all; empty if it can."""
 
     node: Id
     role: Literal["device", "edge", "cloud"]
@@ -42,10 +41,10 @@ class Status:
 
 @dataclass(frozen=True, config=_CHECKED)
 class GlobalModel:
-    """Cloud -> devices: the weights that round `round` starts from, who is sampled, how to train.
+    """Cloud -> devices: the weights that round `round` starts from, which devices train, and how.
 
-    It is retained, for whoever joins: so `form`, of the weights (compression.py), is one that needs no base. `fresh`:
-    let the edges have every batch of this round, whatever their intervals say.
+    It is retained, for devices that join later, so `form`, of the weights (compression.py), is one that needs no base.
+    `fresh`: send the edges every batch of this round, whatever their intervals say.
     """
 
     run: Id
@@ -85,7 +84,7 @@ class Refused:
 
 @dataclass(frozen=True, config=_CHECKED)
 class RunState:
-    """Cloud -> edges: which run, how far. In `finishing` an edge ends its training and sends its overlay."""
+    """Cloud -> edges: which run, and how far it is. In `finishing` an edge ends its training and sends its overlay."""
 
     run: Id
     round: Round
@@ -97,8 +96,8 @@ class RunState:
 class GlobalHead:
     """Cloud -> edges: the head of the model that round `round` starts from, by which an edge judges labels.
 
-    Retained, so `form` is one that needs no base. The trunk is not for who holds activations: with it they are easier to
-    turn back into images.
+    Retained, so `form` is one that needs no base. Edges do not get the trunk: with it activations are easier to turn back
+    into images.
     """
 
     run: Id
@@ -109,7 +108,8 @@ class GlobalHead:
 
 @dataclass(frozen=True, config=_CHECKED)
 class OverlayWeights:
-    """Edge -> cloud: a trained overlay, with what its devices offered to the policy (`attempted`) and it let through (`sent`), in batches."""
+    """Edge -> cloud: a trained overlay, with the batches that its devices offered to the policy (`attempted`) and that this let
+    through (`sent`)."""
 
     run: Id
     edge: Id
@@ -137,7 +137,7 @@ class ActivationBatch:
 
 @dataclass(frozen=True, config=_CHECKED)
 class TapReport:
-    """Device -> edge, once a round: how many batches the run has offered to the policy, how many were let through."""
+    """Device -> edge, once a round: how many batches it has offered to the policy in this run, how many were let through."""
 
     run: Id
     edge: Id
@@ -161,8 +161,8 @@ class Interval:
 
 @dataclass(frozen=True, config=_CHECKED)
 class CannotTrain:
-    """Device or edge -> cloud: why its training failed, in round `round`. It goes on living, and tries again when it is asked
-    again; the round does not wait for it."""
+    """Device or edge -> cloud: why its training failed in round `round`. It tries again when it is asked again; the round does
+    not wait for it."""
 
     run: Id
     node: Id

@@ -1,13 +1,13 @@
-"""Float arrays <-> the bytes that zstd then squeezes: floats in byte planes, or few bits per channel.
+"""Float arrays <-> the raw bytes that codec.py compresses: floats in byte planes, or a few bits per value.
 
-Knows three layouts. Knows no header, no checksum and no zstd: codec.py has these. `raw` below is, little-endian,
+Little-endian:
 
-    floats     byte planes: all lowest bytes first, for exponents compress and mantissas do not
+    floats     byte planes: all lowest bytes first, since exponents compress and mantissas do not
     quantised  C x f32 low | C x u16 step in two byte planes (upper half of an f32, low bytes first)
                | the codes, channel by channel, `per` of them a byte, the first in the highest bits
 
-and x = low + code * step. Codes of a few bits are packed two or four a byte because zstd's Huffman coder spends at
-least one bit on a byte, and so sees neighbours together: on ReLU activations it then comes within 2 % of the entropy.
+and x = low + code * step. Small codes are packed two or four a byte because zstd's Huffman coder spends at least one
+bit on a byte; seeing neighbours together it comes within 2 % of the entropy of ReLU activations.
 """
 
 import math
@@ -23,8 +23,7 @@ Codes = NDArray[np.uint8]
 
 FP16_MAX = 65504.0
 
-
-# Every half there is as a float: a lookup takes a quarter of numpy's conversion.
+# Every float16 as float32: a lookup takes a quarter of the time of numpy's conversion.
 with np.errstate(invalid="ignore"):  # ARM warns of the signalling NaNs among them
     _HALVES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
@@ -87,7 +86,7 @@ class Quantised(NamedTuple):
         return self._array(*self._open(raw, shape, base), shape)
 
     def whole(self, raw: bytes, shape: tuple[int, ...], base: Array) -> tuple[Array, bytes]:
-        """Of a delta against `base`: what `unpack` gives, and what `pack` gave of the same array."""
+        """Of a delta against `base`: (what `unpack` gives, what `pack` gave of the same array)."""
         low, step, codes = self._open(raw, shape, base)
         head = raw[: 6 * _channels(shape)]
         return self._array(low, step, codes, shape), head + self._join(codes.reshape(-1))
@@ -111,7 +110,7 @@ class Quantised(NamedTuple):
     @staticmethod
     def _array(low: Array, step: Array, codes: Codes, shape: tuple[int, ...]) -> Array:
         # One multiplication and one addition, each rounded to float32: the same bits on every machine.
-        with np.errstate(over="ignore"):  # crafted: infinite, and refused by who looks for it
+        with np.errstate(over="ignore"):  # crafted bytes may give infinity: the edge refuses it
             return _unrows(codes * step + low, shape)
 
     def _codes(self, rows: Array, low: Array, step: Array) -> Codes:

@@ -1,8 +1,4 @@
-"""Chunks -> payloads: puts messages together again, within bounds for each sender and in total.
-
-Knows chunks and how much memory they may take. Knows neither what is inside them nor a transport; one caller
-at a time.
-"""
+"""Puts chunks together to payloads, within bounds of memory for each sender and in total. One caller at a time."""
 
 import zlib
 from collections import Counter, OrderedDict
@@ -18,10 +14,10 @@ _OVER = 1024  # messages remembered as over
 
 
 class Reassembler:
-    """Chunks may come doubled, in any order, and interleaved with other messages'.
+    """Takes chunks that come doubled, in any order, and interleaved with those of other messages.
 
     Each sender may have 4 unfinished messages, and more than one only within a quarter of `limit`: beyond that its
-    own oldest goes. When all together are over `limit` bytes, the oldest of the sender that holds most goes. Counts
+    oldest is dropped. If all together exceed `limit` bytes, the oldest of the sender that holds most is dropped. Counts
     `messages.abandoned` and `chunks.late`.
     """
 
@@ -30,9 +26,8 @@ class Reassembler:
         self.limit, self._journal = limit, journal
         self._open: dict[str, OrderedDict[bytes, _Parts]] = {}
         self._held: Counter[str] = Counter()
-        self._over: OrderedDict[tuple[str, bytes], bool] = (
-            OrderedDict()
-        )  # whether parts were acknowledged early
+        # Messages that are over, and whether parts of them were acknowledged early.
+        self._over: OrderedDict[tuple[str, bytes], bool] = OrderedDict()
 
     @property
     def held(self) -> int:
@@ -40,11 +35,11 @@ class Reassembler:
         return self._held.total()
 
     def add(self, source: str, chunk: Chunk, limit: int, once: bool = True) -> bytes | None:
-        """The whole payload when `chunk` completes it. `source` keeps senders apart; `limit` bounds the message.
+        """The whole payload if `chunk` completes it. `source` keeps senders apart; `limit` bounds the message.
 
-        `once`: a message that is over is over, and a chunk that comes after it is dropped; without it the same
-        message may come again (a broker sends what it retains whenever it is asked). Messages of one chunk always
-        may. Raises FrameError on a message over its limit, or whose parts contradict each other.
+        `once`: chunks of a message that is complete or dropped are ignored. Without it the same message may come again:
+        a broker sends what it retains whenever it is asked. Messages of one chunk always may. Raises FrameError on a
+        message over its limit, or whose parts contradict each other.
         """
         if not chunk.data or chunk.count > chunk.size:
             raise FrameError(f"{source}: a chunk with nothing in it")
@@ -81,7 +76,7 @@ class Reassembler:
         return None
 
     def unfinished(self, source: str, message: bytes) -> bool:
-        """True while more of this message is waited for."""
+        """True while parts of this message are missing."""
         return message in self._open.get(source, ())
 
     def acknowledged(self, source: str, message: bytes) -> None:

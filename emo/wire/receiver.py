@@ -1,8 +1,5 @@
-"""Packets -> messages: the receiving half of every channel.
-
-Checks frames, sizes and topics, and says which packets its transport may acknowledge. Knows no transport and no thread:
-one caller at a time.
-"""
+"""Packets -> messages, for every channel: checks frames, sizes and topics, and says which packets the transport may
+acknowledge. One caller at a time."""
 
 from collections import deque
 from typing import Generic, TypeVar
@@ -28,8 +25,8 @@ class Receiver(Generic[Token]):
         self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8, limits: Limits | None = None
     ) -> None:
         """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
-        window towards us for good; the oldest are acknowledged early. `stalled` finds windows that are smaller yet.
-        `limits`: what the node that this is for takes."""
+        window towards us for good, so the oldest are acknowledged early. `stalled` finds windows that are smaller still.
+        `limits`: how large messages may be for this node."""
         self._root, self._journal, self._most, self._hold = root, journal, hold, hold
         self._heard, self._freed = 0.0, (float("-inf"), 0)
         self._parts = Reassembler(memory_mib * _MIB, journal)
@@ -38,21 +35,21 @@ class Receiver(Generic[Token]):
         self._limits = {
             kind: (limits or {}).get(kind, Limit(route.limit)) for kind, route in topics.ROUTES.items()
         }
-        # A kind's topic is looked at before its bytes are held: its limit is another kind's flood.
+        # The topic is checked before bytes are held: else one kind's large limit would let another kind flood us.
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
 
     def take(
         self, name: str, data: bytes, token: Token, now: float = 0.0, retained: bool = False
     ) -> tuple[Message | None, list[Token]]:
-        """The message that the packet `data` of topic `name` completes, and tokens to acknowledge.
+        """The message that the packet `data` of topic `name` completes, if it does, and tokens to acknowledge: with a
+        message once that is handled, else now.
 
-        With a message: once it is handled (`last_size`: its bytes, and those of its activations once they are decoded).
-        With None: now. What is no message of ours is dropped and counted as `frames.refused`; raises nothing on bad
-        bytes. `now`: seconds of a monotonic clock, for `stalled`. `retained`: the broker had kept it; that is heeded of
-        messages that are retained only.
+        `last_size` is then the bytes of the message, with those of its activations once decoded. What is no message of ours is
+        dropped and counted as `frames.refused`; bad bytes raise nothing. `now`: seconds of a monotonic clock, for
+        `stalled`. `retained`: the broker had kept it; only kinds that are retained are taken so.
 
-        A part of a message that is over already is dropped and acknowledged at once: what came first has tokens of
-        its own. Only after a reconnect does it count again, since nobody may have handled it yet.
+        A part of a message that is complete already is dropped and acknowledged at once. After a reconnect it counts again,
+        since perhaps nobody has handled the message.
         """
         at, waited = self._freed
         if now - at < _SOON_S:
@@ -92,8 +89,8 @@ class Receiver(Generic[Token]):
     def stalled(self, now: float) -> list[Token]:
         """A token to acknowledge now, if packets are held back and nothing has come for a second; to be called often.
 
-        The broker may keep no more packets on their way than these, and wait for us as we do for it. Where something
-        comes soon after, it did: then fewer are held back until the next connection.
+        The broker may have no more packets in flight than these, and wait for us as we do for it. If something
+        comes soon after the acknowledgement, it did; then fewer are held back until the next connection.
         """
         if not self._waiting or now - self._heard < _STALL_S:
             return []
@@ -101,7 +98,7 @@ class Receiver(Generic[Token]):
         return [self._acknowledge_oldest()]
 
     def forget_tokens(self) -> None:
-        """After a reconnect: what was not acknowledged comes again, under tokens of its own."""
+        """After a reconnect: what was not acknowledged comes again, with new tokens."""
         self._waiting.clear()
         self._parts.forget()
         self._hold = self._most
@@ -121,7 +118,7 @@ class Receiver(Generic[Token]):
 
 
 def matches(pattern: str, name: str) -> bool:
-    """True where topic `name` falls under the filter `pattern`, whose levels may be '+' (MQTT 5, 4.7.1.3)."""
+    """True if topic `name` matches the filter `pattern`, whose levels may be '+' (MQTT 5, 4.7.1.3)."""
     wanted, levels = pattern.split("/"), name.split("/")
     return len(wanted) == len(levels) and all(
         want in ("+", level) for want, level in zip(wanted, levels, strict=True)

@@ -1,6 +1,6 @@
-"""Weights off a wire: safetensors bytes -> arrays, counted and measured before the first is made.
+"""Reads weights off a wire: safetensors bytes -> arrays, counted and measured before the first is made.
 
-Its own library takes a header of 100 MB, makes an object of each entry and lets no other thread run meanwhile.
+The safetensors library takes a header of 100 MB, makes an object of each entry and lets no other thread run meanwhile.
 """
 
 import json
@@ -17,8 +17,8 @@ _MAX_DIMS = 16
 
 
 def load(data: memoryview, limit: Limit) -> dict[str, np.ndarray]:
-    """Name -> array, copied, in the order of their bytes. Raises FrameError: bytes that are no safetensors file, a header
-    or a number of tensors over `limit`, and a byte that belongs to none of them or to two."""
+    """Name -> array, copied, in the order of their bytes. Raises FrameError on bytes that are no safetensors file, on a
+    header or a number of tensors over `limit`, and on bytes that belong to no tensor or to two."""
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else len(data) + 1
     if size > min(limit.names, len(data) - 8):
         raise FrameError(
@@ -34,22 +34,22 @@ def load(data: memoryview, limit: Limit) -> dict[str, np.ndarray]:
     header.pop("__metadata__", None)
     if len(header) > limit.tensors:
         raise FrameError(f"weights of {len(header)} tensors; {limit.tensors} is the most")
-    entries = sorted((_entry(name, said) for name, said in header.items()), key=lambda entry: entry[:2])
-    body, at, found = data[8 + size :], 0, dict[str, np.ndarray]()
+    entries = sorted((_entry(name, entry) for name, entry in header.items()), key=lambda entry: entry[:2])
+    body, at, arrays = data[8 + size :], 0, dict[str, np.ndarray]()
     for start, end, name, dtype, shape in entries:
         if start != at or end > len(body):
             raise FrameError(f"weights are not safetensors: the bytes of {name!r} overlap, or leave a gap")
-        found[name] = _array(body[start:end], name, dtype, shape)
+        arrays[name] = _array(body[start:end], name, dtype, shape)
         at = end
     if at != len(body):
         raise FrameError(f"weights are not safetensors: {len(body) - at} bytes belong to no tensor")
-    return found
+    return arrays
 
 
-def _entry(name: str, said: Any) -> tuple[int, int, str, np.dtype[Any], list[int]]:
+def _entry(name: str, entry: Any) -> tuple[int, int, str, np.dtype[Any], list[int]]:
     """Where a tensor begins and ends, its name, dtype and shape."""
     try:
-        dtype, shape, (start, end) = np.dtype(_DTYPES[said["dtype"]]), said["shape"], said["data_offsets"]
+        dtype, shape, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
         whole = isinstance(shape, list) and all(
             type(n) is int and 0 <= n < 2**40 for n in (start, end, *shape)
         )

@@ -97,15 +97,15 @@ def subscription(root: str, kind: type[Message], **ids: str) -> str:
 
 
 def check(root: str, name: str, message: Message, index: int) -> None:
-    """Raises TopicError when `message` came by a topic that is not its own: the topic is what the
-    broker's ACL guards, the fields are only claimed."""
+    """Raises TopicError if `message` came by another topic than its own: the broker's ACL guards topics, fields are only
+    claimed."""
     own = topic(root, message, index)
     if own != name:
         raise TopicError(f"{type(message).__name__} of {own} came by {name}")
 
 
 def rule(root: str, route: Route, index: str = "+", **ids: str) -> str:
-    """The filter of an ACL: as `subscription`, of a route, with `index` of a retained message's chunk."""
+    """The filter of an ACL: as `subscription`, with `index` of a retained message's chunk."""
     name = route.topic.format_map({n: _checked(n, ids[n]) if n in ids else "+" for n in _fields(route)})
     return f"{root}/{name}/{index}" if route.retain else f"{root}/{name}"
 

@@ -1,7 +1,6 @@
 """The channel in memory: every message goes through real frames, as over MQTT, in one fixed order.
 
-Knows topics, retained messages and wills. Knows no socket and no clock. A client that is away gets nothing but
-the retained messages when it comes back: a broker's session queue is not modelled.
+A client that was away gets only the retained messages when it comes back: a broker's session queue is not modelled.
 """
 
 import contextlib
@@ -20,24 +19,24 @@ from emo.wire.limits import Limits
 from emo.wire.messages import Message, Status
 from emo.wire.receiver import Receiver, matches
 
-# ruff: noqa: SLF001 - Network and MemoryChannel are one thing in two classes
+# ruff: noqa: SLF001 - Network and MemoryChannel use each other's private parts
 
 log = logging.getLogger("emo")
 
-# For one client or (None) all who subscribed, topic, bytes, retain.
+# The client that it is for, or None for all that subscribed; topic; bytes; retain.
 Packet = tuple["MemoryChannel | None", str, bytes, bool]
 
 
 class Network:
-    """`root`, `chunk`: topic prefix and largest packet in bytes, as a broker's configuration has them."""
+    """Stands for a broker. `root`, `chunk`: topic prefix and largest packet in bytes."""
 
     def __init__(self, root: str = "emo", chunk: int = 256 * 1024, queue_messages: int = 64) -> None:
         self.root, self._chunk, self._limit = root, chunk, queue_messages
-        self._here: dict[str, MemoryChannel] = {}
-        self._listeners: list[tuple[str, Callable[[str, bytes], None]]] = []
+        self._connected: dict[str, MemoryChannel] = {}
+        self._taps: list[tuple[str, Callable[[str, bytes], None]]] = []
         self._retained: dict[str, bytes] = {}
         self._queue: deque[Packet] = deque()
-        self._change = threading.Condition()  # guards all of the above, never held while a handler runs
+        self._change = threading.Condition()  # guards all of the above, never held while a listener runs
         self._numbers = itertools.count(1)
 
     def channel(
@@ -48,25 +47,25 @@ class Network:
         will: Status | None = None,
         limits: Limits | None = None,
     ) -> "MemoryChannel":
-        """A client that is away until its `start`. `limits`: how large a message may be for its node."""
+        """A client, away until its `start`. `limits`: how large a message may be for its node."""
         return MemoryChannel(self, client_id, filters, journal, Outbox(self._limit, journal), will, limits)
 
     def pump(self) -> int:
-        """Deliver everything that is queued, and what handlers publish meanwhile, on the caller's thread.
+        """Deliver everything that is queued, and what listeners publish meanwhile, on the caller's thread.
 
-        Returns the number of messages that handlers were given.
+        Returns the number of messages that listeners were given.
         """
         handled = 0
         while True:
             with self._change:
                 if not self._queue:
                     return handled
-                one, name, data, retain = self._queue.popleft()
+                only, name, data, retain = self._queue.popleft()
                 if retain:
                     self._retained[name] = data
-                targets = [one] if one is not None else list(self._here.values())
-                listeners = [] if one is not None else list(self._listeners)
-            for pattern, take in listeners:
+                targets = [only] if only is not None else list(self._connected.values())
+                taps = [] if only is not None else list(self._taps)
+            for pattern, take in taps:
                 if matches(pattern, name):
                     take(name, data)
             handled += sum(target._take(name, data) for target in targets)
@@ -95,35 +94,35 @@ class Network:
     def drop(self, client_id: str) -> None:
         """The client vanishes without a word: its will is published. Its own `start` brings it back."""
         with self._change:
-            will = self._here.pop(client_id).will
+            will = self._connected.pop(client_id).will
             if will is not None:
                 self._send(will)
 
     def listen(self, pattern: str, take: Callable[[str, bytes], None]) -> None:
-        """From now on `take` gets every packet that is published on a topic under `pattern`, as it is."""
+        """From now on `take` gets every packet that is published on a topic that matches `pattern`."""
         with self._change:
-            self._listeners.append((pattern, take))
+            self._taps.append((pattern, take))
 
     def inject(self, name: str, data: bytes) -> None:
-        """Any bytes on any topic, as a stranger could publish them."""
+        """Publish any bytes on any topic, as a stranger could."""
         self._enqueue([(None, name, data, False)])
 
     # -- for MemoryChannel
 
     def _join(self, channel: "MemoryChannel") -> None:
         with self._change:
-            self._here[channel.client_id] = channel
+            self._connected[channel.client_id] = channel
             self._enqueue([(channel, name, data, False) for name, data in sorted(self._retained.items())])
 
     def _leave(self, channel: "MemoryChannel") -> None:
         with self._change:
-            self._here.pop(channel.client_id, None)
+            self._connected.pop(channel.client_id, None)
 
     def _has(self, channel: "MemoryChannel") -> bool:
-        return self._here.get(channel.client_id) is channel
+        return self._connected.get(channel.client_id) is channel
 
     def _send(self, message: Message) -> int:
-        # Returns bytes as a broker counts them. Split first: a message goes whole or not at all.
+        # Returns bytes as a broker counts them. Split before sending: a message goes whole or not at all.
         number = next(self._numbers).to_bytes(8, "little")
         frames = list(frame.split(message, number, self._chunk, topics.ROUTES[type(message)].limit))
         names = [topics.topic(self.root, message, index) for index in range(len(frames))]
@@ -138,7 +137,7 @@ class Network:
 
 
 class MemoryChannel:
-    """The port of emo.runtime.channel on a Network; its handler runs inside `pump`."""
+    """The port of emo.runtime.channel on a Network; its listener runs inside `pump`."""
 
     def __init__(
         self,
@@ -159,9 +158,9 @@ class MemoryChannel:
         self._listener = listener
         with self._network._change:
             self._network._join(self)
-            first = listener.hello()
-            if first is not None:
-                self._outbox.put(first)
+            hello = listener.hello()
+            if hello is not None:
+                self._outbox.put(hello)
             while (message := self._outbox.get(0)) is not None:
                 self._send(message)
                 self._outbox.done()
@@ -188,7 +187,7 @@ class MemoryChannel:
         return True
 
     def _take(self, name: str, data: bytes) -> int:
-        if not self._network._has(self) or not any(matches(each, name) for each in self._filters):
+        if not self._network._has(self) or not any(matches(pattern, name) for pattern in self._filters):
             return 0
         message, _ = self._receiver.take(name, data, None)
         if message is None:

@@ -84,7 +84,7 @@ def test_what_it_did_is_in_its_journal_with_digests(tmp_path):
 
 
 def test_a_device_that_fell_behind_skips_the_rounds_that_are_closed():
-    inbox = Inbox[int](1 << 20, Journal())
+    inbox = Inbox(1 << 20, Journal())
     inbox.put(Status("cloud", "cloud", online=True), [0], 10, 0)
     for number in (1, 2, 3):
         inbox.put(asked(number), [number], 1000, 0)

@@ -9,7 +9,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from emo.config import Broker
 from emo.errors import TooLarge
 from emo.mqtt import connection
-from emo.mqtt.connection import Health
+from emo.mqtt.connection import ConnectionState
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def link(clock):
         clock.now += seconds
         return link.disconnected(True, "lost", unsent)
 
-    link = Health(Broker(chunk_kib=256), "dev-1")
+    link = ConnectionState(Broker(chunk_kib=256), "dev-1")
     link.live = live
     return link
 
@@ -96,7 +96,7 @@ def test_a_connect_without_an_answer(link, clock):
 )
 def test_who_is_not_let_in_is_told_what_to_do(reason, values, remedy, caplog):
     with caplog.at_level(logging.WARNING, "emo"):
-        Health(Broker.model_validate(values), "d").refused(ReasonCode(PacketTypes.CONNACK, reason))
+        ConnectionState(Broker.model_validate(values), "d").refused(ReasonCode(PacketTypes.CONNACK, reason))
     assert f"refuses this client: {reason}" in caplog.text
     assert remedy in caplog.text
     assert bool(remedy) == ("; " in caplog.text)

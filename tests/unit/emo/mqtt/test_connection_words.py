@@ -9,7 +9,7 @@ from fleet import Fleet
 
 from emo import logs
 from emo.config import Broker
-from emo.mqtt.connection import Health
+from emo.mqtt.connection import ConnectionState
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +60,7 @@ def test_the_cloud_says_every_ten_seconds_whose_overlay_it_waits_for(caplog):
 
 
 def test_a_first_connection_is_told_later_ones_only_after_trouble(caplog):
-    health = Health(Broker(port=18830), "d")
+    health = ConnectionState(Broker(port=18830), "d")
     with caplog.at_level(logging.DEBUG, "emo"):
         for trouble in (None, None, "is away"):
             if trouble:

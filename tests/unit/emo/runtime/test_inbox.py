@@ -23,7 +23,7 @@ def update(device="d"):
 
 
 def test_first_in_first_out_with_tokens():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for number in range(3):
         assert inbox.put(batch(number), [number], 10, 0)
     assert [inbox.get()[1] for _ in range(3)] == [[0], [1], [2]]
@@ -31,7 +31,7 @@ def test_first_in_first_out_with_tokens():
 
 def test_a_newer_version_takes_the_place_of_the_older_and_its_tokens():
     journal = Journal()
-    inbox = Inbox[int](LIMIT, journal)
+    inbox = Inbox(LIMIT, journal)
     for token, (number, version) in enumerate([(0, 1), (1, 1), (0, 2), (0, 3)]):
         assert inbox.put(batch(number, version), [token], 3500, 0)  # no room is needed for a replacement
     first, tokens = inbox.get()
@@ -41,14 +41,14 @@ def test_a_newer_version_takes_the_place_of_the_older_and_its_tokens():
 
 
 def test_what_must_not_be_lost_is_never_replaced():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for token in range(3):
         inbox.put(update(), [token], 1, 0)
     assert [inbox.get()[1] for _ in range(3)] == [[0], [1], [2]]
 
 
 def test_full_it_waits_and_then_says_so():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     assert inbox.put(update(), [1], 50_000, 0)  # larger than all of it, but alone
     began = time.monotonic()
     assert not inbox.put(update(), [2], 1, 0.1)
@@ -59,7 +59,7 @@ def test_full_it_waits_and_then_says_so():
 
 
 def test_closing_wakes_the_one_who_waits():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     inbox.put(update(), [1], 1, 0)
     inbox.close()
     assert inbox.get() is None
@@ -76,7 +76,7 @@ def drained(inbox):
 
 def test_a_larger_version_of_what_waits_needs_room_too():
     # Else: a thousand small batches, each then replaced by a large one.
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for number in range(3):
         assert inbox.put(batch(number), [number], 1000, 0)
     assert inbox.put(batch(0, 1), [3], 5000, 0)
@@ -85,7 +85,7 @@ def test_a_larger_version_of_what_waits_needs_room_too():
 
 
 def test_what_waits_for_room_does_not_replace_what_was_taken_meanwhile():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     inbox.put(batch(0), [0], 2000, 0)
     inbox.put(update("u"), [1], 34_000, 0)
     taken = []
@@ -97,7 +97,7 @@ def test_what_waits_for_room_does_not_replace_what_was_taken_meanwhile():
 
 def test_small_messages_are_charged_for_what_they_cost():
     journal = Journal()
-    inbox = Inbox[int](LIMIT, journal)
+    inbox = Inbox(LIMIT, journal)
     for number in range(50):
         assert inbox.put(batch(number), [number], 10, 0)
     assert [number for _, number, _ in drained(inbox)] == list(range(41, 50))
@@ -108,7 +108,7 @@ def test_small_messages_are_charged_for_what_they_cost():
 
 
 def test_each_device_has_its_turn_and_its_own_order():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for number in range(4):
         inbox.put(batch(number, device="flood"), [number], 10, 0)
     for device in ("a", "b"):
@@ -120,7 +120,7 @@ def test_each_device_has_its_turn_and_its_own_order():
 
 def test_a_device_that_floods_holds_a_quarter_and_drives_out_only_itself():
     journal = Journal()
-    inbox = Inbox[int](LIMIT, journal)
+    inbox = Inbox(LIMIT, journal)
     inbox.put(batch(0, device="quiet"), [-1], 500, 0)
     for number in range(1000):
         assert inbox.put(batch(number, device="flood"), [number], 500, 0)
@@ -139,7 +139,7 @@ def test_a_device_that_floods_holds_a_quarter_and_drives_out_only_itself():
 
 
 def test_many_that_flood_together_fill_it_and_the_one_with_most_pays():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for number in range(100):
         for device in "abcdefgh":
             assert inbox.put(batch(number, device=device), [0], 1000, 0)
@@ -149,7 +149,7 @@ def test_many_that_flood_together_fill_it_and_the_one_with_most_pays():
 
 
 def test_what_must_not_be_lost_waits_for_its_room_and_drives_out_nothing():
-    inbox = Inbox[int](LIMIT, Journal())
+    inbox = Inbox(LIMIT, Journal())
     for number in range(4):
         for device in "abcd":
             inbox.put(batch(number, device=device), [0], 1500, 0)
