@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
 from emo import files
@@ -50,6 +50,7 @@ class _Metadata(BaseModel):
 class _Header(BaseModel):
     """Of a safetensors file; the places of the arrays are safetensors' own to check."""
 
+    model_config = ConfigDict(extra="allow")
     metadata: _Metadata = Field(_Metadata(), alias="__metadata__")
 
 
@@ -89,8 +90,8 @@ def pack(kind: str, record: BaseModel, arrays: Mapping[str, np.ndarray]) -> list
 def read(
     path: Path, kind: str, model: type[R], size: int, error: type[EmoError], old: str
 ) -> tuple[R, dict[str, np.ndarray]]:
-    """What was written: the record and the arrays, which the caller has yet to compare with what they should be. `size`: bytes that
-    the arrays may have.
+    """What was written: the record, and the arrays in their order, which the caller has yet to compare with what they should
+    be. `size`: bytes that the arrays may have.
 
     Raises `error` where the file is missing, larger, damaged or of another kind; ConfigError where another version of
     EMO wrote it, followed by `old`: what its user is to do.
@@ -105,9 +106,10 @@ def unpack(
     size = int.from_bytes(data[:8], "little")
     sound = len(data) >= 12 and zlib.crc32(memoryview(data)[:-4]) == int.from_bytes(data[-4:], "little")
     try:
-        said = _Header.model_validate_json(bytes(data[8 : 8 + min(size, HEAD)])).metadata
+        header = _Header.model_validate_json(bytes(data[8 : 8 + min(size, HEAD)]))
     except ValidationError:
-        sound, said = False, _Metadata(emo="?")
+        sound, header = False, _Header(__metadata__=_Metadata(emo="?"))
+    said, names = header.metadata, header.model_extra or {}
     known, _, version = said.emo.rpartition(" ")
     if not said.emo or (sound and known == kind and version != str(_VERSION)):  # the first ones had no `emo`
         raise ConfigError(
@@ -119,8 +121,7 @@ def unpack(
         raise error(f"{where}: is a file of another kind: {said.emo!r}, not {kind!r}")
     record = files.record(model, said.record, where, error)
     try:
-        arrays = safetensors.numpy.load(bytes(data))
+        arrays = safetensors.numpy.load(bytes(data))  # in no order
     except (SafetensorError, KeyError, TypeError, ValueError) as cause:
         raise error(f"{where}: is whole, but its arrays cannot be read: {cause}") from cause
-    del arrays[_CRC]
-    return record, arrays
+    return record, {name: arrays[name] for name in names if name != _CRC}

@@ -1,34 +1,31 @@
 """A finished run on the disk: what was trained, and all weights that an ensemble can be made of.
 
-Knows files and their fields; builds nothing. Two kinds of folder are read, the first is written:
+Two kinds of folder are read, the first is written:
 
-    DIR/run.json   DIR/weights.npz   the cloud's state_dir; run.json is there when weights.npz is whole
-    DIR/plan.json  DIR/weights.npz   a simulated run, `emo simulate --out DIR`
+    DIR/run.json   DIR/weights.safetensors   the cloud's state_dir; run.json is there when the weights are whole
+    DIR/plan.json  DIR/weights.safetensors   a simulated run, `emo simulate --out DIR`
 
-weights.npz holds the parts as PART/NAME (model.py names the parts). It is read array by array: no pickle, nothing
-compressed, no array that claims another size than its bytes have.
+The weights (emo/snapshot_file.py) hold the parts as PART/NAME; model.py names the parts.
 """
 
-import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
-from numpy.lib import format as npy
 from pydantic import BaseModel, ConfigDict, Field
 
 from cloud_app.ensemble.model import HEAD, OVERLAY, TRUNK
-from emo import files
+from emo import files, snapshot_file
 from emo.config import Data, Model, Positive, Section
-from emo.errors import ExportError
+from emo.errors import ConfigError, EmoError, ExportError
 from emo.wire.compression import Weights
 
 R = TypeVar("R", bound=BaseModel)
 A = TypeVar("A", bound=Weights)
-_JSON = 16 << 20  # bytes
-_ARRAYS = 100_000
+WEIGHTS, _OLD, _KIND = "weights.safetensors", "weights.npz", "weights"
+_JSON, _MOST = 16 << 20, 1 << 40  # bytes; no more memory is taken than the file has
+_DO = "Export the run with the version that made it, which run.json or plan.json names, or train again."
 
 
 class Edge(Section):
@@ -69,32 +66,52 @@ class _Plan(BaseModel):
 
 def write(folder: Path, record: Record, parts: Mapping[str, Weights]) -> None:
     """In place of the run that is there. Raises ExportError when `folder` cannot be written."""
-    arrays: dict[str, Any] = {
-        f"{part}/{name}": array for part, weights in parts.items() for name, array in weights.items()
-    }
     try:
         (folder / "run.json").unlink(missing_ok=True)
-        with files.create(folder / "weights.part") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        (folder / "weights.part").replace(folder / "weights.npz")
+        write_weights(folder, parts)
+        (folder / _OLD).unlink(missing_ok=True)
         files.write(folder / "run.json", record.model_dump_json(indent=1).encode() + b"\n", synced=False)
     except OSError as error:
         raise ExportError(f"{folder}: the run cannot be written: {error.strerror}") from error
 
 
+def write_weights(folder: Path, parts: Mapping[str, Weights]) -> None:
+    """Raises OSError."""
+    arrays = {f"{part}/{name}": array for part, weights in parts.items() for name, array in weights.items()}
+    snapshot_file.write(folder / WEIGHTS, _KIND, Section(), arrays, synced=False)
+
+
 def read(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     """The run in `folder`, and its parts. Weights are not judged: whether they fit the model, `ensemble.build` says.
 
-    Raises ExportError: no finished run, or files that are damaged.
+    Raises ExportError: no finished run, or files that are damaged; ConfigError: weights that another version of EMO wrote.
     """
     if (folder / "run.json").is_file():
-        return _json(Record, folder / "run.json"), _parts(folder / "weights.npz")
-    if (folder / "plan.json").is_file() and (folder / "weights.npz").is_file():
+        return _json(Record, folder / "run.json"), read_weights(folder, ExportError)
+    if (folder / "plan.json").is_file() and any((folder / name).is_file() for name in (WEIGHTS, _OLD)):
         return _simulated(folder)
     raise ExportError(
         f"{folder}: holds no finished run: neither run.json, from the state_dir of `emo cloud`, nor the plan.json and "
-        "weights.npz of `emo simulate`"
+        f"{WEIGHTS} of `emo simulate`"
     )
+
+
+def read_weights(folder: Path, error: type[EmoError]) -> dict[str, dict[str, np.ndarray]]:
+    """The parts that `write_weights` was given. Raises `error` where they are missing or damaged, ConfigError where another
+    version of EMO wrote them."""
+    path, parts = folder / WEIGHTS, dict[str, dict[str, np.ndarray]]()
+    if not path.exists():
+        if (folder / _OLD).exists():
+            raise ConfigError(
+                f"{folder / _OLD}: was written by another version of EMO, which this one does not read. {_DO}"
+            )
+        raise error(f"{path}: is missing; has the run come to its end?")
+    for key, array in snapshot_file.read(path, _KIND, Section, _MOST, error, _DO)[1].items():
+        part, _, name = key.partition("/")
+        if not (part in {TRUNK, HEAD} or part.startswith(OVERLAY)):
+            raise error(f"{path}: {key[:80]!r}: no part of a run")
+        parts.setdefault(part, {})[name] = array
+    return parts
 
 
 def members_named(method: str, parts: Mapping[str, A]) -> dict[str, A]:
@@ -109,7 +126,7 @@ def members_named(method: str, parts: Mapping[str, A]) -> dict[str, A]:
 def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     found = _json(_Plan, folder / "plan.json")
     plan = found.plan
-    parts = members_named(plan.method, _parts(folder / "weights.npz"))
+    parts = members_named(plan.method, read_weights(folder, ExportError))
     record = Record(
         emo=found.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data
     )
@@ -118,39 +135,3 @@ def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
 
 def _json(kind: type[R], path: Path) -> R:
     return files.record(kind, files.whole(path, _JSON, ExportError), str(path), ExportError)
-
-
-def _parts(path: Path) -> dict[str, dict[str, np.ndarray]]:
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            # Stored, not compressed: so all of them together are no more than the file, whatever they claim.
-            size = sum(entry.file_size for entry in entries)
-            plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-            if not plain or size > path.stat().st_size or len(entries) > _ARRAYS:
-                raise ExportError(f"{path}: is compressed, or claims more than it holds: not an EMO run's")
-            for entry in entries:
-                part, _, name = entry.filename.removesuffix(".npy").partition("/")
-                if not (part in {TRUNK, HEAD} or part.startswith(OVERLAY)) or name in parts.get(part, {}):
-                    raise ExportError(f"{path}: {entry.filename[:80]!r}: no part of a run, or twice there")
-                parts.setdefault(part, {})[name] = _array(archive, entry)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise ExportError(f"{path}: cannot be read: {error}") from error
-    return parts
-
-
-def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
-    """Raises ValueError on what is no array, or one of another size than its header says."""
-    with archive.open(entry) as file:
-        version = npy.read_magic(file)
-        if version != (1, 0):
-            raise ValueError(f"{entry.filename}: an array file of version {version}")
-        try:
-            shape, fortran, dtype = npy.read_array_header_1_0(file)
-        except Exception as error:  # it lets through whatever Python's own parser raises
-            raise ValueError(f"{entry.filename}: its header is no array's: {error}") from error
-        data = file.read()
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data):
-        raise ValueError(f"{entry.filename}: {dtype} {shape} does not fit its {len(data):,} bytes")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")

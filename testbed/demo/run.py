@@ -248,7 +248,7 @@ def _figures(
 def _keep(state: Path, kept: Path) -> Path:
     """What `emo export --run` needs of the cloud's folder, which does not outlive the demo."""
     kept.mkdir(exist_ok=True)
-    for name in ("weights.npz", "run.json"):  # in the order that cloud_app/ensemble/run_archive.py keeps
+    for name in ("weights.safetensors", "run.json"):  # in run_archive.write's order
         shutil.copyfile(state / name, kept / name)
     return kept
 

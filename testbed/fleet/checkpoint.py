@@ -1,29 +1,25 @@
 """Where a simulated fleet stands between two rounds, as files.
 
-    FOLDER/fleet.json             Standing
-    FOLDER/global.safetensors     the global model
-    FOLDER/devices/, edge-N/      links to what fleet.py and edge.py have there
-
-Knows fields and arrays. Knows no node and no round.
+FOLDER/fleet.safetensors      FleetState, and the global model
+FOLDER/devices/, edge-N/      links to what fleet.py and edge.py have there
 """
 
 from pathlib import Path
 from typing import Annotated
 
-import safetensors.numpy
-from pydantic import Field, ValidationError
-from safetensors import SafetensorError
+from pydantic import Field
 
 from cloud_app.aggregation import exact_mean
-from emo import files
+from emo import snapshot_file
 from emo.config import Id, Section
-from emo.errors import DataError, UpdateRefused
+from emo.errors import ConfigError, DataError, UpdateRefused
 from emo.wire.messages import Weights
 
-_JSON, _ARRAYS, _SLACK = "fleet.json", "global.safetensors", 1 << 20
+_FILE, _KIND = "fleet.safetensors", "simulated fleet"
+_DO = "End the run with the version that began it, which plan.json names, or begin another one."
 
 
-class Standing(Section):
+class FleetState(Section):
     """`done`: rounds that are over; `now`: virtual seconds since the first was opened; `devices`: whose files belong
     to it."""
 
@@ -32,21 +28,21 @@ class Standing(Section):
     devices: tuple[Id, ...]
 
 
-def write(folder: Path, standing: Standing, weights: Weights) -> None:
-    files.write(folder / _ARRAYS, safetensors.numpy.save(dict(weights)), synced=False)
-    files.write(folder / _JSON, standing.model_dump_json().encode(), synced=False)
+def write(folder: Path, state: FleetState, weights: Weights) -> None:
+    snapshot_file.write(folder / _FILE, _KIND, state, weights, synced=False)
 
 
-def read(folder: Path, like: Weights) -> tuple[Standing, Weights]:
-    """What `write` was given. Raises DataError where it is missing, damaged, or no model like `like`."""
-    limit = sum(array.nbytes for array in like.values()) + _SLACK
+def read(folder: Path, like: Weights) -> tuple[FleetState, Weights]:
+    """What `write` was given. Raises DataError where it is missing, damaged, or no model like `like`; ConfigError where
+    another version of EMO wrote it."""
+    if (folder / "fleet.json").exists():
+        raise ConfigError(
+            f"{folder}: was written by another version of EMO, which this one does not read. {_DO}"
+        )
+    size = sum(array.nbytes for array in like.values())
+    state, weights = snapshot_file.read(folder / _FILE, _KIND, FleetState, size, DataError, _DO)
     try:
-        standing = Standing.model_validate_json(bytes(files.read(folder / _JSON, _SLACK)))
-        weights = safetensors.numpy.load(bytes(files.read(folder / _ARRAYS, limit)))
         exact_mean.check(like, weights)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}; is it a checkpoint?") from error
-    except (ValidationError, SafetensorError, UpdateRefused, KeyError, TypeError, ValueError) as error:
-        text = " ".join(str(error).split())[:300]
-        raise DataError(f"{folder}: is damaged, or of another plan: {text}") from error
-    return standing, {name: weights[name] for name in like}
+    except UpdateRefused as error:
+        raise DataError(f"{folder}: is of another plan: {error}") from error
+    return state, weights

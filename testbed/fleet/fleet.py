@@ -152,22 +152,23 @@ class Fleet:
 
     def save(self, folder: Path) -> None:
         names = tuple(sorted(path.name for path in self._devices.iterdir()))
-        standing = checkpoint.Standing(done=self._done, now=self._cloud.now, devices=names)
-        checkpoint.write(folder, standing, self._cloud.node.weights)
+        state = checkpoint.FleetState(done=self._done, now=self._cloud.now, devices=names)
+        checkpoint.write(folder, state, self._cloud.node.weights)
         mirror(self._devices, folder / "devices")
         for edge in self._edges if self._done else ():
             mirror(self._slot(edge, self._done), folder / node_configs.edge_id(edge))
 
     def load(self, folder: Path) -> None:
-        """Raises DataError where `folder` is not what `save` has left, now or when a device or an edge is needed."""
-        standing, weights = checkpoint.read(folder, self._cloud.node.weights)
-        slots = [node_configs.edge_id(edge) for edge in self._edges if standing.done]
-        paths = [folder / name for name in slots] + [folder / "devices" / name for name in standing.devices]
+        """Raises DataError where `folder` is not what `save` has left, now or when a device or an edge is needed;
+        ConfigError where another version of EMO wrote it."""
+        state, weights = checkpoint.read(folder, self._cloud.node.weights)
+        slots = [node_configs.edge_id(edge) for edge in self._edges if state.done]
+        paths = [folder / name for name in slots] + [folder / "devices" / name for name in state.devices]
         missing = [str(path) for path in paths if not path.exists()]
         if missing:
             raise DataError(f"{missing[0]}: is missing; {folder} is no longer the checkpoint that it was")
-        self._cloud = self._at(standing.done + 1, weights, standing.now)
-        self._done, self._open = standing.done, None
+        self._cloud = self._at(state.done + 1, weights, state.now)
+        self._done, self._open = state.done, None
         mirror(folder / "devices", self._devices)
         for edge in self._edges if self._done else ():
             mirror(folder / node_configs.edge_id(edge), self._slot(edge, self._done))

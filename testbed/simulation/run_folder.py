@@ -5,7 +5,7 @@ Knows files and their fields. Knows no method, no training and no clock.
     DIR/plan.json       Header: the plan, the scenario, what it assumes
     DIR/rounds.jsonl    Row: one JSON line a round, written when the round is over
     DIR/checkpoint-N/   the method as it was after round N; one of them, the newest
-    DIR/weights.npz     the served model's parts, as PART/NAME
+    DIR/weights.safetensors   the served model's parts (cloud_app/ensemble/run_archive.py)
     DIR/result.json     Result; there is one when the run is over
 """
 
@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field
 
+from cloud_app.ensemble import run_archive
 from emo import files
 from emo.config import Positive, Section
 from emo.errors import ConfigError, DataError
@@ -213,30 +213,16 @@ class Run:
 
     def finish(self, parts: Mapping[str, Weights]) -> None:
         """After the last round: writes the weights, then the result; then no checkpoint is needed any more."""
-        arrays = {
-            f"{part}/{name}": array for part, weights in parts.items() for name, array in weights.items()
-        }
-        temporary = self.out / "weights.part"
-        with temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        temporary.replace(self.out / "weights.npz")
+        run_archive.write_weights(self.out, parts)
         last = self.rows[-1]
         self.result = Result(rounds=last.round, accuracies=last.accuracies, total=last.total)
         _replace(self.out / "result.json", self.result.model_dump_json(indent=1) + "\n")
         self._forget(None)
 
     def weights(self) -> dict[str, dict[str, np.ndarray]]:
-        """The parts of the served model, as `Method.weights` gave them. Raises DataError."""
-        path = self.out / "weights.npz"
-        parts: dict[str, dict[str, np.ndarray]] = {}
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                for key in file.files:
-                    part, _, name = key.partition("/")
-                    parts.setdefault(part, {})[name] = np.asarray(file[key])
-        except (OSError, ValueError, EOFError, BadZipFile) as error:
-            raise DataError(f"{path}: cannot be read: {error}; has the run come to its end?") from error
-        return parts
+        """The parts of the served model, as `Method.weights` gave them. Raises DataError, and ConfigError where another
+        version of EMO wrote them."""
+        return run_archive.read_weights(self.out, DataError)
 
     def _checkpoint(self, number: int) -> Path:
         return self.out / f"checkpoint-{number}"

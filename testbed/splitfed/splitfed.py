@@ -11,16 +11,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from cloud_app.aggregation import exact_mean
+from emo import snapshot_file
+from emo.config import Section
 from emo.data.dataset import Dataset
 from emo.data.registry import must_fit
-from emo.errors import DataError, EmoError, QuorumError, UpdateRefused
+from emo.errors import ConfigError, DataError, QuorumError, UpdateRefused
 from emo.local_sgd import evaluate
 from emo.models import split_network
-from emo.wire import frame
 from emo.wire.messages import GlobalModel, OverlayWeights, Update, Weights
 from testbed import node_configs
 from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
@@ -36,7 +39,14 @@ from testbed.workers.shared_memory import SharedData
 
 log = logging.getLogger("emo")
 
-_FILE, _LIMIT = "model.frame", (1 << 30) + frame.OVERHEAD
+_FILE, _KIND = "split.safetensors", "split learning"
+_DO = "End the run with the version that began it, which plan.json names, or begin another one."
+
+
+class _State(Section):
+    """`done`: rounds that are over."""
+
+    done: Annotated[int, Field(ge=0)]
 
 
 class Split:
@@ -118,24 +128,23 @@ class Split:
         return {name: half(self._weights, name) for name in ("trunk", "head")}
 
     def save(self, folder: Path) -> None:
-        """Raises TooLarge, OSError."""
-        state = GlobalModel(RUN, self._done, (), self._plan.training, self._weights)
-        (folder / _FILE).write_bytes(next(frame.split(state, bytes(8), _LIMIT)))
+        """Raises OSError."""
+        snapshot_file.write(folder / _FILE, _KIND, _State(done=self._done), self._weights, synced=False)
 
     def load(self, folder: Path) -> None:
-        """Raises DataError on a file that is missing, damaged, or of another network."""
-        path = folder / _FILE
+        """Raises DataError on a file that is missing, damaged, or of another network; ConfigError where another version of
+        EMO wrote it."""
+        if (folder / "model.frame").exists():
+            raise ConfigError(
+                f"{folder}: was written by another version of EMO, which this one does not read. {_DO}"
+            )
+        size = sum(array.nbytes for array in self._weights.values())
+        state, weights = snapshot_file.read(folder / _FILE, _KIND, _State, size, DataError, _DO)
         try:
-            if path.stat().st_size > _LIMIT:
-                raise DataError(f"it has {path.stat().st_size:,} bytes, at most {_LIMIT:,} are read")
-            chunk = frame.parse(path.read_bytes())
-            state = frame.unpack(chunk.kind, chunk.data)
-            if not isinstance(state, GlobalModel):
-                raise DataError(f"it holds a {type(state).__name__}, not a model")
-            exact_mean.check(self._weights, state.weights)
-        except (EmoError, OSError) as error:
-            raise DataError(f"{path}: cannot be read: {error}; is it a checkpoint of this plan?") from error
-        self._weights, self._done = state.weights, state.round
+            exact_mean.check(self._weights, weights)
+        except UpdateRefused as error:
+            raise DataError(f"{folder}: is of another plan: {error}") from error
+        self._weights, self._done = weights, state.done
 
     def close(self) -> None:
         self._pool.close()

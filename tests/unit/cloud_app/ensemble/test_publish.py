@@ -253,8 +253,8 @@ def test_a_full_disk_does_not_cost_the_model(parts, tmp_path, monkeypatch, caplo
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    savez = np.savez
-    monkeypatch.setattr(np, "savez", full)
+    write_weights = run_archive.write_weights
+    monkeypatch.setattr(run_archive, "write_weights", full)
     weights = {f"{part}.{name}": array for part in ("trunk", "head") for name, array in parts[part].items()}
     overlays = {"good": OverlayWeights("r", "good", 7, 5, 3, parts["overlay-good"])}
     _, test = registry.load(config.data)
@@ -263,7 +263,12 @@ def test_a_full_disk_does_not_cost_the_model(parts, tmp_path, monkeypatch, caplo
     caplog.clear()
     # There is room again while it exports; but for the sample image, which is not worth a run.
     monkeypatch.setattr("cloud_app.run.Image.Image.save", full)
-    monkeypatch.setattr(np, "savez", lambda *args, **kept: (monkeypatch.setattr(np, "savez", savez), full()))
+
+    def full_once(*_args):
+        monkeypatch.setattr(run_archive, "write_weights", write_weights)
+        full()
+
+    monkeypatch.setattr(run_archive, "write_weights", full_once)
     assert finish(config, weights, overlays, test, "later")["sample"] is None
     assert "`emo export`" not in caplog.text
     assert run_archive.read(tmp_path)[0].run == "later"

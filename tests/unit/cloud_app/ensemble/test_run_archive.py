@@ -1,20 +1,17 @@
 """A finished run on the disk: it comes back as it was, and nothing else is believed."""
 
 import contextlib
-import io
 import json
-import struct
-import zipfile
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cloud_app.ensemble.run_archive import Edge, Record, read, write
-from emo import __version__
+from cloud_app.ensemble.run_archive import Edge, Record, read, read_weights, write, write_weights
+from emo import __version__, files
 from emo.config import Data, Model
-from emo.errors import ExportError
+from emo.errors import ConfigError, DataError, ExportError
 from testbed.plan import Plan
 from testbed.simulation import run_folder
 from testbed.timing import scenario
@@ -50,7 +47,7 @@ def test_a_run_comes_back_as_it_was(tmp_path):
     record, parts = read(tmp_path)
     assert record == RECORD
     _same(parts, PARTS)
-    assert {each.name for each in tmp_path.iterdir()} == {"run.json", "weights.npz"}
+    assert {each.name for each in tmp_path.iterdir()} == {"run.json", "weights.safetensors"}
 
 
 def test_the_next_run_takes_its_place(tmp_path):
@@ -67,7 +64,7 @@ def test_a_run_that_was_not_written_to_its_end_is_none(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(files.os, "write", full)
     with pytest.raises(ExportError, match="No space left"):
         write(tmp_path, RECORD, PARTS)
     with pytest.raises(ExportError, match="no finished run"):
@@ -87,14 +84,16 @@ def test_a_simulated_run_is_read_too(tmp_path, method, parts, expected):
     plan = Plan(method=method, rounds=5, model=Model(width=0.5), data=Data(seed=3))
     header = run_folder.Header(version="0.1.0", plan=plan, scenario=scenario.load(None), assumptions=("a",))
     (tmp_path / "plan.json").write_text(header.model_dump_json())
-    np.savez(tmp_path / "weights.npz", **{f"{part}/w": np.ones(2, np.float32) for part in parts})
+    write_weights(tmp_path, {part: {"w": np.ones(2, np.float32)} for part in parts})
     record, found = read(tmp_path)
     assert (record.emo, record.run, record.rounds) == ("0.1.0", tmp_path.name, 5)
     assert (record.model, record.data) == (plan.model, plan.data)
     assert list(found) == expected
 
 
-@pytest.mark.parametrize("names", [(), ("plan.json",), ("weights.npz",), ("result.json", "weights.npz")])
+@pytest.mark.parametrize(
+    "names", [(), ("plan.json",), ("weights.safetensors",), ("result.json", "weights.npz")]
+)
 def test_a_folder_without_a_finished_run(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("{}")
@@ -122,67 +121,31 @@ def test_a_damaged_record_is_said(tmp_path, name, text, why):
         read(tmp_path)
 
 
-def _npy(array=None, shape=None, version=(1, 0), descr="<f4", data=b""):
-    if array is not None:
-        file = io.BytesIO()
-        np.save(file, array)
-        return file.getvalue()
-    header = repr({"descr": descr, "fortran_order": False, "shape": shape}).encode()
-    header += b" " * (63 - (len(header) + 10) % 64) + b"\n"
-    return b"\x93NUMPY" + bytes(version) + struct.pack("<H", len(header)) + header + data
-
-
-def _zip(path, entries, compression=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, content in entries:
-            archive.writestr(name, content)
-
-
-GOOD = _npy(np.ones(3, np.float32))
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-@pytest.mark.parametrize(
-    ("entries", "why"),
-    [
-        ([("trunk/w.npy", b"")], "cannot be read"),
-        ([("trunk/w.npy", GOOD[:-1])], "does not fit its 11 bytes"),
-        ([("trunk/w.npy", GOOD + b"x")], "does not fit its 13 bytes"),
-        ([("trunk/w.npy", _npy(shape=(1 << 60,)))], "does not fit its 0 bytes"),
-        ([("trunk/w.npy", _npy(shape=(-1, -3), data=bytes(12)))], "cannot be read"),
-        ([("trunk/w.npy", _npy(shape=(1,), descr="|O", data=bytes(8)))], "does not fit"),
-        ([("trunk/w.npy", _npy(shape=(3,), version=(2, 0), data=bytes(12)))], "version"),
-        ([("trunk/w.npy", b"\x93NUMPY\x01\x00\x08\x00(((((((\n")], "cannot be read"),
-        ([("tail/w.npy", GOOD)], "no part of a run"),
-        ([("w.npy", GOOD)], "no part of a run"),
-        ([("../../trunk/w.npy", GOOD)], "no part of a run"),
-        ([("trunk/w.npy", GOOD), ("trunk/w.npy", GOOD)], "twice there"),
-    ],
-)
-def test_arrays_that_are_none_are_refused(tmp_path, entries, why):
+@pytest.mark.parametrize("name", ["run.json", "plan.json"])
+def test_weights_of_an_older_version_are_refused_and_kept(tmp_path, name):
     write(tmp_path, RECORD, PARTS)
-    _zip(tmp_path / "weights.npz", entries)
-    with pytest.raises(ExportError, match=why):
+    (tmp_path / "run.json").rename(tmp_path / name)
+    (tmp_path / "weights.safetensors").unlink()
+    (tmp_path / "weights.npz").write_bytes(b"PK")
+    with pytest.raises(ConfigError, match=r"weights\.npz: was written by another version .*train again"):
+        read(tmp_path) if name == "run.json" else read_weights(tmp_path, DataError)
+    assert (tmp_path / "weights.npz").exists()
+    write(tmp_path, RECORD, PARTS)
+    assert not (tmp_path / "weights.npz").exists(), "another run in its place"
+
+
+@pytest.mark.parametrize("name", ["tail/w", "w", "../../trunk/w"])
+def test_arrays_of_no_part_are_refused(tmp_path, name):
+    part, _, rest = name.rpartition("/")
+    write(tmp_path, RECORD, {part: {rest: np.ones(3, np.float32)}})
+    with pytest.raises(ExportError, match="no part of a run"):
         read(tmp_path)
 
 
-def test_what_is_compressed_is_refused_before_it_is_unpacked(tmp_path):
+def test_weights_that_are_missing_are_said(tmp_path):
     write(tmp_path, RECORD, PARTS)
-    noise = _npy(np.random.default_rng(0).random(64))  # no smaller than what it becomes
-    _zip(tmp_path / "weights.npz", [("trunk/w.npy", noise)], zipfile.ZIP_DEFLATED)
-    with pytest.raises(ExportError, match="is compressed, or claims more than it holds"):
-        read(tmp_path)
-
-
-def test_a_size_that_the_file_cannot_hold_is_refused_before_it_is_read(tmp_path):
-    write(tmp_path, RECORD, PARTS)
-    path = tmp_path / "weights.npz"
-    _zip(path, [("trunk/w.npy", GOOD)])
-    data = bytearray(path.read_bytes())
-    at = data.find(b"PK\x01\x02") + 20  # the directory's two sizes
-    data[at : at + 8] = struct.pack("<II", 1 << 30, 1 << 30)
-    path.write_bytes(data)
-    with pytest.raises(ExportError, match="is compressed, or claims more than it holds"):
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(ExportError, match="is missing; has the run come to its end"):
         read(tmp_path)
 
 
@@ -190,7 +153,7 @@ def test_a_size_that_the_file_cannot_hold_is_refused_before_it_is_read(tmp_path)
 @given(at=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255), cut=st.booleans())
 def test_bytes_that_were_changed_never_raise_anything_else(tmp_path, at, value, cut):
     write(tmp_path, RECORD, PARTS)
-    path = tmp_path / "weights.npz"
+    path = tmp_path / "weights.safetensors"
     data = bytearray(path.read_bytes())
     place = int(at * len(data))
     if cut:
@@ -198,7 +161,7 @@ def test_bytes_that_were_changed_never_raise_anything_else(tmp_path, at, value, 
     else:
         data[place] = value
     path.write_bytes(data)
-    with contextlib.suppress(ExportError):
+    with contextlib.suppress(ExportError, ConfigError):
         _, parts = read(tmp_path)
         assert sum(array.nbytes for arrays in parts.values() for array in arrays.values()) <= len(data)
 

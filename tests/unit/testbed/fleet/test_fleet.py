@@ -197,7 +197,7 @@ def test_what_cannot_be_simulated_is_refused(make):
 
 @pytest.mark.parametrize(
     "name",
-    ["fleet.json", "global.safetensors", "devices/{}", "edge-1/edge.json", "edge-2/edge.safetensors"],
+    ["fleet.safetensors", "devices/{}", "edge-1/edge.json", "edge-2/edge.safetensors"],
 )
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
 def test_a_damaged_checkpoint_is_refused(make, tmp_path, name, how):
@@ -222,6 +222,13 @@ def test_a_damaged_checkpoint_is_refused(make, tmp_path, name, how):
 
     with pytest.raises(EmoError):
         go_on()
+
+
+def test_a_checkpoint_of_an_older_version_is_refused(make, tmp_path):
+    make().save(tmp_path)
+    (tmp_path / "fleet.safetensors").rename(tmp_path / "fleet.json")
+    with pytest.raises(ConfigError, match=r"was written by another version .*begin another one"):
+        make().load(tmp_path)
 
 
 def test_a_checkpoint_of_another_network_is_refused(make, tmp_path):

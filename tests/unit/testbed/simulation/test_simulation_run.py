@@ -3,10 +3,10 @@
 import threading
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from simulated import Drawn, plan
 
+from cloud_app.ensemble import run_archive
 from emo.data import registry
 from emo.errors import ConfigError, DataError, EmoError, ModelError, PartitionError
 from testbed.simulation import run as simulate
@@ -74,7 +74,7 @@ def test_a_run_writes_a_line_a_round_and_its_result(tmp_path, drawn):
     assert last.total.sent == 42
     assert there.result.total == last.total
     assert sorted(path.name for path in there.out.iterdir()) == [
-        *("plan.json", "result.json", "rounds.jsonl", "weights.npz")
+        *("plan.json", "result.json", "rounds.jsonl", "weights.safetensors")
     ]
     assert any(line.startswith("assumed: ") for line in said)
     assert sum("round" in line and "/7:" in line for line in said) == 7
@@ -131,7 +131,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path, drawn, fail_
 def test_the_last_round_again_when_it_died_before_the_result(tmp_path, drawn, monkeypatch):
     whole = run(tmp_path / "whole")
     with monkeypatch.context() as broken:
-        broken.setattr(np, "savez", None)
+        broken.setattr(run_archive, "write_weights", None)
         with pytest.raises(TypeError):
             run(tmp_path / "parts", checkpoint=100)
     assert len(run_folder.Run(tmp_path / "parts").rows) == 7
@@ -220,6 +220,6 @@ def test_lines_that_are_missing_are_said(tmp_path, drawn):
     (there.out / "checkpoint-5").mkdir()
     with pytest.raises(DataError, match="checkpoint of round 5"):
         run_folder.Run(there.out).back()
-    (there.out / "weights.npz").write_bytes(b"PK\3\4 no")
-    with pytest.raises(DataError, match=r"weights.npz"):
+    (there.out / "weights.safetensors").write_bytes(b"PK\3\4 no")
+    with pytest.raises(DataError, match=r"weights.safetensors: is cut or damaged"):
         run_folder.Run(there.out).weights()

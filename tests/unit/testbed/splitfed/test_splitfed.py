@@ -9,7 +9,7 @@ from splits import plan, same, whole
 from cloud_app.aggregation import exact_mean
 from emo.config import Data, Model, Training
 from emo.data import registry
-from emo.errors import DataError, QuorumError
+from emo.errors import ConfigError, DataError, QuorumError
 from emo.models import split_network
 from testbed import node_configs
 from testbed.fleet.fleet import Fleet
@@ -176,16 +176,19 @@ def test_a_checkpoint_is_checked_before_it_is_believed(tmp_path):
     with pytest.raises(DataError, match="cannot be read"):
         made.load(tmp_path)
     made.save(tmp_path)
-    file = tmp_path / "model.frame"
+    file = tmp_path / "split.safetensors"
     good, before = file.read_bytes(), state(made)
     for bad in (b"", good[:-1], good[:500] + b"?" + good[501:], b"junk" * 100):
         file.write_bytes(bad)
-        with pytest.raises(DataError, match=r"model\.frame: cannot be read"):
+        with pytest.raises(DataError, match=r"split\.safetensors: is (cut or damaged|a file of another)"):
             made.load(tmp_path)
     method(plan(model=Model(name="cnn")), tmp_path).save(tmp_path)
-    with pytest.raises(DataError, match="of this plan"):
+    with pytest.raises(DataError, match="of another plan"):
         made.load(tmp_path)
     assert same(state(made), before)
     file.write_bytes(good)
     made.load(tmp_path)
     assert same(state(made), before)
+    (tmp_path / "model.frame").touch()
+    with pytest.raises(ConfigError, match="was written by another version"):
+        made.load(tmp_path)
