@@ -33,8 +33,8 @@ from emo.mqtt.channel import MqttChannel
 from emo.runtime import agreement
 from emo.runtime.heartbeat import PAUSE, Heart, beating
 from emo.runtime.runner import Runner
-from emo.wire.messages import CannotTrain, OverlayWeights, Status, Update, Weights
-from emo.wire.topics import subscription
+from emo.wire.messages import OverlayWeights, Weights
+from emo.wire.topics import filters
 
 log = logging.getLogger("emo")
 
@@ -80,16 +80,9 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     else:
         node.resume(state)
         log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
-    root = config.wan.root
-    filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights, CannotTrain)]
-    channel = MqttChannel(
-        config.wan,
-        f"{root}-{config.id}-wan",
-        filters,
-        journal,
-        node.hello(online=False),
-        limits=node.limits(),
-    )
+    root, will = config.wan.root, node.hello(online=False)
+    wan = filters(root, "cloud", "wan")
+    channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", wan, journal, will, node.limits())
     heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
     with beating([heart]):
         Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)

@@ -14,8 +14,7 @@ from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
 from emo.runtime.heartbeat import Heart, beating
 from emo.runtime.runner import Runner
-from emo.wire.messages import GlobalModel, Interval, Refused, Unfit
-from emo.wire.topics import subscription
+from emo.wire.topics import filters
 
 
 def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 1) -> None:
@@ -39,21 +38,12 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
     node = ready(config, journal)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
     node.prepare()
-    root = config.wan.root
-    filters = [
-        subscription(root, GlobalModel),
-        subscription(root, Refused, device=config.id),
-        subscription(root, Unfit, member=config.id),
-    ]
-    name = f"{root}-{config.id}"
-    channels = {
-        "wan": MqttChannel(
-            config.wan, f"{name}-wan", filters, journal, node.hello(online=False), limits=node.limits()
-        )
-    }
+    wan = filters(config.wan.root, "device", "wan", device=config.id, member=config.id)
+    name, will = f"{config.wan.root}-{config.id}", node.hello(online=False)
+    channels = {"wan": MqttChannel(config.wan, f"{name}-wan", wan, journal, will, node.limits())}
     if config.edge is not None and config.tap.enabled:
-        intervals = [subscription(config.lan.root, Interval, edge=config.edge, device=config.id)]
-        channels["lan"] = MqttChannel(config.lan, f"{name}-lan", intervals, journal)
+        lan = filters(config.lan.root, "device", "lan", edge=config.edge, device=config.id)
+        channels["lan"] = MqttChannel(config.lan, f"{name}-lan", lan, journal)
     heart = Heart(
         config.state_dir,
         "device",

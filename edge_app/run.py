@@ -28,8 +28,7 @@ from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
 from emo.runtime.heartbeat import Heart, beating
 from emo.runtime.runner import Runner, stop_on
-from emo.wire.messages import ActivationBatch, GlobalHead, RunState, TapReport, Unfit
-from emo.wire.topics import subscription
+from emo.wire.topics import filters
 
 log = logging.getLogger("emo")
 
@@ -77,22 +76,12 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         node = EdgeNode(config, cache, journal, device, table, checkpoint, trainer)
         node.prepare()
         journal.watch(node.gauges)
-        lan = [subscription(config.lan.root, kind, edge=config.id) for kind in (ActivationBatch, TapReport)]
-        name = f"{config.wan.root}-{config.id}"
+        wan = filters(config.wan.root, "edge", "wan", member=config.id)
+        lan = filters(config.lan.root, "edge", "lan", edge=config.id)
+        name, will, limits = f"{config.wan.root}-{config.id}", node.hello(online=False), node.limits()
         channels = {
-            "wan": MqttChannel(
-                config.wan,
-                f"{name}-wan",
-                [
-                    subscription(config.wan.root, RunState),
-                    subscription(config.wan.root, GlobalHead),
-                    subscription(config.wan.root, Unfit, member=config.id),
-                ],
-                journal,
-                node.hello(online=False),
-                limits=node.limits(),
-            ),
-            "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=node.limits()),
+            "wan": MqttChannel(config.wan, f"{name}-wan", wan, journal, will, limits),
+            "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=limits),
         }
         heart = Heart(
             config.state_dir,

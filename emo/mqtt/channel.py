@@ -44,11 +44,9 @@ class MqttChannel:
         filters: list[str],
         journal: Journal,
         will: Status | None = None,
-        memory_mib: int = 1024,
         limits: Limits | None = None,
     ) -> None:
         """`filters`: topic filters to subscribe to; `will`: published by the broker if we vanish.
-        `memory_mib`: for messages that are unfinished, and as much again for those that wait to be handled.
         `limits`: how large a message may be for this node.
         Raises CertificateError or ConfigError if the files of `broker.tls` or its password cannot be used."""
         if broker.tls is not None:
@@ -58,7 +56,7 @@ class MqttChannel:
         self._journal, self._will = journal, will
         self._protocol = V5
         self._outbox = Outbox(broker.queue_messages, journal, broker.queue_mib << 20)
-        self._incoming = Incoming(client_id, broker.root, journal, memory_mib, limits)
+        self._incoming = Incoming(client_id, broker.root, journal, limits)
         self._connected, self._stopping = threading.Event(), threading.Event()
         # Make a new client: of the other protocol; of the same.
         self._switch, self._renew = threading.Event(), threading.Event()
@@ -245,7 +243,7 @@ class MqttChannel:
             if not self._inflight.reserve(self._give_up):
                 return False
             name = topics.topic(self.broker.root, message, index)
-            info = client.publish(name, data, qos=route.qos, retain=route.retain)
+            info = client.publish(name, data, qos=1, retain=route.retain)
             self._inflight.sent(info.mid, message)
             self._journal.count(f"sent_bytes.{type(message).__name__}", len(data) + len(name))
         self._journal.count(f"sent.{type(message).__name__}")

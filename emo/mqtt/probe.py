@@ -8,14 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import MQTTProtocolVersion
 
 from emo.config import Broker
 from emo.errors import BrokerError, LoginError
 from emo.mqtt import client as mqtt_client
 from emo.mqtt import connection, tls
 
-_VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 _WAIT_S, _QUIET_S = 2.0, 0.4
 
 
@@ -65,7 +63,7 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, m
     client = mqtt_client.bare(
         broker,
         f"{broker.root}-probe-{secrets.token_hex(4)}",
-        _VERSIONS[version],
+        mqtt_client.V5 if version == "5" else mqtt_client.V311,
         clean=not own,
         secret=mqtt_client.password(broker),
         reconnect_on_failure=False,

@@ -27,21 +27,18 @@ from emo.wire.receiver import Receiver
 
 log = logging.getLogger("emo")
 
-# Packets that may wait unacknowledged for the rest of their message, of the 20 that a broker may have in flight
-# to us: more would block that window for good. If a broker has fewer in flight, the receiver finds out.
-_HOLD, _LOOK_S = 8, 0.25
+_LOOK_S = 0.25
+_MEMORY_MIB = 1024  # for unfinished messages, and as much again for those that wait to be handled
 _STATUSES = 20  # of one node at once; then one a second
 
 
 class Incoming:
     """A token is what the transport acknowledges a packet by; 0: it needs no acknowledgement."""
 
-    def __init__(
-        self, name: str, root: str, journal: Journal, memory_mib: int, limits: Limits | None
-    ) -> None:
+    def __init__(self, name: str, root: str, journal: Journal, limits: Limits | None) -> None:
         self._name, self._journal = name, journal
-        self._inbox = Inbox(memory_mib << 20, journal)
-        self._receiver = Receiver[int](root, journal, memory_mib, _HOLD, limits)
+        self._inbox = Inbox(_MEMORY_MIB << 20, journal)
+        self._receiver = Receiver[int](root, journal, _MEMORY_MIB, limits=limits)
         self._statuses = topics.subscription(root, Status).partition("+")[0]
         self._newest = Newest(Budget(_STATUSES, 1.0))
         self._lock = threading.Lock()

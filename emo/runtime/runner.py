@@ -6,7 +6,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from emo.errors import EmoError
@@ -130,8 +130,8 @@ class Runner(Listener):
         self._forgotten.set()
 
     def handle(self, message: Message) -> None:
-        mine = self._turn if ROUTES[type(message)].link == "wan" else None
-        with mine or contextlib.nullcontext():
+        turn = self._turn if ROUTES[type(message)].link == "wan" else None
+        with turn or contextlib.nullcontext():
             if self._stop.is_set():
                 return
             try:
@@ -143,12 +143,7 @@ class Runner(Listener):
         assert self._node.work is not None
         while not self._stop.is_set():
             try:
-                idle = True
-                for message in self._until_stopped(self._node.work(time.monotonic())):
-                    idle = False
-                    if message is not None:
-                        self._send(message)
-                if idle:
+                if not self._publish(self._node.work(time.monotonic())):
                     self._stop.wait(_TICK_S)
             except EmoError as error:
                 self._journal.problem("training.refused", str(error))
@@ -158,21 +153,16 @@ class Runner(Listener):
                 log.exception("a training step failed")
                 self._stop.wait(1.0)
 
-    def _publish(self, messages: Outgoing) -> None:
-        for message in self._until_stopped(messages):
-            if message is not None:
-                self._send(message)
-
-    def _until_stopped(self, messages: Outgoing) -> Iterator[Message | None]:
+    def _publish(self, messages: Outgoing) -> bool:
+        """Draw and send, until it is time to stop. False if there was nothing to draw."""
+        drawn = False
         for message in messages:
-            yield message
+            drawn = True
+            if message is not None and (channel := self._channels.get(ROUTES[type(message)].link)):
+                channel.publish(message)
             if self._stop.is_set():
-                return
-
-    def _send(self, message: Message) -> None:
-        link = ROUTES[type(message)].link
-        if link in self._channels:
-            self._channels[link].publish(message)
+                break
+        return drawn
 
 
 class _Lan(Listener):

@@ -24,8 +24,8 @@ class Receiver(Generic[Token]):
     def __init__(
         self, root: str, journal: Journal, memory_mib: int = 1024, hold: int = 8, limits: Limits | None = None
     ) -> None:
-        """`hold`: packets of unfinished messages that may wait unacknowledged. More would fill the broker's
-        window towards us for good, so the oldest are acknowledged early. `stalled` finds windows that are smaller still.
+        """`hold`: packets of unfinished messages that may wait unacknowledged, of the 20 that a broker may have in flight to
+        us. More would fill that window for good, so the oldest are acknowledged early. `stalled` finds smaller windows.
         `limits`: how large messages may be for this node."""
         self._root, self._journal, self._most, self._hold = root, journal, hold, hold
         self._heard, self._freed = 0.0, (float("-inf"), 0)

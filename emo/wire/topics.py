@@ -20,56 +20,44 @@ _KIB, _MIB = 1 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Route:
-    """`topic`: its {fields} are fields of the message. A retained message has its chunk's number as the last level,
-    because a broker keeps one message a topic. `limit`: bytes of the whole message. A node whose role is in `writers` or
-    `readers` may write or read topics with its own id in the {field} of its role, in {node} to write, in {member} to read.
-    `key`: fields that, with those of the topic, name one thing: in a queue a newer message replaces an older one of the
-    same. `droppable`: the run can do without it, so a full queue gives it up first."""
+    """`topic`: begins with its link; its {fields} are fields of the message. A retained message has its chunk's number as the
+    last level, because a broker keeps one message a topic. `limit`: bytes of the whole message. A node whose role is in
+    `writers` or `readers` may write or read topics with its own id in the {field} of its role, in {node} to write, in
+    {member} to read. `key`: fields that, with those of the topic, name one thing: in a queue a newer message replaces an
+    older one of the same. `droppable`: the run can do without it, so a full queue gives it up first."""
 
     topic: str
-    link: Link
     limit: int
     writers: tuple[Role, ...]
     readers: tuple[Role, ...]
     retain: bool = False
     key: tuple[str, ...] = ()
     droppable: bool = False
-    qos: int = 1
+
+    @property
+    def link(self) -> Link:
+        return "lan" if self.topic.startswith("lan/") else "wan"
 
 
 ROUTES: dict[type[Message], Route] = {
     messages.Status: Route(
-        "wan/status/{node}", "wan", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True
+        "wan/status/{node}", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True
     ),
-    messages.GlobalModel: Route("wan/global", "wan", 1024 * _MIB, ("cloud",), ("device",), retain=True),
-    messages.RunState: Route("wan/state", "wan", 4 * _KIB, ("cloud",), ("edge",), retain=True),
-    messages.Update: Route("wan/update/{device}", "wan", 1024 * _MIB, ("device",), ("cloud",)),
-    messages.Refused: Route("wan/refused/{device}", "wan", 16 * _KIB, ("cloud",), ("device",)),
-    messages.OverlayWeights: Route("wan/overlay/{edge}", "wan", 1024 * _MIB, ("edge",), ("cloud",)),
+    messages.GlobalModel: Route("wan/global", 1024 * _MIB, ("cloud",), ("device",), retain=True),
+    messages.RunState: Route("wan/state", 4 * _KIB, ("cloud",), ("edge",), retain=True),
+    messages.Update: Route("wan/update/{device}", 1024 * _MIB, ("device",), ("cloud",)),
+    messages.Refused: Route("wan/refused/{device}", 16 * _KIB, ("cloud",), ("device",)),
+    messages.OverlayWeights: Route("wan/overlay/{edge}", 1024 * _MIB, ("edge",), ("cloud",)),
     messages.ActivationBatch: Route(
-        "lan/{edge}/activation/{device}",
-        "lan",
-        64 * _MIB,
-        ("device",),
-        ("edge",),
-        key=("batch",),
-        droppable=True,
+        "lan/{edge}/activation/{device}", 64 * _MIB, ("device",), ("edge",), key=("batch",), droppable=True
     ),
-    messages.TapReport: Route(
-        "lan/{edge}/report/{device}", "lan", 4 * _KIB, ("device",), ("edge",), droppable=True
-    ),
-    messages.GlobalHead: Route("wan/head", "wan", 1024 * _MIB, ("cloud",), ("edge",), retain=True),
+    messages.TapReport: Route("lan/{edge}/report/{device}", 4 * _KIB, ("device",), ("edge",), droppable=True),
+    messages.GlobalHead: Route("wan/head", 1024 * _MIB, ("cloud",), ("edge",), retain=True),
     messages.Interval: Route(
-        "lan/{edge}/interval/{device}",
-        "lan",
-        4 * _KIB,
-        ("edge",),
-        ("device",),
-        key=("batch",),
-        droppable=True,
+        "lan/{edge}/interval/{device}", 4 * _KIB, ("edge",), ("device",), key=("batch",), droppable=True
     ),
-    messages.CannotTrain: Route("wan/cannot-train/{node}", "wan", 16 * _KIB, ("edge", "device"), ("cloud",)),
-    messages.Unfit: Route("wan/unfit/{member}", "wan", 16 * _KIB, ("cloud",), ("edge", "device")),
+    messages.CannotTrain: Route("wan/cannot-train/{node}", 16 * _KIB, ("edge", "device"), ("cloud",)),
+    messages.Unfit: Route("wan/unfit/{member}", 16 * _KIB, ("cloud",), ("edge", "device")),
 }
 
 
@@ -94,6 +82,12 @@ def subscription(root: str, kind: type[Message], **ids: str) -> str:
             f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}"
         )
     return rule(root, route, **ids)
+
+
+def filters(root: str, role: Role, link: Link, **ids: str) -> list[str]:
+    """The filters for all that a node of `role` reads on `link`; `ids`: its own, for the fields of topics."""
+    routes = [route for route in ROUTES.values() if route.link == link and role in route.readers]
+    return [rule(root, route, **ids) for route in routes]
 
 
 def check(root: str, name: str, message: Message, index: int) -> None:

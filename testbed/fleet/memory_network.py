@@ -114,10 +114,6 @@ class Network:
             self._connected[channel.client_id] = channel
             self._enqueue([(channel, name, data, False) for name, data in sorted(self._retained.items())])
 
-    def _leave(self, channel: "MemoryChannel") -> None:
-        with self._change:
-            self._connected.pop(channel.client_id, None)
-
     def _has(self, channel: "MemoryChannel") -> bool:
         return self._connected.get(channel.client_id) is channel
 
@@ -173,7 +169,8 @@ class MemoryChannel:
     def stop(self, drain_s: float = 5.0) -> None:
         """What was published is in the network already and waits for the next `pump`."""
         del drain_s
-        self._network._leave(self)
+        with self._network._change:
+            self._network._connected.pop(self.client_id, None)
 
     def _send(self, message: Message) -> bool:
         name = type(message).__name__

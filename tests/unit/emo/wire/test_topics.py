@@ -16,7 +16,6 @@ def test_the_table_covers_every_kind():
     for kind, route in topics.ROUTES.items():
         assert {*topics._fields(route), *route.key} <= set(kind.__dataclass_fields__)
         assert route.topic.startswith(f"{route.link}/")
-        assert route.qos == 1
 
 
 def test_what_may_be_lost_is_what_the_run_can_do_without():
@@ -66,6 +65,27 @@ def test_a_filter_can_name_some_of_the_ids():
     assert topics.subscription("emo", kind, edge="e1") == "emo/lan/e1/activation/+"
     assert topics.subscription("emo", kind, edge="e1", device="d1") == "emo/lan/e1/activation/d1"
     assert topics.subscription("emo", messages.GlobalModel) == "emo/wan/global/+"
+
+
+def test_each_role_subscribes_to_what_it_reads():
+    assert topics.filters("emo", "cloud", "wan") == [
+        "emo/wan/status/+/+",
+        "emo/wan/update/+",
+        "emo/wan/overlay/+",
+        "emo/wan/cannot-train/+",
+    ]
+    assert topics.filters("emo", "edge", "wan", member="e1") == [
+        "emo/wan/state/+",
+        "emo/wan/head/+",
+        "emo/wan/unfit/e1",
+    ]
+    assert topics.filters("r", "edge", "lan", edge="e1") == ["r/lan/e1/activation/+", "r/lan/e1/report/+"]
+    assert topics.filters("emo", "device", "wan", device="d1", member="d1") == [
+        "emo/wan/global/+",
+        "emo/wan/refused/d1",
+        "emo/wan/unfit/d1",
+    ]
+    assert topics.filters("emo", "device", "lan", edge="e1", device="d1") == ["emo/lan/e1/interval/d1"]
 
 
 @pytest.mark.parametrize("bad", BAD_IDS)
