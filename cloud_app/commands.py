@@ -104,7 +104,7 @@ def _rounds(args: argparse.Namespace, stop: threading.Event) -> int:
     return 1 if args.do == "pause" and args.wait and not found["idle"] else 0
 
 
-def _standing(beat: heartbeat.Beat | None, paused: bool) -> dict[str, Any]:
+def _standing(beat: heartbeat.Heartbeat | None, paused: bool) -> dict[str, Any]:
     """What `emo rounds` says of a cloud whose last heartbeat is `beat`."""
     running = beat is not None and not beat.wrong(_FRESH_S)
     about = {} if beat is None else beat.about

@@ -31,7 +31,7 @@ from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.mqtt.channel import MqttChannel
 from emo.runtime import agreement
-from emo.runtime.heartbeat import PAUSE, Heart, beating
+from emo.runtime.heartbeat import PAUSE, HeartbeatWriter, beating
 from emo.runtime.runner import Runner
 from emo.wire.messages import OverlayWeights, Weights
 from emo.wire.topics import filters
@@ -83,7 +83,9 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     root, will = config.wan.root, node.hello(online=False)
     wan = filters(root, "cloud", "wan")
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", wan, journal, will, node.limits())
-    heart = Heart(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
+    heart = HeartbeatWriter(
+        config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about
+    )
     with beating([heart]):
         Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)
         node.close()

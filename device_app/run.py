@@ -12,7 +12,7 @@ from emo import files
 from emo.config import DeviceConfig
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
-from emo.runtime.heartbeat import Heart, beating
+from emo.runtime.heartbeat import HeartbeatWriter, beating
 from emo.runtime.runner import Runner
 from emo.wire.topics import filters
 
@@ -33,7 +33,7 @@ def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 
             thread.join()
 
 
-def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, Heart]:
+def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, HeartbeatWriter]:
     journal = Journal(config.state_dir)
     node = ready(config, journal)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
@@ -44,7 +44,7 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
     if config.edge is not None and config.tap.enabled:
         lan = filters(config.lan.root, "device", "lan", edge=config.edge, device=config.id)
         channels["lan"] = MqttChannel(config.lan, f"{name}-lan", lan, journal)
-    heart = Heart(
+    heart = HeartbeatWriter(
         config.state_dir,
         "device",
         config.id,

@@ -26,7 +26,7 @@ from emo.errors import EmoError
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
-from emo.runtime.heartbeat import Heart, beating
+from emo.runtime.heartbeat import HeartbeatWriter, beating
 from emo.runtime.runner import Runner, stop_on
 from emo.wire.topics import filters
 
@@ -83,7 +83,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             "wan": MqttChannel(config.wan, f"{name}-wan", wan, journal, will, limits),
             "lan": MqttChannel(config.lan, f"{name}-lan", lan, journal, limits=limits),
         }
-        heart = Heart(
+        heart = HeartbeatWriter(
             config.state_dir,
             "edge",
             config.id,

@@ -120,7 +120,7 @@ class CloudNode(Node):
             "idle": self.done or (self.phase == "waiting" and self._paused),
         }
 
-    def doubt(self) -> None:
+    def forgotten(self) -> None:
         """With the retained messages the broker has perhaps lost who has gone. Without the lock, which a checkpoint may
         hold: a status that was on its way is said again."""
         self._roster.doubt()

@@ -62,7 +62,7 @@ def bare(
     if broker.transport == "websockets":
         client.ws_set_options(broker.path)
     if broker.tls is not None:
-        client.tls_set_context(tls.Renewing(broker.tls))
+        client.tls_set_context(tls.RenewingContext(broker.tls))
     if broker.username is not None:
         client.username_pw_set(broker.username, secret)
     return client

@@ -65,7 +65,7 @@ def context(tls: Tls) -> ssl.SSLContext:
     return made
 
 
-class Renewing(ssl.SSLContext):
+class RenewingContext(ssl.SSLContext):
     """Reads its files again for every connection, so a renewed certificate is used without a restart."""
 
     def __new__(cls, _tls: Tls) -> Self:

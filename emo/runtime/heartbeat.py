@@ -1,6 +1,6 @@
 """Says every two seconds that a tier's process is alive, from a thread that does nothing else; `emo health` reads it.
 
-    state_dir/heartbeat.json    Beat
+    state_dir/heartbeat.json    Heartbeat
 
 A node that is busy is not dead: what counts is that its main loop turns. Ages are measured by the clock that runs since
 the machine was started, so setting the date changes nothing.
@@ -25,7 +25,7 @@ _EVERY_S = 2.0
 _LIMIT = 64 << 10  # bytes
 
 
-class Beat(BaseModel):
+class Heartbeat(BaseModel):
     """`time`: Unix; `monotonic`: seconds since the machine's start, which is `boot`. `turned_s`: seconds since the main
     loop turned; without meaning while `doing` names something else, as the cloud's "exporting". `stopped`: it has
     ended in good order. `brokers`: link -> connected. `about`: what the node says of itself. `trouble`: why it takes no
@@ -62,7 +62,7 @@ class Beat(BaseModel):
         return f"not connected to its broker: {', '.join(away)}" if connected and away else ""
 
 
-class Heart:
+class HeartbeatWriter:
     """Writes the heartbeat of one node, whose state is in `folder`. The callables must return at once, whatever the node is
     doing."""
 
@@ -89,7 +89,7 @@ class Heart:
     def beat(self, stopped: bool = False) -> None:
         """A full disk must not stop a tier: then the file grows old, and health says so."""
         now = time.monotonic()
-        state = Beat(
+        state = Heartbeat(
             time=round(time.time(), 3),
             monotonic=round(now, 3),
             boot=_boot(),
@@ -108,7 +108,7 @@ class Heart:
 
 
 @contextlib.contextmanager
-def beating(hearts: Sequence[Heart]) -> Iterator[None]:
+def beating(hearts: Sequence[HeartbeatWriter]) -> Iterator[None]:
     """Write these heartbeats until the block ends."""
     over = threading.Event()
 
@@ -129,7 +129,7 @@ def beating(hearts: Sequence[Heart]) -> Iterator[None]:
             heart.beat(stopped=True)
 
 
-def read(folder: Path) -> Beat | None:
+def read(folder: Path) -> Heartbeat | None:
     """The last heartbeat of the node whose state is in `folder`, if there is one. Raises ConfigError if the file is none."""
     path = folder / NAME
     try:
@@ -137,7 +137,7 @@ def read(folder: Path) -> Beat | None:
             return None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; run this as the node's user") from error
-    return files.record(Beat, files.whole(path, _LIMIT, ConfigError), str(path), ConfigError)
+    return files.record(Heartbeat, files.whole(path, _LIMIT, ConfigError), str(path), ConfigError)
 
 
 def _boot() -> str:

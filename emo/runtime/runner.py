@@ -51,7 +51,7 @@ class Node(Protocol):
         del now
         return ()
 
-    def doubt(self) -> None:
+    def forgotten(self) -> None:
         """The broker has forgotten everything: called before anything that it brings is handled, on a thread that must
         not wait."""
         return
@@ -126,7 +126,7 @@ class Runner(Listener):
         return self._node.hello(online=True)
 
     def forgotten(self) -> None:
-        self._node.doubt()
+        self._node.forgotten()
         self._forgotten.set()
 
     def handle(self, message: Message) -> None:

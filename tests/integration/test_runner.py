@@ -24,8 +24,8 @@ class Speaker(Node):
     def hello(self, online):
         return Status("cloud", "cloud", online)
 
-    def doubt(self):
-        self.order.append("doubt")
+    def forgotten(self):
+        self.order.append("forgotten")
 
     def restore(self):
         yield GlobalModel("run", 7, (), Training(), {})
@@ -86,7 +86,7 @@ def test_a_broker_that_has_forgotten_everything_is_told_again(mosquitto):
         found = retained(mosquitto.broker, "after")
         assert found is not None
         assert found.round == 7
-        assert node.order.index("doubt") == 0  # before anything of the new session
+        assert node.order.index("forgotten") == 0  # before anything of the new session
         assert "Status" in node.order
     finally:
         stop.set()

@@ -22,7 +22,7 @@ from emo.journal import Journal
 from emo.models import split_network
 from emo.models.layers import Parts
 from emo.runtime import heartbeat
-from emo.runtime.heartbeat import Heart
+from emo.runtime.heartbeat import HeartbeatWriter
 from emo.wire.codec import Packed
 from emo.wire.messages import (
     ActivationBatch,
@@ -156,10 +156,10 @@ def test_what_fails_at_the_first_step_is_found_before_it(tmp_path, caplog, net, 
 
 def test_health_says_that_a_node_cannot_train(tmp_path):
     node = device(samples=17, net="batch_norm")
-    Heart(tmp_path, "device", "d", dict, trouble=lambda: node.trouble.why).beat()
+    HeartbeatWriter(tmp_path, "device", "d", dict, trouble=lambda: node.trouble.why).beat()
     assert heartbeat.read(tmp_path).wrong(30.0).startswith("cannot train: a trial step")
     well = device(samples=32, net="batch_norm")
-    Heart(tmp_path, "device", "d", dict, trouble=lambda: well.trouble.why).beat()
+    HeartbeatWriter(tmp_path, "device", "d", dict, trouble=lambda: well.trouble.why).beat()
     assert heartbeat.read(tmp_path).wrong(30.0) == ""
 
 

@@ -102,7 +102,7 @@ def test_who_shows_himself_to_a_broker_that_has_forgotten_him_is_not_doubted_aft
     node = cloud(per_round=None)
     opened(node, ("a", "b"))
     list(node.handle(update("a"), 1))
-    node.doubt()
+    node.forgotten()
     list(node.handle(Status("b", "device", online=True, samples=4), 2))
     list(node.restore())  # the runner's loop comes later than the first messages
     for now in range(3, 95):

@@ -198,12 +198,12 @@ def test_doctor_warns_of_what_is_not_encrypted_unless_it_stays_here(checks):
 
 
 def test_doctor_does_not_end_the_connection_of_a_node_that_runs(make, checks, tmp_path):
-    from emo.runtime.heartbeat import Heart
+    from emo.runtime.heartbeat import HeartbeatWriter
 
     connected = [True]
     state = tmp_path / "fleet" / "state" / "device-01"
     state.mkdir(parents=True)
-    heart = Heart(state, "device", "device-01", lambda: {"wan": connected[0]})
+    heart = HeartbeatWriter(state, "device", "device-01", lambda: {"wan": connected[0]})
     heart.beat()
     checks(make())
     assert not checks.asked

@@ -11,7 +11,7 @@ import yaml
 
 from emo import cli
 from emo.runtime import heartbeat
-from emo.runtime.heartbeat import Heart, beating
+from emo.runtime.heartbeat import HeartbeatWriter, beating
 
 UP = {"wan": True, "lan": True}
 
@@ -34,7 +34,7 @@ def asked(capsys, *args):
 
 def beat(folder, brokers=UP, about=dict, tier="device", **changes):
     """The file as a living process has it, with `changes`."""
-    Heart(folder, tier, folder.name, lambda: brokers, about).beat()
+    HeartbeatWriter(folder, tier, folder.name, lambda: brokers, about).beat()
     path = folder / heartbeat.NAME
     if changes:
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -43,7 +43,7 @@ def beat(folder, brokers=UP, about=dict, tier="device", **changes):
 def test_a_heart_beats_while_its_block_runs_and_says_goodbye(tmp_path, monkeypatch):
     monkeypatch.setattr(heartbeat, "_EVERY_S", 0.01)
     (tmp_path / ".9.tmp").write_text("half, by a process that was killed")
-    heart = Heart(tmp_path, "edge", "edge-1", lambda: UP, lambda: {"round": 3})
+    heart = HeartbeatWriter(tmp_path, "edge", "edge-1", lambda: UP, lambda: {"round": 3})
     with beating([heart]):
         first = None
         while first is None or heartbeat.read(tmp_path).monotonic == first.monotonic:
