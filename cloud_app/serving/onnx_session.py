@@ -37,15 +37,6 @@ def _quota(cgroup: Path) -> float | None:
     return None
 
 
-def resident() -> int | None:
-    """Bytes of this process in memory; None where the system does not say (it is Linux that does)."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 RunOptions = onnxruntime.RunOptions  # whose `terminate` ends the run that has them, between two nodes
 
 

@@ -1,26 +1,117 @@
-"""The endpoint as an ASGI application: which path does what, who may, and what became of it.
+"""The endpoint as an ASGI application: the table of its paths, out of which come Starlette's routes and the OpenAPI
+document, and what holds for every request (web pages' origins, API keys, counting, the access log).
 
-    GET  /   /v2   /v2/health/live   /v2/health/ready   /v2/models/stats   /metrics   /openapi.json   /docs
-    GET  /v2/models/NAME[/versions/V][/ready | /config | /stats]
-    POST /v2/models/NAME[/versions/V]/infer | /predict
-    POST /v2/repository/index   /v2/repository/models/NAME/load | /unload
-
-OPTIONS on each says what is offered. Knows paths, methods and keys; what a path does is `cloud_app.serving.http.handlers`'. Imports no web framework.
+OPTIONS on each path says what is offered.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from html import escape
 from time import perf_counter_ns, time_ns
+from typing import Any
+
+from starlette.routing import Route, Router
+from starlette.types import Receive, Scope, Send
 
 from cloud_app.serving.auth import AccessLog, Keys, Origins
 from cloud_app.serving.fair_share import Rooms
-from cloud_app.serving.http.body import Answer, Incoming, Receive, Scope, Send, no_room, packed, reply
-from cloud_app.serving.http.handlers import Handlers, as_json
+from cloud_app.serving.http.body import Answer, Incoming, as_json, no_room, packed, reply
+from cloud_app.serving.http.handlers import Handlers
 from cloud_app.serving.infer_request import Refused
-from cloud_app.serving.registry import Models, Slot
+from cloud_app.serving.registry import Models
+from emo import __version__
+
+_MODEL = "/v2/models/{name}"
 
 log = logging.getLogger("emo")
+
+
+def _object(required: str = "", **properties: Any) -> dict[str, Any]:
+    needs = {"required": required.split()} if required else {}
+    return {"type": "object", **needs, "properties": properties}
+
+
+def _list(items: Any) -> dict[str, Any]:
+    return {"type": "array", "items": items}
+
+
+_STRING, _INTEGER, _BOOLEAN = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_TENSOR = _object(
+    "name shape datatype",
+    name=_STRING,
+    shape=_list(_INTEGER),
+    datatype={"enum": ["UINT8", "FP32", "BYTES"]},
+    data={"type": "array", "description": "flat, or nested as shape says"},
+    parameters=_object(binary_data_size=_INTEGER),
+)
+_OUTPUT = _object("name", name=_STRING, parameters=_object(classification=_INTEGER, binary_data=_BOOLEAN))
+_MICROSECONDS = {"type": "integer", "description": "microseconds"}
+_REQUEST = _object(
+    "inputs",
+    id=_STRING,
+    parameters=_object(timeout=_MICROSECONDS, binary_data_output=_BOOLEAN),
+    inputs=_list(_TENSOR),
+    outputs=_list(_OUTPUT),
+)
+_TENSORS = {"application/json": {"schema": _REQUEST}, "application/octet-stream": _BINARY}
+_IMAGE = {"image/*": _BINARY}
+_ERROR = {
+    "description": "What was wrong, in words.",
+    "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One line of the table. `handle` is called with the request and, below `/v2/models/{name}`, with that model's slot.
+    `summary` and `body`: for the OpenAPI document; the schema of the request's body by its content type."""
+
+    method: str
+    path: str
+    handle: Callable[..., Awaitable[Any]]
+    summary: str = ""
+    body: dict[str, Any] | None = None
+
+    @property
+    def paths(self) -> list[str]:
+        """A model may be asked for by its version, too."""
+        return sorted({self.path, self.path.replace(_MODEL, _MODEL + "/versions/{version}")})
+
+
+def table(of: Handlers) -> list[Operation]:
+    get, post = partial(Operation, "GET"), partial(Operation, "POST")
+    change = "/v2/repository/models/{name}"
+    described = [
+        get("/v2", of.about, "Name, version and extensions of this server."),
+        get("/v2/health/live", of.live, "Is the process there? Needs no key."),
+        get("/v2/health/ready", of.ready, "Can it be asked? Needs no key."),
+        get(_MODEL, of.metadata, "Metadata: version, input, outputs, labels, members, accuracy at export."),
+        get(_MODEL + "/ready", of.model_ready, "Is this model loaded?"),
+        get(_MODEL + "/config", of.config, "Triton's model configuration."),
+        get(_MODEL + "/stats", of.stats, "Counts and times of this model's requests and runs."),
+        get("/v2/models/stats", of.all_stats, "The same of all models."),
+        post(
+            _MODEL + "/infer", of.infer, "Tensors in, tensors out: JSON, or binary after the JSON.", _TENSORS
+        ),
+        post(_MODEL + "/predict", of.predict, "An image file in, label and probabilities out.", _IMAGE),
+        post("/v2/repository/index", of.index, "Every version in the repository, and whether it answers."),
+        post(change + "/load", of.load, "Load the current version now. Needs a key."),
+        post(change + "/unload", of.unload, "Answer no more for this model. Needs a key."),
+        get("/metrics", of.metrics, "Figures for Prometheus."),
+    ]
+
+    async def openapi(_: Incoming) -> Any:
+        return document(described)
+
+    async def docs(_: Incoming) -> Answer:
+        return Answer(page(described).encode(), type=b"text/html; charset=utf-8")
+
+    return [*described, get("/", of.front), get("/openapi.json", openapi), get("/docs", docs)]
 
 
 class Endpoint:
@@ -35,106 +126,34 @@ class Endpoint:
         poll_s: float = 2.0,
         origins: Origins | None = None,
     ) -> None:
-        self._models = models
-        self._keys = keys
-        self._access = access
-        self._poll_s = poll_s
-        self._origins = origins or Origins()
         self.rooms = rooms
-        self._handlers = Handlers(models, rooms)
+        self._poll_s = poll_s
+        self._handlers = Handlers(models, rooms, read_only=not keys)
+        dispatch = _Dispatch(models, keys, access, origins or Origins())
+        routes = [
+            Route(path, partial(dispatch, operation))
+            for operation in sorted(table(self._handlers), key=_order)
+            for path in operation.paths
+        ]
+        self._router = Router(
+            routes, redirect_slashes=False, default=partial(dispatch, None), lifespan=self._lifespan
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._live_through(receive, send)
-            return
-        began = perf_counter_ns()
-        request = Incoming(scope, receive, self.rooms.held)
-        slot: Slot | None = None
-        try:
-            handle, slot = self._route(request)
-            found = await packed(request, await handle)
-        except Refused as error:
-            found = _refusal(error)
-        except asyncio.CancelledError:
-            ends = Refused(503, "the endpoint is being stopped")
-            found = _refusal(no_room() if request.shown_out else ends)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path[:200])
-            found = as_json({"error": f"{_shown(request)}: the endpoint failed; its log says why"}, 500)
-        if self._origins and request.method != "OPTIONS":
-            found.headers.extend(self._origins.headers(request.headers))
-        request.release()
-        ns = perf_counter_ns() - began
-        if slot is not None:
-            slot.stats.request(found.status, ns, time_ns() // 1_000_000)
-        await reply(send, request, found)
-        if self._access is not None:
-            served = slot.served.signature if slot else None
-            self._access.write(
-                client=request.client,
-                method=request.method,
-                path=request.path[:200],
-                status=found.status,
-                ms=round(ns / 1e6, 3),
-                bytes_in=request.size,
-                bytes_out=len(found.body),
-                model=served.name if served else None,
-                version=served.version if served else None,
-            )
+        if scope["type"] == "http":
+            scope["request"] = Incoming(scope, receive, self.rooms.held)
+            path = scope["path"].strip("/")
+            scope["path"] = (
+                f"/{path}" if path[-1:] != "\n" else f"/{path}/"
+            )  # or a route's $ would overlook it
+        await self._router(scope, receive, send)
 
-    def _route(self, request: Incoming) -> tuple[Awaitable[Answer], Slot | None]:
-        """What will answer, and the model whose figures it counts in. Raises Refused: 404, 405, 401, 403."""
-        path = request.path.strip("/")
-        if (
-            self._origins
-            and request.method == "OPTIONS"
-            and (headers := self._origins.before(request.headers))
-        ):
-            return _empty(headers), None  # before keys: a browser sends none with it
-        if not path.startswith("v2/health/"):
-            self._admit(request)
-        if path in self._handlers.server:
-            method, handle = self._handlers.server[path]
-            return _offered(request, method, lambda: handle(request)), None
-        version: str | None = None
-        match path.split("/"):
-            case ["v2", "models", name, "versions", version, *rest]:
-                pass
-            case ["v2", "models", name, *rest]:
-                pass
-            case ["v2", "repository", "models", name, ("load" | "unload") as verb]:
-                return _offered(request, "POST", lambda: self._change(request, name, verb)), None
-            case _:
-                rest = ["?"]
-        action = "/".join(rest)
-        if action not in self._handlers.model:
-            raise Refused(404, f"{_shown(request)}: no such resource")
-        method, on_model = self._handlers.model[action]
-        slot = self._models.find(name, version)
-        answer = _offered(request, method, lambda: on_model(request, slot))
-        return answer, slot if request.method == method == "POST" else None
-
-    def _change(self, request: Incoming, name: str, verb: str) -> Awaitable[Answer]:
-        if not self._keys:
-            raise Refused(
-                403, "this endpoint is read-only: it was started without API keys, see --api-key-file"
-            )
-        return self._handlers.change(request, name, verb)
-
-    def _admit(self, request: Incoming) -> None:
-        if self._keys and not self._keys.fit(request.headers):
-            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
-
-    # -- the process
-
-    async def _live_through(self, receive: Receive, send: Send) -> None:
-        await receive()
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
         polling = asyncio.create_task(self._poll())
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+        yield
         polling.cancel()
         await self._handlers.close()
-        await send({"type": "lifespan.shutdown.complete"})
 
     async def _poll(self) -> None:
         while self._poll_s:
@@ -145,30 +164,127 @@ class Endpoint:
                 log.exception("the repository could not be looked at")
 
 
-def _offered(request: Incoming, method: str, answer: Callable[[], Awaitable[Answer]]) -> Awaitable[Answer]:
-    """`answer` where the request has that `method`. Raises Refused (405)."""
-    if request.method == method or (request.method, method) == ("HEAD", "GET"):
-        return answer()
-    allow = "GET, HEAD, OPTIONS" if method == "GET" else "POST, OPTIONS"
-    if request.method == "OPTIONS":
-        return _empty([(b"allow", allow.encode())])
-    raise Refused(405, f"{_shown(request)}: this method is not offered here, {allow} are", allow)
+def _order(operation: Operation) -> tuple[bool, bool]:
+    """Inference is tried first, since it is in a hurry; then paths without a name: `/v2/models/stats` is no model."""
+    return operation.body is None, "{" in operation.path
 
 
-async def _empty(headers: list[tuple[bytes, bytes]]) -> Answer:
-    return Answer(b"", 204, headers=headers)
+@dataclass
+class _Dispatch:
+    """Answers a request by the operation of its route, counts it and writes it into the access log."""
+
+    models: Models
+    keys: Keys
+    access: AccessLog | None
+    origins: Origins
+
+    async def __call__(self, operation: Operation | None, scope: Scope, _: Receive, send: Send) -> None:
+        # Out of the scope: it holds `receive`, which holds the scope, and each cycle would wait for the collector.
+        request: Incoming = scope.pop("request")
+        try:
+            answer = await packed(request, await self._answer(request, operation, scope))
+        except Refused as error:
+            answer = _refusal(error)
+        except asyncio.CancelledError:
+            ends = Refused(503, "the endpoint is being stopped")
+            answer = _refusal(no_room() if request.shown_out else ends)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path[:200])
+            answer = as_json({"error": f"{request}: the endpoint failed; its log says why"}, 500)
+        if self.origins and request.method != "OPTIONS":
+            answer.headers.extend(self.origins.headers(request.headers))
+        request.release()
+        ns = perf_counter_ns() - request.began
+        slot = request.slot
+        if slot is not None:
+            slot.stats.request(answer.status, ns, time_ns() // 1_000_000)
+        await reply(send, request, answer)
+        if self.access is not None:
+            served = slot.served.signature if slot else None
+            self.access.write(
+                client=request.client,
+                method=request.method,
+                path=request.path[:200],
+                status=answer.status,
+                ms=round(ns / 1e6, 3),
+                bytes_in=request.size,
+                bytes_out=len(answer.body),
+                model=served.name if served else None,
+                version=served.version if served else None,
+            )
+
+    async def _answer(self, request: Incoming, operation: Operation | None, scope: Scope) -> Answer:
+        """Raises Refused: 404, 405, 401, or as the handler does."""
+        method = request.method
+        # Before keys: a browser sends none with it.
+        if method == "OPTIONS" and self.origins and (headers := self.origins.before(request.headers)):
+            return Answer(b"", 204, headers=headers)
+        if self.keys and not scope["path"].startswith("/v2/health/") and not self.keys.fit(request.headers):
+            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
+        if operation is None:
+            raise Refused(404, f"{request}: no such resource")
+        arguments: dict[str, Any] = scope["path_params"]
+        if operation.path.startswith(_MODEL):
+            arguments = {"slot": self.models.find(arguments["name"], arguments.get("version"))}
+        if method != operation.method and (method, operation.method) != ("HEAD", "GET"):
+            allow = "GET, HEAD, OPTIONS" if operation.method == "GET" else "POST, OPTIONS"
+            if method == "OPTIONS":
+                return Answer(b"", 204, headers=[(b"allow", allow.encode())])
+            raise Refused(405, f"{request}: this method is not offered here, {allow} are", allow)
+        if method == "POST":
+            request.slot = arguments.get("slot")
+        result = await operation.handle(request, **arguments)
+        return result if isinstance(result, Answer) else as_json(result)
 
 
 def _refusal(error: Refused) -> Answer:
-    found = as_json({"error": str(error)}, error.status)
-    more = {
-        401: (b"www-authenticate", b"Bearer"),
-        405: (b"allow", error.allow.encode()),
-        503: (b"retry-after", b"1"),
+    headers = {
+        401: [(b"www-authenticate", b"Bearer")],
+        405: [(b"allow", error.allow.encode())],
+        503: [(b"retry-after", b"1")],
     }
-    found.headers.extend([more[error.status]] if error.status in more else [])
-    return found
+    return Answer(as_json({"error": str(error)}).body, error.status, headers=headers.get(error.status, []))
 
 
-def _shown(request: Incoming) -> str:
-    return f"{request.method} {request.path[:200]}"
+def document(operations: list[Operation]) -> dict[str, Any]:
+    """OpenAPI 3.1; every path also answers with `/versions/{version}` after the model's name."""
+    paths: dict[str, dict[str, Any]] = {}
+    for each in operations:
+        about: dict[str, Any] = {
+            "summary": each.summary,
+            "responses": {"200": {"description": "Done."}, "4XX": _ERROR},
+        }
+        if each.body is not None:
+            about["requestBody"] = {"required": True, "content": each.body}
+            about["responses"]["503"] = {**_ERROR, "description": "Too much is waiting; see Retry-After."}
+        if "{name}" in each.path:
+            about["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
+        paths.setdefault(each.path, {})[each.method.lower()] = about
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "EMO: Open Inference Protocol v2", "version": __version__},
+        "paths": paths,
+        "components": {"securitySchemes": schemes},
+        "security": [{}, {"bearer": []}, {"header": []}],
+    }
+
+
+def page(operations: list[Operation]) -> str:
+    """One page of HTML, with nothing loaded from elsewhere: the paths, and two lines to copy."""
+    rows = "".join(
+        f"<tr><td>{each.method}</td><td><code>{escape(each.path)}</code></td><td>{escape(each.summary)}</td></tr>"
+        for each in operations
+    )
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>EMO endpoint</title>
+<style>body{{font:16px sans-serif;max-width:60em;margin:2em auto}}td{{padding:.2em .8em .2em 0}}</style>
+<h1>EMO {escape(__version__)}: Open Inference Protocol v2</h1>
+<p>For machines: <a href="openapi.json">openapi.json</a>. Each model path also takes
+<code>/versions/VERSION</code> after the name.</p>
+<table>{rows}</table>
+<pre>curl --data-binary @IMAGE http://HOST:PORT/v2/models/NAME/predict
+curl http://HOST:PORT/v2/models/NAME</pre></html>
+"""

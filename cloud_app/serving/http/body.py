@@ -1,19 +1,22 @@
-"""A request's body from an ASGI server, within limits; an answer back to it.
+"""A request's body from an ASGI server within bounds of size and time, and the answer to it, compressed where that gains.
 
-Knows ASGI's messages, limits of size and time, and compression; imports no web framework and knows no route.
 Source: asgi.readthedocs.io, HTTP & WebSocket message format.
 """
 
 import asyncio
 import gzip
+import json
 import re
 import zlib
-from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field, replace
+from time import perf_counter_ns
 from typing import Any
+
+from starlette.types import Receive, Scope, Send
 
 from cloud_app.serving.fair_share import Guest, Room, client
 from cloud_app.serving.infer_request import Refused
+from cloud_app.serving.registry import Slot
 
 BODY_SECONDS = 30.0
 _NO_CONTENT = 204
@@ -21,10 +24,6 @@ _LITTLE = 4 << 10  # bytes of a request that are not counted: most requests are 
 _COMPRESS = 1024  # smaller answers do not gain
 _QUICK = 64 << 10  # larger ones would stop the loop for too long
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 
 @dataclass
@@ -35,11 +34,19 @@ class Answer:
     headers: list[tuple[bytes, bytes]] = field(default_factory=list)
 
 
+def as_json(value: Any, status: int = 200) -> Answer:
+    return Answer(json.dumps(value, allow_nan=False).encode(), status)
+
+
 class Incoming:
     """One request. `headers`: lower-case names; of those sent twice the last. `held`: where its bytes take room, for the
-    client `who`. Where it has to give way `shown_out` is set, and its task is cancelled."""
+    client `who`. Where it has to give way `shown_out` is set, and its task is cancelled. `slot`: whose figures it counts
+    in, once that is known."""
+
+    busy = False
 
     def __init__(self, scope: Scope, receive: Receive, held: Room[Guest]) -> None:
+        self.began = perf_counter_ns()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -47,13 +54,15 @@ class Incoming:
         self.who = client(self.client)
         self.size = 0
         self.shown_out = False
+        self.slot: Slot | None = None
         self._uncounted = 0
         self._counted = False
         self._receive = receive
         self._held = held
         self._task = asyncio.current_task()
 
-    busy = False
+    def __str__(self) -> str:
+        return f"{self.method} {self.path[:200]}"
 
     def leave(self) -> None:
         self.shown_out = True
@@ -95,6 +104,17 @@ class Incoming:
         plain = await asyncio.get_running_loop().run_in_executor(None, _inflate, data, most)
         self.hold(len(plain))
         return plain
+
+    async def object(self, most: int) -> dict[str, Any]:
+        """The body as a JSON object; empty where there is no body. Raises Refused: as `body`, and on anything else (400)."""
+        body = await self.body(most)
+        try:
+            value = json.loads(body) if body.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise Refused(400, f"the body is not JSON: {str(error)[:100]}") from error
+        if not isinstance(value, dict):
+            raise Refused(400, "the body is not a JSON object")
+        return value
 
     async def _read(self, most: int) -> bytes:
         body = bytearray()
@@ -151,7 +171,8 @@ def _too_large(most: int) -> Refused:
 
 
 async def packed(request: Incoming, answer: Answer) -> Answer:
-    """As it goes out: gzip where the client takes it and it gains. Raises Refused (503) where there is no room for it."""
+    """`answer` as it goes out: in gzip where the client reads that and it gains. Raises Refused (503) where there is no
+    room for it."""
     request.hold(len(answer.body))
     if len(answer.body) < _COMPRESS or not _GZIP.search(request.header(b"accept-encoding")):
         return answer
@@ -164,7 +185,7 @@ async def packed(request: Incoming, answer: Answer) -> Answer:
 
 
 async def reply(send: Send, request: Incoming, answer: Answer) -> None:
-    """No body to HEAD."""
+    """Sends `answer`; to HEAD without its body."""
     headers = answer.headers
     if answer.status != _NO_CONTENT:
         headers = [(b"content-type", answer.type), *headers, (b"content-length", b"%d" % len(answer.body))]

@@ -1,24 +1,20 @@
-"""What each path of the endpoint does: a request to its answer.
+"""Answers each path of the endpoint, and decides which thread a piece of work may hold up.
 
-Knows models, their queues and figures, and which thread a piece of work may hold up. Knows neither paths nor who may
-ask. Sources: the Open Inference Protocol; triton-inference-server/server, docs/protocol (its extensions).
+Sources: the Open Inference Protocol; triton-inference-server/server, docs/protocol (its extensions).
 """
 
 import asyncio
-import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
 from cloud_app.serving.children import Workers
 from cloud_app.serving.fair_share import Rooms
-from cloud_app.serving.http import openapi
-from cloud_app.serving.http.body import Answer, Incoming
+from cloud_app.serving.http.body import Answer, Incoming, as_json
 from cloud_app.serving.infer_request import Refused, parse
 from cloud_app.serving.infer_response import answer, must_be_short, ranked
-from cloud_app.serving.metrics import prometheus
-from cloud_app.serving.onnx_session import cpus, resident
+from cloud_app.serving.onnx_session import cpus
 from cloud_app.serving.registry import Models, Slot
 from emo import __version__
 from emo.errors import ServeError
@@ -31,33 +27,16 @@ T = TypeVar("T")
 
 
 class Handlers:
-    """`server` and `model`: by what follows in the path, (method, handler). Each handler raises Refused."""
+    """One method a path: an Answer, or what goes out as JSON. Each may raise Refused. With `read_only` models are neither
+    loaded nor unloaded on request."""
 
-    def __init__(self, models: Models, rooms: Rooms) -> None:
+    def __init__(self, models: Models, rooms: Rooms, *, read_only: bool) -> None:
         self._models = models
         self._rooms = rooms
+        self._read_only = read_only
         self._workers = Workers(min(2, cpus()))
         self._threads = ThreadPoolExecutor(2, "parse")
         self._loader = ThreadPoolExecutor(1, "load")
-        self.server: dict[str, tuple[str, Callable[[Incoming], Awaitable[Answer]]]] = {
-            "": ("GET", self._front),
-            "v2": ("GET", self._about),
-            "v2/health/live": ("GET", self._live),
-            "v2/health/ready": ("GET", self._ready),
-            "v2/models/stats": ("GET", self._all_stats),
-            "v2/repository/index": ("POST", self._index),
-            "metrics": ("GET", self._metrics),
-            "openapi.json": ("GET", self._openapi),
-            "docs": ("GET", self._docs),
-        }
-        self.model: dict[str, tuple[str, Callable[[Incoming, Slot], Awaitable[Answer]]]] = {
-            "": ("GET", self._metadata),
-            "ready": ("GET", self._model_ready),
-            "config": ("GET", self._config),
-            "stats": ("GET", self._stats),
-            "infer": ("POST", self._infer),
-            "predict": ("POST", self._predict),
-        }
 
     async def refresh(self) -> None:
         await self._in_loader(self._models.refresh)
@@ -70,7 +49,7 @@ class Handlers:
 
     # -- inference
 
-    async def _infer(self, request: Incoming, slot: Slot) -> Answer:
+    async def infer(self, request: Incoming, slot: Slot) -> Answer:
         header = request.number(b"inference-header-content-length")
         takes = slot.served.signature
         body = await request.body(takes.largest)
@@ -95,7 +74,7 @@ class Handlers:
         length = (b"inference-header-content-length", b"%d" % head)
         return Answer(data, type=b"application/octet-stream", headers=[length])
 
-    async def _predict(self, request: Incoming, slot: Slot) -> Answer:
+    async def predict(self, request: Incoming, slot: Slot) -> Any:
         takes = slot.served.signature
         if request.header(b"content-type").startswith("multipart/"):
             raise Refused(415, "send the image file as the body itself: curl --data-binary @FILE")
@@ -105,16 +84,14 @@ class Handlers:
         images, size = await self._workers.image(body, takes, request.who)
         results = await slot.batcher.submit(images, None, request.who)
         best = ranked(results["probabilities"][0], takes.labels)
-        return as_json(
-            {
-                "model_name": takes.name,
-                "model_version": str(takes.version),
-                "label": best[0][1],
-                "probabilities": [{"label": label, "probability": value} for _, label, value in best],
-                "image": list(size),
-                "input": [takes.sample[2], takes.sample[1]],
-            }
-        )
+        return {
+            "model_name": takes.name,
+            "model_version": str(takes.version),
+            "label": best[0][1],
+            "probabilities": [{"label": label, "probability": value} for _, label, value in best],
+            "image": list(size),
+            "input": [takes.sample[2], takes.sample[1]],
+        }
 
     async def _aside(self, work: Callable[[], T]) -> T:
         """On another thread: what takes longer than a request may hold up the others."""
@@ -122,38 +99,47 @@ class Handlers:
 
     # -- about models
 
-    async def _metadata(self, _: Incoming, slot: Slot) -> Answer:
-        return as_json(slot.served.metadata)
+    async def metadata(self, _: Incoming, slot: Slot) -> Any:
+        return slot.served.metadata
 
-    async def _model_ready(self, _: Incoming, slot: Slot) -> Answer:
-        return as_json({"name": slot.served.signature.name, "ready": True})
+    async def model_ready(self, _: Incoming, slot: Slot) -> Any:
+        return {"name": slot.served.signature.name, "ready": True}
 
-    async def _config(self, _: Incoming, slot: Slot) -> Answer:
-        return as_json(slot.served.config)
+    async def config(self, _: Incoming, slot: Slot) -> Any:
+        return slot.served.config
 
-    async def _stats(self, _: Incoming, slot: Slot) -> Answer:
+    async def stats(self, _: Incoming, slot: Slot) -> Any:
         signature = slot.served.signature
-        return as_json({"model_stats": [slot.stats.shown(signature.name, signature.version)]})
+        return {"model_stats": [slot.stats.as_triton(signature.name, signature.version)]}
 
-    async def _all_stats(self, _: Incoming) -> Answer:
-        return as_json(
-            {"model_stats": [stats.shown(name, version) for name, version, stats in self._models.stats()]}
-        )
+    async def all_stats(self, _: Incoming) -> Any:
+        return {
+            "model_stats": [stats.as_triton(name, version) for name, version, stats in self._models.stats()]
+        }
 
     # -- the repository
 
-    async def _index(self, request: Incoming) -> Answer:
-        ready = _object(await request.body(_SMALL)).get("ready") is True
-        return as_json(await self._in_loader(lambda: self._models.index(ready=ready)))
+    async def index(self, request: Incoming) -> Any:
+        ready = (await request.object(_SMALL)).get("ready") is True
+        return await self._in_loader(lambda: self._models.index(ready=ready))
 
-    async def change(self, request: Incoming, name: str, verb: str) -> Answer:
-        """`verb`: load or unload."""
-        parameters = _object(await request.body(_SMALL)).get("parameters")
-        if verb == "load" and parameters:
+    async def load(self, request: Incoming, name: str) -> Any:
+        if (await self._change(request)).get("parameters"):
             raise Refused(400, "load: takes no parameters here; a model comes from the repository alone")
-        change = self._models.load if verb == "load" else self._models.unload
-        await self._in_loader(lambda: change(name))
-        return as_json({})
+        await self._in_loader(lambda: self._models.load(name))
+        return {}
+
+    async def unload(self, request: Incoming, name: str) -> Any:
+        await self._change(request)
+        await self._in_loader(lambda: self._models.unload(name))
+        return {}
+
+    async def _change(self, request: Incoming) -> dict[str, Any]:
+        if self._read_only:
+            raise Refused(
+                403, "this endpoint is read-only: it was started without API keys, see --api-key-file"
+            )
+        return await request.object(_SMALL)
 
     async def _in_loader(self, work: Callable[[], T]) -> T:
         """Raises Refused (400) in a ServeError's place."""
@@ -166,23 +152,25 @@ class Handlers:
 
     # -- about the server
 
-    async def _front(self, _: Incoming) -> Answer:
-        return Answer(
-            b"", 307, headers=[(b"location", b"docs")]
-        )  # from where we are: a proxy may put us below a path
+    async def front(self, _: Incoming) -> Answer:
+        # From where we are: a proxy may put us below a path.
+        return Answer(b"", 307, headers=[(b"location", b"docs")])
 
-    async def _about(self, _: Incoming) -> Answer:
-        return as_json({"name": "emo", "version": __version__, "extensions": EXTENSIONS})
+    async def about(self, _: Incoming) -> Any:
+        return {"name": "emo", "version": __version__, "extensions": EXTENSIONS}
 
-    async def _live(self, _: Incoming) -> Answer:
-        return as_json({"live": True})
+    async def live(self, _: Incoming) -> Any:
+        return {"live": True}
 
-    async def _ready(self, _: Incoming) -> Answer:
+    async def ready(self, _: Incoming) -> Answer:
         ready = bool(self._models.loaded())
         return as_json({"ready": ready}, 200 if ready else 503)
 
-    async def _metrics(self, _: Incoming) -> Answer:
-        gauges = {
+    async def metrics(self, _: Incoming) -> Answer:
+        # Its import takes 60 ms, which nobody waits for at the start.
+        from cloud_app.serving.http.prometheus import exposition  # noqa: PLC0415
+
+        process = {
             "emo_held_bytes": self._rooms.held.taken,
             "emo_held_shown_out_total": self._rooms.held.shown_out,
             "emo_connections": self._rooms.connections.taken,
@@ -191,28 +179,5 @@ class Handlers:
             "emo_model_loads_total": self._models.loads,
             "emo_model_load_failures_total": self._models.load_failures,
         }
-        memory = resident()
-        if memory is not None:
-            gauges["process_resident_memory_bytes"] = memory
-        text = prometheus(self._models.stats(), gauges)
-        return Answer(text.encode(), type=b"text/plain; version=0.0.4; charset=utf-8")
-
-    async def _openapi(self, _: Incoming) -> Answer:
-        return as_json(openapi.document(__version__))
-
-    async def _docs(self, _: Incoming) -> Answer:
-        return Answer(openapi.page(__version__).encode(), type=b"text/html; charset=utf-8")
-
-
-def as_json(value: Any, status: int = 200) -> Answer:
-    return Answer(json.dumps(value, allow_nan=False).encode(), status)
-
-
-def _object(body: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {str(error)[:100]}") from error
-    if not isinstance(value, dict):
-        raise Refused(400, "the body is not a JSON object")
-    return value
+        text = exposition(self._models.stats(), process)
+        return Answer(text, type=b"text/plain; version=0.0.4; charset=utf-8")

@@ -1,8 +1,4 @@
-"""Serves a model repository over HTTP.
-
-Knows the web server, addresses, TLS and signals; what is answered is `cloud_app.serving.http.app`'. Only this file and
-`cloud_app.serving.http.connections` import a web framework.
-"""
+"""Serves a model repository over HTTP: the web server with its addresses, TLS and signals."""
 
 import signal
 import socket
