@@ -21,25 +21,22 @@ _FRESH_S, _LOOK_S = 30.0, 0.25
 
 
 def register(commands: Commands) -> None:
-    cloud = commands.add("cloud", _cloud, "run the cloud", "cloud", GRACEFUL)
-    cloud.add_argument("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
-    cloud.add_argument("--json", action="store_true", help="print the result as one JSON line")
-    cloud.add_argument(
-        "--new-run", action="store_true", help="give up a run that was interrupted; else it goes on"
-    )
+    option = commands.add("cloud", _cloud, "run the cloud", "cloud", GRACEFUL).add_argument
+    option("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
+    option("--json", action="store_true", help="print the result as one JSON line")
+    option("--new-run", action="store_true", help="give up a run that was interrupted; else it goes on")
 
-    rounds = commands.add("rounds", _rounds, "look at the cloud's rounds; hold them, and let them go on")
-    rounds.add_argument("do", choices=["status", "pause", "resume"], help="look, hold, or let go on")
-    rounds.add_argument("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
-    rounds.add_argument("--wait", action="store_true", help="pause: until no round is under way")
-    rounds.add_argument(
-        "--timeout", type=float, default=3600.0, metavar="S", help="seconds that --wait waits at most"
-    )
-    rounds.add_argument("--json", action="store_true", help="print where they are as one JSON object")
+    text = "look at the cloud's rounds; hold them, and let them go on"
+    option = commands.add("rounds", _rounds, text).add_argument
+    option("do", choices=["status", "pause", "resume"], help="look, hold, or let go on")
+    option("--config", type=Path, required=True, metavar="FILE", help="the cloud's own")
+    option("--wait", action="store_true", help="pause: until no round is under way")
+    option("--timeout", type=float, default=3600.0, metavar="S", help="seconds that --wait waits at most")
+    option("--json", action="store_true", help="print where they are as one JSON object")
 
     text = "make a served model of a run: of emo cloud's state_dir, or a simulated one"
-    export = commands.add("export", _export, text, "cloud")
-    export.add_argument(
+    option = commands.add("export", _export, text, "cloud").add_argument
+    option(
         "--run",
         dest="folder",
         type=Path,
@@ -47,28 +44,26 @@ def register(commands: Commands) -> None:
         metavar="DIR",
         help="a cloud's state_dir, or a simulation's --out",
     )
-    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="model repository")
-    export.add_argument("--name", default="emo", help="the model's name there; it gets a new version")
-    export.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="where the data lies (default: where the run had it)"
-    )
-    export.add_argument(
+    option("--out", type=Path, required=True, metavar="DIR", help="model repository")
+    option("--name", default="emo", help="the model's name there; it gets a new version")
+    option("--data-dir", type=Path, metavar="DIR", help="where the data lies (default: where the run had it)")
+    option(
         "--combine",
         choices=["probabilities", "logits"],
         help="what is averaged (default: what the run was configured with)",
     )
-    export.add_argument("--head", action="store_true", help="the FL model's own head is a member too")
+    option("--head", action="store_true", help="the FL model's own head is a member too")
     fits = ["none", "weights", "members", "both"]
-    export.add_argument("--fit", choices=fits, default="none", help="what held-out data decides")
-    export.add_argument(
+    option("--fit", choices=fits, default="none", help="what held-out data decides")
+    option(
         "--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out (default: none)"
     )
-    export.add_argument("--opset", type=int, choices=range(18, 25), default=20, help="of ONNX")
+    option("--opset", type=int, choices=range(18, 25), default=20, help="of ONNX")
     text = "an ensemble that is less accurate than the FL model alone is not exported: that is (none: it is)"
-    export.add_argument("--at-least", choices=["head", "none"], default="head", help=text)
-    export.add_argument("--yes", action="store_true", help="also if it is less accurate than what is served")
-    export.add_argument("--int8", action="store_true", help="quantise, if faster and about as accurate")
-    export.add_argument("--json", action="store_true", help="print the result as one JSON line")
+    option("--at-least", choices=["head", "none"], default="head", help=text)
+    option("--yes", action="store_true", help="also if it is less accurate than what is served")
+    option("--int8", action="store_true", help="quantise, if faster and about as accurate")
+    option("--json", action="store_true", help="print the result as one JSON line")
 
 
 def _cloud(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -93,35 +88,36 @@ def _rounds(args: argparse.Namespace, stop: threading.Event) -> int:
     except OSError as error:
         raise ConfigError(f"{mark}: {error.strerror}; run this as the cloud's user") from error
     until = time.monotonic() + args.timeout
-    found = _standing(heartbeat.read(folder), paused=mark.exists())
-    while args.do == "pause" and args.wait and not found["idle"] and time.monotonic() < until:
+    waits = args.do == "pause" and args.wait
+    status = _status(heartbeat.read(folder), paused=mark.exists())
+    while waits and not status["idle"] and time.monotonic() < until:
         if stop.wait(_LOOK_S):
             return 130
-        found = _standing(heartbeat.read(folder), paused=mark.exists())
-    print(json.dumps(found) if args.json else _text(found))
+        status = _status(heartbeat.read(folder), paused=mark.exists())
+    print(json.dumps(status) if args.json else _text(status))
     if args.do == "status":
-        return 0 if found["running"] else 1
-    return 1 if args.do == "pause" and args.wait and not found["idle"] else 0
+        return 0 if status["running"] else 1
+    return 1 if waits and not status["idle"] else 0
 
 
-def _standing(beat: heartbeat.Heartbeat | None, paused: bool) -> dict[str, Any]:
-    """What `emo rounds` says of a cloud whose last heartbeat is `beat`."""
+def _status(beat: heartbeat.Heartbeat | None, paused: bool) -> dict[str, Any]:
+    """What `emo rounds` prints of a cloud whose last heartbeat is `beat`."""
     running = beat is not None and not beat.wrong(_FRESH_S)
     about = {} if beat is None else beat.about
     keys = ("run", "round", "of", "phase", "devices", "sampled", "updates", "out")
-    found = {name: about.get(name) for name in keys}
-    return {"running": running, "paused": paused, "idle": not running or bool(about.get("idle")), **found}
+    idle = not running or bool(about.get("idle"))
+    return {"running": running, "paused": paused, "idle": idle, **{key: about.get(key) for key in keys}}
 
 
-def _text(found: dict[str, Any]) -> str:
-    held = "paused, " if found["paused"] else ""
-    if not found["running"]:
-        last = f"; it was in round {found['round']} of {found['of']}" if found["round"] else ""
-        return f"{held}the cloud is not running{last}"
-    where = f"{held}run {found['run']}, round {found['round']} of {found['of']}: {found['phase']}"
-    asked = f", {found['updates']} of {found['sampled']} updates" if found["sampled"] else ""
-    out = "".join(f"\n{node} takes no part: {printable(why)}" for node, why in (found["out"] or {}).items())
-    return f"{where}{asked}, {found['devices']} devices here{out}"
+def _text(status: dict[str, Any]) -> str:
+    paused = "paused, " if status["paused"] else ""
+    if not status["running"]:
+        last = f"; it was in round {status['round']} of {status['of']}" if status["round"] else ""
+        return f"{paused}the cloud is not running{last}"
+    where = f"{paused}run {status['run']}, round {status['round']} of {status['of']}: {status['phase']}"
+    updates = f", {status['updates']} of {status['sampled']} updates" if status["sampled"] else ""
+    out = "".join(f"\n{node} takes no part: {printable(why)}" for node, why in (status["out"] or {}).items())
+    return f"{where}{updates}, {status['devices']} devices here{out}"
 
 
 def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
@@ -131,7 +127,7 @@ def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
     without = tuple(args.without)
     choice = Choice(args.combine, args.head, args.fit, args.int8, without, args.opset, args.at_least)
 
-    def sure(text: str) -> None:
+    def confirm(text: str) -> None:
         if args.yes:
             return
         if sys.stdin.isatty():
@@ -140,7 +136,7 @@ def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
                 return
         raise ExportError(f"{text}. Nothing was added; --yes adds it all the same")
 
-    found = from_folder(args.folder, args.out, args.name, choice, args.data_dir, sure)
-    accuracy = f"accuracy {found['accuracy']['served']:.2%}, members {', '.join(found['members'])}"
-    print(json.dumps(found) if args.json else f"{found['onnx']}: {found['precision']}, {accuracy}")
+    result = from_folder(args.folder, args.out, args.name, choice, args.data_dir, confirm)
+    accuracy = f"accuracy {result['accuracy']['served']:.2%}, members {', '.join(result['members'])}"
+    print(json.dumps(result) if args.json else f"{result['onnx']}: {result['precision']}, {accuracy}")
     return 0

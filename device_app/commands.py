@@ -1,10 +1,8 @@
-"""`emo device`, `emo selftest`. The self-test runs in a process of its own, so that a processor on which torch dies is
-told what to pin."""
+"""`emo device`, `emo selftest`."""
 
 import argparse
 import json
 import platform
-import signal
 import subprocess
 import sys
 import threading
@@ -18,26 +16,23 @@ from emo.logs import printable
 from emo.parser import GRACEFUL, Commands
 
 _SECONDS = 600  # a board with a slow card, or one that is emulated
-_DEADLY = {"SIGILL", "SIGBUS", "SIGSEGV"}
 
 
 def register(commands: Commands) -> None:
     text = "run one device, or several in one process"
-    device = commands.add("device", _device, text, "device", GRACEFUL)
-    device.add_argument(
-        "--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a device"
-    )
-    device.add_argument("--parallel", type=int, default=1, help="devices of this process that train at once")
+    option = commands.add("device", _device, text, "device", GRACEFUL).add_argument
+    option("--config", type=Path, nargs="+", required=True, metavar="FILE", help="one file a device")
+    option("--parallel", type=int, default=1, help="devices of this process that train at once")
 
     text = "one training step of a device's model and one activation frame, there and back"
-    selftest = commands.add("selftest", _selftest, text, "device")
-    selftest.add_argument(
+    option = commands.add("selftest", _selftest, text, "device").add_argument
+    option(
         "--config",
         type=Path,
         metavar="FILE",
         help="a device's: its model and codec (default: those of a configuration that names none)",
     )
-    selftest.add_argument("--json", action="store_true", help="print what was found as one JSON object")
+    option("--json", action="store_true", help="print what was found as one JSON object")
 
 
 def _device(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -49,38 +44,35 @@ def _device(args: argparse.Namespace, stop: threading.Event) -> int:
 
 
 def _selftest(args: argparse.Namespace, _stop: threading.Event) -> int:
-    found = run([] if args.config is None else [str(args.config)])
+    result = run([] if args.config is None else [str(args.config)])
     if args.json:
-        print(json.dumps(found))
-    elif found["ok"]:
+        print(json.dumps(result))
+    elif result["ok"]:
         print(
-            f"ok: torch {found['torch']} on {found['machine']} trained a step of {found['model']} (loss "
-            f"{found['loss']:.3f}); {found['raw_bytes']:,} bytes of activations went as {found['bytes']:,} in "
-            f"{found['frames']} frames and came back ({found['codec']}, {found['seconds']} s)"
+            f"ok: torch {result['torch']} on {result['machine']} trained a step of {result['model']} (loss "
+            f"{result['loss']:.3f}); {result['raw_bytes']:,} bytes of activations went as {result['bytes']:,} in "
+            f"{result['frames']} frames and came back ({result['codec']}, {result['seconds']} s)"
         )
     else:
-        print(f"FAIL: {printable(found['error'])}", file=sys.stderr)
-    return int(not found["ok"])
+        print(f"FAIL: {printable(result['error'])}", file=sys.stderr)
+    return int(not result["ok"])
 
 
 def run(arguments: list[str]) -> dict[str, Any]:
-    """What `device_app.selftest` found; `ok` False and `error` also where its process died or hung."""
-    command = [sys.executable, "-P", "-m", "device_app.selftest", *arguments]
+    """The result of `device_app.selftest`; `ok` is False and `error` says why also where its process died or hung."""
+    from emo.ops import trial
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)  # noqa: S603 - this interpreter, our own module
+        ended = trial.run(["-m", "device_app.selftest", *arguments], _SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"ok": False, "error": f"the self-test did not end: {error}"}
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        pin = ": pin another torch; 2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
-        advice = pin if name in _DEADLY else ": out of memory? look at dmesg"
-        return {
-            "ok": False,
-            "error": f"a training step ends with {name} on this {platform.machine()}{advice}",
-        }
+    if ended.signal:
+        pin = "pin another torch; 2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
+        advice = pin if ended.lacks_instruction else "out of memory? look at dmesg"
+        why = f"a training step ends with {ended.signal} on this {platform.machine()}: {advice}"
+        return {"ok": False, "error": why}
     try:
-        found: dict[str, Any] = json.loads(done.stdout)
+        result: dict[str, Any] = json.loads(ended.stdout)
     except ValueError:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        return {"ok": False, "error": f"the self-test broke: {last}"}
-    return found
+        return {"ok": False, "error": f"the self-test broke: {ended.last or 'no word'}"}
+    return result

@@ -20,10 +20,10 @@ def register(commands: Commands) -> None:
         "--config", type=Path, metavar="FILE", help="the edge's own (default: none; must be given)"
     )
     text = "the table of an edge, running or not: when each batch comes again"
-    intervals = Commands(edge, "[intervals]").add("intervals", _intervals, text, "edge")
-    intervals.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
-    intervals.add_argument("--device", metavar="ID", help="only this device's batches (default: all)")
-    intervals.add_argument("--json", action="store_true", help="print the table as one JSON object")
+    option = Commands(edge, "[intervals]").add("intervals", _intervals, text, "edge").add_argument
+    option("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
+    option("--device", metavar="ID", help="only this device's batches (default: all)")
+    option("--json", action="store_true", help="print the table as one JSON object")
 
 
 def _edge(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -51,6 +51,6 @@ def _intervals(args: argparse.Namespace, _stop: threading.Event) -> int:
         print(log_file.text(run, rows, cap, time.time()))
         return 0
     mean, capped = log_file.summary(rows, cap)
-    found = {"edge": settings.id, "run": run, "mean_interval": mean, "share_at_cap": capped, "cap": cap}
-    print(json.dumps({**found, "rows": [log_file.as_json(*row) for row in rows]}))
+    table = {"edge": settings.id, "run": run, "mean_interval": mean, "share_at_cap": capped, "cap": cap}
+    print(json.dumps({**table, "rows": [log_file.as_json(*row) for row in rows]}))
     return 0

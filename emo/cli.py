@@ -37,8 +37,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def _parser() -> Parser:
-    """With the commands of every package that is here: an image holds some of them only. Names of the entry points begin
-    with a number, by which --help is ordered."""
+    """With the commands of the packages that are here: an image holds only some. The entry points' names begin with a
+    number, so that --help has an order."""
     parser = Parser(prog="emo", description="Edge model overlays beside federated learning.")
     parser.add_argument("--version", action="version", version=f"emo {__version__}")
     parser.add_argument("-v", "--verbose", action="store_true", help="log connections too")

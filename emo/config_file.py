@@ -1,8 +1,6 @@
 """A YAML file, then `EMO_*` variables on top, into one of config.py's validated models.
 
-    EMO_WAN__HOST=10.0.0.2 EMO_TRAINING__LR=0.05 emo cloud --config cloud.yaml
-
-Knows files, variables and how to say what is wrong with them. Knows no field.
+EMO_WAN__HOST=10.0.0.2 EMO_TRAINING__LR=0.05 emo cloud --config cloud.yaml
 """
 
 import os
@@ -36,9 +34,8 @@ def any_tier(path: Path, environ: Mapping[str, str] = os.environ) -> Node:
 def tier_of(values: dict[str, Any], where: str, environ: Mapping[str, str]) -> Node:
     """`parse` as the tier whose keys `values` has most of."""
     kinds: tuple[type[Node], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
-    return parse(
-        max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields))), values, where, environ
-    )
+    kind = max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields)))
+    return parse(kind, values, where, environ)
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@
     ├── ExportError       an ensemble that cannot be built, or an ONNX file that does not agree with torch
     └── ServeError        a request or a model repository that the endpoint cannot serve
 
-Bad input is never an AssertionError or a KeyError: those are bugs of ours.
+An AssertionError or a KeyError is a bug of ours, never bad input.
 """
 
 import difflib
@@ -30,91 +30,72 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """What to say of a name that is not among `known`: the one that was meant, or all there are."""
+    """Advice on a name that is not in `known`: the one that was probably meant, or all of them."""
     names = sorted(known)
     near = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(names)}"
 
 
 class EmoError(Exception):
-    """Base of all; the text is written for the person who has to act on it."""
+    """Base of all. Its text is for the person who has to act on it."""
 
 
-class ConfigError(EmoError):
-    pass
+class ConfigError(EmoError): ...
 
 
-class DataError(EmoError):
-    pass
+class DataError(EmoError): ...
 
 
-class ImageTooLarge(DataError):  # noqa: N818 - reads as HTTP says it
-    pass
+class ImageTooLarge(DataError): ...  # noqa: N818 - reads as HTTP says it
 
 
-class PartitionError(EmoError):
-    pass
+class PartitionError(EmoError): ...
 
 
-class ModelError(EmoError):
-    pass
+class ModelError(EmoError): ...
 
 
-class WireError(EmoError):
-    pass
+class WireError(EmoError): ...
 
 
-class FrameError(WireError):
-    pass
+class FrameError(WireError): ...
 
 
-class CodecError(WireError):
-    pass
+class CodecError(WireError): ...
 
 
 class BaseError(CodecError):
-    """A delta whose base is not here: nothing is wrong with the bytes, and the sender has to send in full."""
+    """A delta whose base is missing: the bytes are fine, the sender has to send in full."""
 
 
-class TopicError(WireError):
-    pass
+class TopicError(WireError): ...
 
 
-class TooLarge(EmoError):  # noqa: N818 - reads as the field says it
-    pass
+class TooLarge(EmoError): ...  # noqa: N818 - reads as the field says it
 
 
-class BrokerError(EmoError):
-    pass
+class BrokerError(EmoError): ...
 
 
-class LoginError(BrokerError):
-    pass
+class LoginError(BrokerError): ...
 
 
-class CertificateError(EmoError):
-    pass
+class CertificateError(EmoError): ...
 
 
-class UpdateRefused(EmoError):  # noqa: N818
-    pass
+class UpdateRefused(EmoError): ...  # noqa: N818
 
 
-class QuorumError(EmoError):
-    pass
+class QuorumError(EmoError): ...
 
 
-class CheckpointError(EmoError):
-    pass
+class CheckpointError(EmoError): ...
 
 
-class CacheError(EmoError):
-    pass
+class CacheError(EmoError): ...
 
 
-class ExportError(EmoError):
-    pass
+class ExportError(EmoError): ...
 
 
-class ServeError(EmoError):
-    pass
+class ServeError(EmoError): ...

@@ -1,4 +1,4 @@
-"""What to say when a package that only some machines need is not installed."""
+"""Errors for packages that are not installed, since only some machines need them."""
 
 import contextlib
 import importlib.util
@@ -8,7 +8,7 @@ from emo.errors import EmoError
 
 _SERVE = ("onnxruntime", "uvicorn", "PIL")
 _DEMO = ("torch", "h5py", "threadpoolctl", "onnx", "onnxscript", *_SERVE, "amqtt", "rich", "psutil")
-# What the commands of an extra import in any case; it has more, as for TLS.
+# Those that its commands import in any case: an extra has more, for TLS, say.
 _MODULES = {
     "pki": ("cryptography",),
     "device": ("torch",),

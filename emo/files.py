@@ -1,7 +1,5 @@
-"""Files that are whole or not there: write beside, sync, rename, sync the folder; and records read back, bounded and
-checked. What is made here is its owner's alone, but for what is said to be public; and folders one process's alone.
-
-Knows paths and bytes. Knows no batch, no version, no format. Raises OSError as the system gives it.
+"""Files that are whole or not there (write beside, sync, rename, sync the folder), reading them back, bounded and
+checked, and locks. Files are readable by their owner only, unless they are public. OSErrors are the system's own.
 """
 
 import fcntl
@@ -26,8 +24,8 @@ R = TypeVar("R", bound=BaseModel)
 
 
 def write(path: Path, *pieces: Buffer, synced: bool = True, public: bool = False) -> None:
-    """`path` holds the `pieces`, and if `synced` is on the disk; or an OSError was raised, and what was there is there,
-    unless it was in the very last step: then there is no such file. `public`: others may read it.
+    """Replace `path` by the `pieces`, and bring it to the disk if `synced`. On an OSError the old file is still there,
+    unless the last sync failed: then there is none. `public`: others may read it.
     """
     written = path.with_name(f".{secrets.token_hex(8)}.tmp")  # others may write into this folder too
     try:
@@ -51,12 +49,12 @@ def write(path: Path, *pieces: Buffer, synced: bool = True, public: bool = False
 
 
 def is_left_over(name: str) -> bool:
-    """Whether `write` was killed before this file got its name."""
+    """Whether this is a file that `write` was killed over."""
     return name.startswith(".") and name.endswith(".tmp")
 
 
 def read(path: Path, limit: int) -> bytearray:
-    """At most `limit` + 1 bytes: enough to tell a file that has grown."""
+    """At most `limit` + 1 bytes: the one too many says that the file is larger."""
     data, size = bytearray(limit + 1), 0
     with path.open("rb", buffering=0) as file, memoryview(data) as view:
         while size < len(data) and (more := file.readinto(view[size:])):
@@ -68,10 +66,9 @@ def read(path: Path, limit: int) -> bytearray:
 def whole(path: Path, limit: int, error: type[EmoError]) -> bytearray:
     """All of `path`. Raises `error` where it cannot be read or has more than `limit` bytes."""
     try:
-        about = path.stat()  # of a pipe it knows no size
-        data = read(
-            path, min(limit, about.st_size) if stat.S_ISREG(about.st_mode) else limit
-        )  # which allocates so much
+        about = path.stat()
+        size = about.st_size if stat.S_ISREG(about.st_mode) else limit  # a pipe has none
+        data = read(path, min(limit, size))  # which allocates that much
     except OSError as cause:
         raise error(f"{path}: cannot be read: {cause.strerror}") from cause
     if len(data) > limit:
@@ -80,7 +77,7 @@ def whole(path: Path, limit: int, error: type[EmoError]) -> bytearray:
 
 
 def record(kind: type[R], text: str | bytes | bytearray, where: str, error: type[EmoError]) -> R:
-    """`text` is JSON of a `kind`. Raises `error`, which names the first field that is none."""
+    """`text`, JSON, as a `kind`. Raises `error`, which names the first field that is wrong."""
     try:
         return kind.model_validate_json(text)
     except ValidationError as cause:
@@ -90,14 +87,13 @@ def record(kind: type[R], text: str | bytes | bytearray, where: str, error: type
 
 
 def create(path: Path) -> BinaryIO:
-    """A new file in the place of what was there."""
+    """A new file in place of the old one."""
     path.unlink(missing_ok=True)
     return os.fdopen(os.open(path, _NEW, 0o600), "wb")
 
 
 def make_folder(folder: Path, mode: int = 0o700) -> None:
-    """It is there, and those above it, which are not its owner's alone; what was missing is on the disk. One that was
-    there keeps its mode."""
+    """Make `folder`, with `mode`, and its parents, with the usual one, and sync them. An existing one keeps its mode."""
     if not folder.is_dir():
         make_folder(folder.parent, 0o777)
         folder.mkdir(mode, exist_ok=True)
@@ -105,7 +101,7 @@ def make_folder(folder: Path, mode: int = 0o700) -> None:
 
 
 def lock(path: Path) -> int:
-    """A handle that no other has, until it is closed or its process ends in any way. Raises BlockingIOError."""
+    """Lock a file until the handle is closed or the process ends, in any way. Raises BlockingIOError if it is locked."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -117,7 +113,7 @@ def lock(path: Path) -> int:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """A node has this state_dir to itself. Raises ConfigError when another has it, or it cannot be written."""
+    """Hold a state_dir for one node. Raises ConfigError when another has it, or it cannot be written."""
     try:
         make_folder(folder)
         handle = lock(folder / ".lock")
@@ -134,13 +130,13 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def remove(path: Path) -> None:
-    """Best effort: a file too many is put right at the next start."""
+    """Best effort: what is left over is removed at the next start."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:
-    """The content of a file, or what was made, renamed or removed in a folder, is on the disk."""
+    """Bring a file's content to the disk, or what was made, renamed or removed in a folder."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -149,7 +145,7 @@ def sync(path: Path) -> None:
 
 
 def sync_all(paths: Iterable[Path]) -> dict[Path, OSError]:
-    """`sync` each, several at a time; those that failed."""
+    """`sync` each, several at a time. Returns those that failed."""
     failed: dict[Path, OSError] = {}
 
     def one(path: Path) -> None:

@@ -1,13 +1,11 @@
-"""What a process tells of itself: counters, problems (logged once a minute), events (one JSON line each).
+"""A process's counters, problems (logged once a minute) and events (one JSON line each). Threads may share a journal.
 
-Knows a folder to write to, or none (tests, simulation). Threads may share one.
+    state_dir/metrics.json    counters, replaced every few seconds and at the end
+    state_dir/events.jsonl    what happened: round closed, run began, ...
+    state_dir/events.1.jsonl  the events before, once that file has reached 64 MiB; older ones are deleted
 
-    state_dir/metrics.json   counters, replaced every few seconds and at the end
-    state_dir/events.jsonl   what happened: round closed, run began, ...
-    state_dir/events.1.jsonl what happened before, once that file has 64 MiB; older ones are given up
-
-An event that the disk has no room for waits until there is: so a log has no gap and no half line where the disk was full
-for a while. `events.lost` counts those that would not fit into memory either.
+While the disk is full, events wait in memory, so the log has no gap and no half line; `events.lost` counts those that did
+not fit there either. Without a folder (tests, simulation) nothing is written.
 """
 
 import contextlib
@@ -39,7 +37,7 @@ class Journal:
     def __init__(self, folder: Path | None = None) -> None:
         """Raises ConfigError when `folder` cannot be written."""
         self.counts: Counter[str] = Counter()
-        self._said: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._waiting = deque[bytes]()  # lines of events
         self._folder = folder
@@ -57,22 +55,22 @@ class Journal:
             self.counts[name] += amount
 
     def problem(self, name: str, text: str) -> None:
-        """Count `name`, and log `text`, made printable, unless the same name was logged within the last minute."""
+        """Count `name` and log `text`, printable, unless that name was logged within the last minute."""
         now = time.monotonic()
         with self._lock:
             self.counts[name] += 1
-            total, last = self.counts[name], self._said.get(name)
+            total, last = self.counts[name], self._logged_at.get(name)
             quiet = last is not None and now - last < _EVERY_S
             if not quiet:
-                self._said[name] = now
+                self._logged_at[name] = now
         if not quiet:
             log.warning("%s%s", printable(text), f" [{name}: {total} so far]" if total > 1 else "")
 
     def event(self, name: str, by: str = "", /, **fields: Any) -> None:
-        """Texts in it are made printable; of one that would be longer than 1 MiB only single values are kept.
+        """Write an event, its texts made printable; of one longer than 1 MiB only single values are kept.
 
-        `by`: the node that may cause as many as it likes. Of these 50 are written, then one a minute; it says how many it
-        stands for, as `left_out` (`events.left_out` counts them)."""
+        `by`: a node that could cause any number of them. 50 of its events are written, then one a minute, whose `left_out`
+        says how many were not (`events.left_out` counts them)."""
         if self._folder is None:
             return
         if by:
@@ -83,10 +81,10 @@ class Journal:
                     return
                 if before := self._left_out.pop((name, by), 0):
                     fields["left_out"] = before
-        said = _sound({"time": round(time.time(), 3), "event": name, **fields})
-        line = json.dumps(said)
+        record = _plain({"time": round(time.time(), 3), "event": name, **fields})
+        line = json.dumps(record)
         if len(line) > _LINE:
-            line = json.dumps({k: v for k, v in said.items() if not isinstance(v, dict | list)})
+            line = json.dumps({k: v for k, v in record.items() if not isinstance(v, dict | list)})
         with self._lock:
             self._waiting.append(line.encode() + b"\n")
             if len(self._waiting) > _WAIT:
@@ -99,7 +97,7 @@ class Journal:
             )
 
     def catch_up(self) -> OSError | None:
-        """Write the events that wait, if any do; what went wrong, when they still have to. To be called often."""
+        """Write the events that wait. Returns what went wrong, if they still wait. To be called often."""
         try:
             with self._lock:
                 if self._waiting and self._folder is not None:
@@ -112,16 +110,16 @@ class Journal:
         return None
 
     def watch(self, gauges: Callable[[], Mapping[str, int]]) -> None:
-        """What `gauges` gives stands beside the counters in every snapshot."""
+        """Add what `gauges` returns to every snapshot."""
         self._gauges.append(gauges)
 
     def snapshot(self) -> dict[str, int]:
-        found = dict(gauge for gauges in self._gauges for gauge in gauges().items())
+        values = dict(gauge for gauges in self._gauges for gauge in gauges().items())
         with self._lock:
-            return dict(sorted((found | self.counts).items()))
+            return dict(sorted((values | self.counts).items()))
 
     def write(self) -> None:
-        """Replace metrics.json; a full disk must not stop a tier, so it is only logged."""
+        """Replace metrics.json. A failure is only logged: a full disk must not stop a tier."""
         if self._folder is None:
             return
         self.catch_up()
@@ -132,14 +130,14 @@ class Journal:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
 
 
-def _sound(value: Any) -> Any:
-    """`value` as JSON that neither its reader nor a terminal trips over; a loss may be NaN, which is no JSON."""
+def _plain(value: Any) -> Any:
+    """`value` as JSON that is safe to print. NaN, which a loss may be, is not JSON: null."""
     if isinstance(value, str):
         return printable(value, _TEXT)
     if isinstance(value, Mapping):
-        return {printable(key, _TEXT): _sound(each) for key, each in value.items()}
+        return {printable(key, _TEXT): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_sound(each) for each in value]
+        return [_plain(item) for item in value]
     if value is None or isinstance(value, int):
         return value
     number = float(value)
@@ -147,7 +145,7 @@ def _sound(value: Any) -> Any:
 
 
 def _append(path: Path, data: bytes) -> int:
-    """All of `data`, or none of it and an OSError. The file's size in bytes."""
+    """Append all of `data`, or none of it and raise OSError. Returns the file's size in bytes."""
     handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         size, rest = os.fstat(handle).st_size, memoryview(data)

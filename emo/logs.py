@@ -1,7 +1,7 @@
-"""What may stand in a log or on a screen: one printable line of bounded length, whoever wrote its words.
+"""Text that is safe in a log and on a screen, whoever wrote it: one printable line of bounded length.
 
-`printable` is for every text that comes from outside: a wire, a file of others, another process. A process's log is
-set up by `configure`, which lets nothing else through, so that a place where `printable` was forgotten does no harm.
+`printable` is for every text from outside: a wire, a file of others, another process. The log that `configure` sets up
+applies it to every line once more, in case it was forgotten somewhere.
 """
 
 import logging
@@ -14,8 +14,8 @@ _HEAD, _TAIL = 20, 60  # lines of a traceback that are shown
 
 
 def printable(text: object, most: int = LINE) -> str:
-    """`text` as one line of at most `most` characters; '?' is in the place of line breaks, escape codes and what else
-    moves a terminal's cursor or turns its direction of writing."""
+    """`text` as one line of at most `most` characters; '?' replaces line breaks, escape codes and whatever else moves a
+    terminal's cursor or changes its direction of writing."""
     shown = str(text)
     if len(shown) > most:
         shown = shown[: most - 3] + "..."
@@ -23,7 +23,7 @@ def printable(text: object, most: int = LINE) -> str:
 
 
 def configure(verbose: bool = False) -> None:
-    """Log to stderr: what EMO has to say, warnings of the libraries below it, tracebacks of bugs. To be called once."""
+    """Log EMO's messages, its libraries' warnings and tracebacks of bugs to stderr. To be called once."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
@@ -35,7 +35,7 @@ def configure(verbose: bool = False) -> None:
 
 
 class Lines(logging.Formatter):
-    """A record is one line. The lines of a traceback are indented, so that none of them can pass for a record."""
+    """One line a record. Lines of a traceback are indented, so that none can pass for a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         record.exc_text = None  # another handler's formatter keeps its own there

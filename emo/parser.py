@@ -1,5 +1,5 @@
-"""Command lines: what --help says of an option ends with its default, taken from the option itself; an option given
-twice is never half heard; `~` is the home folder in every path."""
+"""Command lines: --help shows each option's own default, an option given twice is refused or collected, `~` is the home
+folder in every path."""
 
 import argparse
 import functools
@@ -17,12 +17,12 @@ GRACEFUL = (signal.SIGTERM, signal.SIGINT)  # Ctrl-C, too, lets the command end 
 
 
 class Parser(argparse.ArgumentParser):
-    """Its subcommands are such parsers too. Where what is taken without an option depends on others, its help says so
-    itself, as "(default: by dataset)". An option of one value is refused the second time, one of several collects them."""
+    """Its subcommands are such parsers too. An option whose default depends on others says so in its help, as "(default: by
+    dataset)". An option of one value is refused the second time, one of several values collects them."""
 
     def __init__(self, *, given: set[str] | None = None, **options: Any) -> None:
         super().__init__(**{"formatter_class": _Help, **options})
-        self.given: set[str] = set() if given is None else given  # by now, in the whole command line
+        self.given: set[str] = set() if given is None else given  # options so far, in the whole command line
         self.register("action", None, _Store)
         self.register("action", "store", _Store)
         self.register("type", Path, _path)
@@ -37,16 +37,15 @@ class Parser(argparse.ArgumentParser):
 
 
 class Commands:
-    """The commands of a parser, for others to add theirs. Each package's `commands` module has a function
-    `register(commands: Commands)`."""
+    """The commands of a parser. Each package's `commands` module adds its own, in `register(commands: Commands)`."""
 
     def __init__(self, parser: argparse.ArgumentParser, metavar: str, **options: Any) -> None:
         self._parsers = parser.add_subparsers(metavar=metavar, **options)
 
     def __getitem__(self, name: str) -> argparse.ArgumentParser:
         """The parser of a command that was added."""
-        found: argparse.ArgumentParser = self._parsers.choices[name]
-        return found
+        parser: argparse.ArgumentParser = self._parsers.choices[name]
+        return parser
 
     def add(
         self,
@@ -56,8 +55,8 @@ class Commands:
         extra: str | None = None,
         signals: Sequence[int] = (signal.SIGTERM,),
     ) -> argparse.ArgumentParser:
-        """The parser of a new command: its options are added to it. `extra`: of emo-overlays; where a package of it is
-        missing, --help says so. `signals`: those that set the event which `run` is called with."""
+        """The parser of a new command, to add its options to. `extra`: which of emo-overlays it needs; --help says so where
+        that is not installed. `signals` set the event that `run` is called with."""
         if extra is not None and extras.missing(extra):
             text += f" (needs pip install 'emo-overlays[{extra}]')"
         parser: argparse.ArgumentParser = self._parsers.add_parser(name, help=text, description=text)

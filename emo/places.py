@@ -1,4 +1,4 @@
-"""Where something is, as people write it: a host, a file. From a configuration and from the command line."""
+"""Hosts and paths as people write them, in a configuration or on the command line."""
 
 import contextlib
 import ipaddress
@@ -13,27 +13,27 @@ _URL = re.compile(
 
 
 def host(text: str) -> str:
-    """`text` is a host name or an IP address; without the brackets that IPv6 has in a URL. Raises ValueError."""
+    """`text`, a host name or an IP address, without the brackets of IPv6 in a URL. Raises ValueError: what to write."""
     bare = text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(bare)
         return bare
-    said = "has to be a host name or an IP address"
+    expected = "has to be a host name or an IP address"
     url = _URL.fullmatch(text)
     if url and url["host"] != text:
         port = f" and port: {url['port']}" if url["port"] else ""
-        said += f", nothing else: write host: {url['host']}{port}"
+        expected += f", nothing else: write host: {url['host']}{port}"
     try:
         if not _HOST.fullmatch(text):
-            raise ValueError(said)
+            raise ValueError(expected)
         text.encode("idna")  # as a socket does
     except UnicodeError as error:
-        raise ValueError(said) from error
+        raise ValueError(expected) from error
     return text
 
 
 def home(path: Path) -> Path:
-    """`path`, a leading `~` expanded as a shell does. Raises ValueError: no such user, or no name that a file can have."""
+    """`path`, a leading `~` expanded as by a shell. Raises ValueError: no such user, or not a file name."""
     try:
         if b"\0" in os.fsencode(path):
             msg = "no file's name holds a NUL"

@@ -1,7 +1,7 @@
-"""What torch draws in a training step follows from a seed, whoever else in this process draws.
+"""Seeds what torch draws in a training step, so that nobody else in the process changes it.
 
-torch has one generator a device for the whole process, so with dropout the bits would depend on who trained before, and
-on which thread. Here each step has its own seed; afterwards the generator is as it was.
+torch has one generator a device for the whole process: with dropout the bits would depend on who trained before, and on
+which thread. Here each step has its own seed; afterwards the generator is as it was.
 """
 
 import hashlib
@@ -15,13 +15,13 @@ _TURN = threading.RLock()  # the generators are the process's
 
 
 def of(*parts: int | str) -> int:
-    """A seed, 0 to 2**63 - 1, for what `parts` name; the same on every machine."""
+    """A seed, 0 to 2**63 - 1, made of `parts`; the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
 
 
 class Draws:
-    """For one module, on one thread, on `device`. Modules that draw take turns; one whose first step drew nothing waits
-    for nobody, so devices without dropout train side by side."""
+    """For one module, on one thread, on `device`. Modules that draw take turns. One whose first step drew nothing no longer
+    waits, so devices without dropout train side by side."""
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._generators = [torch.default_generator]
@@ -36,16 +36,16 @@ class Draws:
         if not _TURN.acquire(blocking=self._draws is not False):
             yield
             return
-        before = [each.get_state() for each in self._generators]
+        before = [generator.get_state() for generator in self._generators]
         try:
-            for each in self._generators:
-                each.manual_seed(seed)
-            begun = [each.get_state() for each in self._generators] if self._draws is None else []
+            for generator in self._generators:
+                generator.manual_seed(seed)
+            begun = [generator.get_state() for generator in self._generators] if self._draws is None else []
             yield
             if self._draws is None:
-                ended = [each.get_state() for each in self._generators]
+                ended = [generator.get_state() for generator in self._generators]
                 self._draws = not all(map(torch.equal, begun, ended))
         finally:
-            for each, state in zip(self._generators, before, strict=True):
-                each.set_state(state)
+            for generator, state in zip(self._generators, before, strict=True):
+                generator.set_state(state)
             _TURN.release()

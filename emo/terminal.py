@@ -1,4 +1,4 @@
-"""Where a command prints to, as it may be: of few characters, full, or with nobody at its other end."""
+"""Lets a command print to any stdout: a terminal of few characters, a full disk, a pipe that nobody reads."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ _READER_GONE = 128 + 13  # as a shell says of a program that SIGPIPE has ended
 
 
 def run(command: Callable[[], int]) -> int:
-    """The exit status of `command`, or why what it prints did not arrive. What a terminal cannot show goes as \\u1234."""
+    """The exit status of `command`, or one that says that its output was lost. What a terminal cannot show is escaped."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -34,7 +34,7 @@ def run(command: Callable[[], int]) -> int:
 
 
 def _lost(stream: TextIO | None) -> bool:
-    """Whether nothing can be written to it. Then it leads nowhere from here on: the interpreter flushes once more."""
+    """Whether nothing can be written to it. If so it is redirected to nowhere, since the interpreter flushes once more."""
     if stream is None:
         return False
     try:

@@ -1,7 +1,4 @@
-"""Finds a function by `package.module:function`: the user's own network or dataset, and our built-in datasets.
-
-Knows how to import and how to say that it did not work. Knows nothing of what the function gives.
-"""
+"""Imports a function by its name, `package.module:function`: the user's own network or dataset, and ours."""
 
 import importlib
 from collections.abc import Callable, Iterable
@@ -11,7 +8,7 @@ from emo.errors import EmoError, nearest
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """What is wrong with a name that is neither `known` nor of the user's own kind; empty: nothing. Imports nothing."""
+    """What is wrong with a name: it is neither `known` nor of the form of the user's own. Empty if nothing. Imports nothing."""
     module, _, attribute = name.partition(":")
     if name in known or (module and attribute):
         return ""
@@ -21,19 +18,19 @@ def unknown(name: str, known: Iterable[str]) -> str:
 def function(name: str, key: str, known: Iterable[str], error: type[EmoError]) -> Callable[..., Any]:
     """Import `package.module:function`. `key` is the configuration's key and `known` its built-in names.
 
-    Raises `error` when the name has another form, when the module does not import, or when it has no such
-    function. What the module itself does wrong while it is imported is part of that sentence.
+    Raises `error` when the name has another form, or the module does not import (with its own error) or has no such
+    function.
     """
     if wrong := unknown(name, known):
         raise error(f"{key}: {wrong}")
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        value = getattr(importlib.import_module(module), attribute, None)
     except Exception as cause:  # a user's module may raise anything
         raise error(
             f"{key}: {module} does not import: {type(cause).__name__}: {cause}. "
             "Install it, or put its folder on PYTHONPATH."
         ) from cause
-    if not callable(found):
+    if not callable(value):
         raise error(f"{key}: {module} has no function {attribute!r}")
-    return found  # type: ignore[no-any-return]  # what it returns is checked by the caller
+    return value  # type: ignore[no-any-return]  # the caller checks what it returns

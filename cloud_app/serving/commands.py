@@ -13,46 +13,39 @@ from emo.parser import Commands
 
 def register(commands: Commands) -> None:
     text = "serve a model repository (Open Inference Protocol v2)"
-    serve = commands.add("serve", _serve, text, "serve", signals=())  # it drains by itself
-    serve.add_argument("--models", type=Path, required=True, metavar="DIR", help="the model repository")
-    serve.add_argument("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: every one")
-    serve.add_argument("--port", type=int, default=8000, help="0: any free one")
-    serve.add_argument(
-        "--threads", type=int, help="onnxruntime's threads (default: the cores of this container)"
-    )
-    serve.add_argument("--runs", type=int, default=2, help="runs at a time, which share the threads")
-    serve.add_argument("--max-batch", type=int, default=64, help="samples in one run of the model")
-    serve.add_argument(
+    option = commands.add("serve", _serve, text, "serve", signals=()).add_argument  # it drains by itself
+    option("--models", type=Path, required=True, metavar="DIR", help="the model repository")
+    option("--host", default="127.0.0.1", help="the address to listen on; 0.0.0.0: every one")
+    option("--port", type=int, default=8000, help="0: any free one")
+    option("--threads", type=int, help="onnxruntime's threads (default: the cores of this container)")
+    option("--runs", type=int, default=2, help="runs at a time, which share the threads")
+    option("--max-batch", type=int, default=64, help="samples in one run of the model")
+    option(
         "--max-delay-ms",
         type=float,
         default=0.0,
         help="how long a request waits for company on an idle machine",
     )
-    serve.add_argument("--queue", type=int, default=256, help="requests of a model that may wait; then 503")
-    serve.add_argument("--timeout-s", type=float, default=10.0, help="how long one may wait; then 503")
-    serve.add_argument(
+    option("--queue", type=int, default=256, help="requests of a model that may wait; then 503")
+    option("--timeout-s", type=float, default=10.0, help="how long one may wait; then 503")
+    option(
         "--api-key-file",
         type=Path,
         metavar="FILE",
         help="one key a line; then all but health needs one. EMO_API_KEY may hold one too (default: nobody needs one)",
     )
-    serve.add_argument(
-        "--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM (default: no TLS)"
-    )
-    serve.add_argument(
+    option("--tls-cert", type=Path, metavar="FILE", help="certificate chain, PEM (default: no TLS)")
+    option(
         "--tls-key",
         type=Path,
         metavar="FILE",
         help="its private key, PEM, without a password (default: no TLS)",
     )
-    serve.add_argument(
+    option(
         "--access-log", metavar="FILE", help="a JSON line for each request; - for stdout (default: no log)"
     )
-    serve.add_argument(
-        "--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none"
-    )
-
-    serve.add_argument(
+    option("--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none")
+    option(
         "--cors-origin",
         action="append",
         default=[],
@@ -60,24 +53,24 @@ def register(commands: Commands) -> None:
         help="web pages whose scripts may ask, as https://HOST[:PORT], or * for all; may be given several times (default: none)",
     )
 
-    predict = commands.add("predict", _predict, "ask an endpoint what is on an image", "serve")
-    predict.add_argument("image", type=Path, metavar="IMAGE", help="a picture, as a file")
-    predict.add_argument("--url", default="http://127.0.0.1:8000", help="of the endpoint")
-    predict.add_argument("--name", default="emo", help="the model's name")
-    predict.add_argument("--top", type=int, default=3, help="labels to print")
-    predict.add_argument(
+    option = commands.add("predict", _predict, "ask an endpoint what is on an image", "serve").add_argument
+    option("image", type=Path, metavar="IMAGE", help="a picture, as a file")
+    option("--url", default="http://127.0.0.1:8000", help="of the endpoint")
+    option("--name", default="emo", help="the model's name")
+    option("--top", type=int, default=3, help="labels to print")
+    option(
         "--api-key-file",
         type=Path,
         metavar="FILE",
         help="whose first key to send (default: EMO_API_KEY, if it is set)",
     )
-    predict.add_argument(
+    option(
         "--ca",
         type=Path,
         metavar="FILE",
         help="PEM certificates to believe of an https endpoint (default: the system's)",
     )
-    predict.add_argument("--json", action="store_true", help="print every label as JSON")
+    option("--json", action="store_true", help="print every label as JSON")
 
     models = commands.add("models", None, "the versions in a model repository, and which one is served")
     verbs = Commands(models, "list|promote|rollback|prune", dest="verb", required=True)
@@ -138,11 +131,11 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
         raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
         from cloud_app.serving.client import first_key, predict
-    found = predict(args.url, args.name, args.image, first_key(args.api_key_file), args.ca)
+    labels = predict(args.url, args.name, args.image, first_key(args.api_key_file), args.ca)
     if args.json:
-        print(json.dumps([{"label": label, "probability": probability} for label, probability in found]))
+        print(json.dumps([{"label": label, "probability": probability} for label, probability in labels]))
     else:
-        for label, probability in found[: args.top]:
+        for label, probability in labels[: args.top]:
             print(f"{probability:7.2%}  {printable(label)}")
     return 0
 
@@ -196,6 +189,6 @@ def _rollback(args: argparse.Namespace, _stop: threading.Event) -> int:
 def _prune(args: argparse.Namespace, _stop: threading.Event) -> int:
     from cloud_app.serving.repository import Repository
 
-    gone = Repository(args.models).prune(args.name, args.keep)
-    print(f"{args.name}: deleted {', '.join(map(str, gone)) or 'nothing'}")
+    deleted = Repository(args.models).prune(args.name, args.keep)
+    print(f"{args.name}: deleted {', '.join(map(str, deleted)) or 'nothing'}")
     return 0

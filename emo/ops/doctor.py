@@ -1,6 +1,6 @@
 """`emo doctor`: what on this machine, in a configuration and at its brokers would stop a run, and what to do.
 
-Knows what each tier needs. Imports no torch (on some processors that import is deadly): a subprocess tries it.
+A subprocess tries torch: on some processors to import it is deadly.
 
     ok    broker wan      127.0.0.1:1883: MQTT 5, answers in 1 ms
     FAIL  torch           ends with SIGILL on this aarch64  -> pin another version: ...
@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from emo.config_file import any_tier
 from emo.errors import BrokerError, ConfigError, EmoError
 from emo.logs import printable
 from emo.mqtt.probe import probe
-from emo.ops import broker_checks, tls_checks
+from emo.ops import broker_checks, tls_checks, trial
 from emo.runtime import heartbeat
 
 Config = DeviceConfig | EdgeConfig | CloudConfig
@@ -72,15 +71,15 @@ class Check:
 
 def run(config_path: Path | None, as_json: bool) -> int:
     """Print the checks, or one JSON object {"ok": ..., "checks": [...]}. Returns 1 if any is FAIL, else 0."""
-    found = []
+    made = []
     for check in checks(config_path):
-        found.append(check)
+        made.append(check)
         if not as_json:
             advice = f"  -> {check.advice}" if check.advice else ""
             print(printable(f"{check.level:5} {check.what:15} {check.detail}{advice}"), flush=True)
-    failed = any(check.level == "FAIL" for check in found)
+    failed = any(check.level == "FAIL" for check in made)
     if as_json:
-        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in found]}, indent=1))
+        print(json.dumps({"ok": not failed, "checks": [asdict(check) for check in made]}, indent=1))
     return int(failed)
 
 
@@ -135,12 +134,8 @@ def _clock(now: float) -> Check:
 def _packages(config: Config | None) -> Iterator[Check]:
     paho = _version("paho-mqtt") or "0"
     if tuple(int(part) for part in paho.split(".")[:2]) < _PAHO:
-        yield Check(
-            "FAIL",
-            "paho-mqtt",
-            f"{paho}: drops its own connection on a long payload",
-            "pip install -U paho-mqtt",
-        )
+        detail = f"{paho}: drops its own connection on a long payload"
+        yield Check("FAIL", "paho-mqtt", detail, "pip install -U paho-mqtt")
     for tier, names in _PACKAGES.items():
         if config is not None and tier != _tier(config):
             continue
@@ -166,19 +161,16 @@ def _torch(config: Config | None) -> Check:
     if _version("torch") is None:
         return Check(level, "torch", "not installed", "every tier but the endpoint needs it: see packages")
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, our own text
-            [sys.executable, "-P", "-c", _STEP], capture_output=True, text=True, timeout=_TORCH_S, check=False
-        )
+        ended = trial.run(["-c", _STEP], _TORCH_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check(level, "torch", f"a training step did not end: {error}", "look at memory and swap")
-    if done.returncode == 0:
-        return Check("ok", "torch", f"{done.stdout.strip()}, trains a step")
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        advice = _PIN if name in {"SIGILL", "SIGBUS", "SIGSEGV"} else "out of memory? look at dmesg"
-        return Check(level, "torch", f"ends with {name} on this {platform.machine()}", advice)
-    last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-    return Check(level, "torch", last, f"install it anew; if that does not help, {_PIN}")
+    if ended.status == 0:
+        return Check("ok", "torch", f"{ended.stdout.strip()}, trains a step")
+    if ended.signal:
+        advice = _PIN if ended.lacks_instruction else "out of memory? look at dmesg"
+        return Check(level, "torch", f"ends with {ended.signal} on this {platform.machine()}", advice)
+    advice = f"install it anew; if that does not help, {_PIN}"
+    return Check(level, "torch", ended.last or "no word", advice)
 
 
 # -- the configuration
@@ -200,9 +192,8 @@ def _data(data: Data) -> Check:
     if data.dir is None:
         if data.name == "digits" or ":" in data.name:
             return Check("ok", "data", data.name)
-        return Check(
-            "FAIL", "data", f"{data.name} needs data.dir", "set it to the folder that holds the data"
-        )
+        advice = "set it to the folder that holds the data"
+        return Check("FAIL", "data", f"{data.name} needs data.dir", advice)
     if not data.dir.is_dir():
         return Check("FAIL", "data", f"data.dir {data.dir} is not a folder", "create it, or correct the path")
     return Check("ok", "data", f"{data.name} in {data.dir}")
@@ -212,27 +203,17 @@ def _ready(config: Config, path: Path) -> Check:
     """Network and data are read, built and compared as at the tier's start."""
     module = f"{_tier(config)}_app.ready"
     try:
-        done = subprocess.run(  # noqa: S603 - this interpreter, our own module
-            [sys.executable, "-P", "-c", _READY, module, path],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_READY_S,
-            check=False,
-        )
+        ended = trial.run(["-c", _READY, module, path], _READY_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return Check("FAIL", "start", f"it does not end: {error}", "look at memory, swap and the data's disk")
     try:
-        found = json.loads(done.stdout.strip().splitlines()[-1])
-        level: Level = "ok" if found["ok"] else "FAIL"
-        return Check(level, "start", str(found["detail"]), "" if found["ok"] else _CORRECT)
+        result = json.loads(ended.stdout.strip().splitlines()[-1])
+        level: Level = "ok" if result["ok"] else "FAIL"
+        return Check(level, "start", str(result["detail"]), "" if result["ok"] else _CORRECT)
     except (ValueError, LookupError, TypeError):
-        last = (done.stderr.strip().splitlines() or [f"it ends with status {done.returncode}"])[-1]
-    if done.returncode < 0:
-        last = f"it ends with {signal.Signals(-done.returncode).name}"
-    return Check(
-        "FAIL", "start", f"{config.model.name}: {last}", f"try it: {sys.executable} -m {module} {path}"
-    )
+        why = f"it ends with {ended.signal}" if ended.signal else ended.last
+    detail = f"{config.model.name}: {why or f'it ends with status {ended.status}'}"
+    return Check("FAIL", "start", detail, f"try it: {sys.executable} -m {module} {path}")
 
 
 def _folders(config: Config) -> dict[str, Path]:
@@ -245,14 +226,13 @@ def _folders(config: Config) -> dict[str, Path]:
 
 
 def _folder(what: str, folder: Path) -> Check:
-    there = folder.absolute()
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        return Check(
-            "FAIL", what, f"{folder}: {there} cannot be written", "change its owner, or name another"
-        )
-    free = shutil.disk_usage(there).free
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        detail = f"{folder}: {existing} cannot be written"
+        return Check("FAIL", what, detail, "change its owner, or name another")
+    free = shutil.disk_usage(existing).free
     detail = f"{folder}: {free / (1 << 30):.1f} GiB free"
     if free < _TIGHT:
         return Check("FAIL" if free < _LOW else "warn", what, detail, "make room, or name another disk")
@@ -263,7 +243,7 @@ def _folder(what: str, folder: Path) -> Check:
 
 
 def _brokers(config: Config) -> dict[str, Broker]:
-    """By what they are called; one that plays both parts is asked once."""
+    """Link -> broker; one that plays both parts is asked once."""
     if isinstance(config, CloudConfig):
         return {"wan": config.wan}
     if isinstance(config, DeviceConfig) and (config.edge is None or not config.tap.enabled):
@@ -286,12 +266,8 @@ def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:
     what = f"tls {names}"
     if broker.tls is None:
         if broker.host not in {"127.0.0.1", "::1", "localhost"}:
-            risk = (
-                "anybody on the way reads the password"
-                if broker.username
-                else "anybody may speak for this node"
-            )
-            detail = f"{broker.host}:{broker.port}: not encrypted, and {risk}"
+            reads, speaks = "anybody on the way reads the password", "anybody may speak for this node"
+            detail = f"{broker.host}:{broker.port}: not encrypted, and {reads if broker.username else speaks}"
             yield Check("warn", what, detail, "set tls (docs/security.md)")
         return
     try:
@@ -304,14 +280,14 @@ def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:
 def _broker(names: str, broker: Broker, connected: bool = False) -> Iterator[Check]:
     what = f"broker {names}"
     if broker.certified and connected:
-        # There a certificate is the client's name: asking would end the node's own connection.
+        # The broker takes the certificate for the client's name: asking would end the node's own connection.
         detail = f"{broker.host}:{broker.port}: this node runs and is connected; not asked for more"
         yield Check("ok", what, detail)
         return
     try:
-        found = broker_checks.findings(broker, probe(broker), "wan" in names)
+        probed = probe(broker)
     except (BrokerError, ConfigError) as error:
         yield Check("FAIL", what, str(error), broker_checks.remedy(error, broker))
         return
-    for level, detail, advice in found:
+    for level, detail, advice in broker_checks.findings(broker, probed, "wan" in names):
         yield Check(level, what, detail, advice)

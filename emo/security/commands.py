@@ -18,50 +18,42 @@ if TYPE_CHECKING:
     from emo.security.pki.authority import Authority
     from emo.security.pki.certificates import Kind
 
-Told = tuple[str, Any]  # for people; as JSON
+Result = tuple[str, Any]  # as text, as JSON
 _DAYS, _CA_DAYS, _CENTURY = 365, 3650, 36500
 _PASSPHRASE = 1000  # bytes; cryptography takes 1,023
 
 
 def register(commands: Commands) -> None:
     text = "write Mosquitto's configuration and access rules for one broker of a fleet"
-    broker = commands.add("broker", _broker, text)
-    broker.add_argument("link", choices=["wan", "lan"], help="the cloud's broker, or an edge's")
-    broker.add_argument(
-        "--fleet", type=Path, required=True, metavar="FILE", help="fleet.yaml: who belongs to whom"
-    )
-    broker.add_argument("--edge", metavar="ID", help="lan: whose (default: none; lan must have it)")
-    broker.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="mosquitto.conf and acl go here"
-    )
-    broker.add_argument(
-        "--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (default: --out)"
-    )
-    broker.add_argument(
+    option = commands.add("broker", _broker, text).add_argument
+    option("link", choices=["wan", "lan"], help="the cloud's broker, or an edge's")
+    option("--fleet", type=Path, required=True, metavar="FILE", help="fleet.yaml: who belongs to whom")
+    option("--edge", metavar="ID", help="lan: whose (default: none; lan must have it)")
+    option("--out", type=Path, required=True, metavar="DIR", help="mosquitto.conf and acl go here")
+    option("--at", type=Path, metavar="DIR", help="this folder, as Mosquitto sees it (default: --out)")
+    option(
         "--tls",
         type=Path,
         metavar="DIR",
         help="its ca.crt, node.crt, node.key, crl.pem, as it sees them (default: AT/tls)",
     )
-    broker.add_argument("--port", type=int, default=8883, help="where it listens")
-    broker.add_argument(
-        "--bind", default="", metavar="ADDRESS", help="listen here only (default: everywhere)"
-    )
-    broker.add_argument("--root", default="emo", help="first level of every topic")
-    broker.add_argument("--queue-mib", type=int, default=1024, help="MiB that may wait for one client")
-    broker.add_argument("--memory-mib", type=int, default=4096, help="MiB of memory for everything")
-    broker.add_argument(
+    option("--port", type=int, default=8883, help="where it listens")
+    option("--bind", default="", metavar="ADDRESS", help="listen here only (default: everywhere)")
+    option("--root", default="emo", help="first level of every topic")
+    option("--queue-mib", type=int, default=1024, help="MiB that may wait for one client")
+    option("--memory-mib", type=int, default=4096, help="MiB of memory for everything")
+    option(
         "--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)"
     )
-    broker.add_argument("--json", action="store_true", help="print {changed, files}")
+    option("--json", action="store_true", help="print {changed, files}")
 
     pki = commands.add("pki", None, "the fleet's certificates: a CA, its nodes, its brokers", "pki")
     parts = Commands(pki, "PART", dest="part", required=True)
 
-    def part(name: str, run: Callable[[argparse.Namespace], Told], text: str) -> argparse.ArgumentParser:
-        made = parts.add(name, _with(run), text)
-        made.add_argument("--json", action="store_true", help="print the result as JSON")
-        return made
+    def part(name: str, run: Callable[[argparse.Namespace], Result], text: str) -> argparse.ArgumentParser:
+        parser = parts.add(name, _printing(run), text)
+        parser.add_argument("--json", action="store_true", help="print the result as JSON")
+        return parser
 
     request = part("request", _request, "on a node: make its key, and a request for a certificate")
     request.add_argument(
@@ -76,31 +68,31 @@ def register(commands: Commands) -> None:
         "revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker and node"
     )
     rotate = part("rotate", _rotate, "a new CA beside the old one; with --finish, give the old one up")
-    for made in (init, issue, renew, revoke, rotate, part("list", _list, "every certificate, and the CA")):
-        made.add_argument(
+    for parser in (init, issue, renew, revoke, rotate, part("list", _list, "every certificate, and the CA")):
+        parser.add_argument(
             "--ca", type=Path, required=True, metavar="DIR", help="the CA's folder; nobody else's"
         )
-        made.add_argument(
+        parser.add_argument(
             "--passphrase-file",
             type=Path,
             metavar="FILE",
             help="its first line encrypts ca.key (default: not encrypted)",
         )
-    for made in (init, rotate):
-        made.add_argument("--name", default="EMO", help="of the fleet, for people")
-    for made in (issue, renew, revoke):
-        made.add_argument("--id", required=True, help="the node's id, as in its configuration")
-        made.add_argument("--broker", action="store_true", help="of the broker beside that node")
-    for made in (issue, renew):
-        made.add_argument("--csr", type=Path, required=True, metavar="FILE", help="node.csr, from the node")
-        made.add_argument(
+    for parser in (init, rotate):
+        parser.add_argument("--name", default="EMO", help="of the fleet, for people")
+    for parser in (issue, renew, revoke):
+        parser.add_argument("--id", required=True, help="the node's id, as in its configuration")
+        parser.add_argument("--broker", action="store_true", help="of the broker beside that node")
+    for parser in (issue, renew):
+        parser.add_argument("--csr", type=Path, required=True, metavar="FILE", help="node.csr, from the node")
+        parser.add_argument(
             "--out", type=Path, required=True, metavar="FILE", help="the certificate: node.crt there"
         )
-        made.add_argument(
+        parser.add_argument(
             "--host", nargs="+", default=[], help="a broker's host names and addresses (default: none)"
         )
-    for made, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
-        made.add_argument("--days", type=_positive, default=days, help="how many it is good for")
+    for parser, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
+        parser.add_argument("--days", type=_positive, default=days, help="how many it is good for")
     text = "refuse an id that is not in this fleet.yaml, and a broker for a device (default: any id)"
     issue.add_argument("--fleet", type=Path, metavar="FILE", help=text)
     text = "it was revoked, and is in the right hands again: give it another, for a new key"
@@ -145,14 +137,14 @@ def _broker(args: argparse.Namespace, _stop: threading.Event) -> int:
         user=args.user,
     )
     changed = mosquitto.write(args.out, members.load(args.fleet), args.edge, settings)
-    found = {"changed": bool(changed), "files": [str(path) for path in changed]}
-    print(
-        json.dumps(found) if args.json else f"{args.out}: {', '.join(p.name for p in changed) or 'unchanged'}"
-    )
+    if args.json:
+        print(json.dumps({"changed": bool(changed), "files": [str(path) for path in changed]}))
+    else:
+        print(f"{args.out}: {', '.join(path.name for path in changed) or 'unchanged'}")
     return 0
 
 
-def _with(run: Callable[[argparse.Namespace], Told]) -> Run:
+def _printing(run: Callable[[argparse.Namespace], Result]) -> Run:
     def command(args: argparse.Namespace, _stop: threading.Event) -> int:
         with needs("pki"):
             try:
@@ -165,7 +157,7 @@ def _with(run: Callable[[argparse.Namespace], Told]) -> Run:
     return command
 
 
-def _request(args: argparse.Namespace) -> Told:
+def _request(args: argparse.Namespace) -> Result:
     from emo.security.pki import node_request
 
     changed = node_request.request(args.dir, args.id)
@@ -173,7 +165,7 @@ def _request(args: argparse.Namespace) -> Told:
     return f"{path}: take it to the CA; node.key stays here", {"changed": changed, "csr": str(path)}
 
 
-def _init(args: argparse.Namespace) -> Told:
+def _init(args: argparse.Namespace) -> Result:
     from emo.security.pki import authority
 
     authority.init(args.ca, args.name, args.days, _passphrase(args))
@@ -183,7 +175,7 @@ def _init(args: argparse.Namespace) -> Told:
     )
 
 
-def _issue(args: argparse.Namespace) -> Told:
+def _issue(args: argparse.Namespace) -> Result:
     from emo.security.pki import pem_files
 
     if args.fleet is not None:
@@ -197,30 +189,27 @@ def _issue(args: argparse.Namespace) -> Told:
     _out(args)
     with pem_files.lock(args.ca):
         request = pem_files.request(args.csr)
-        made = _authority(args).issue(request, args.id, _kind(args), args.host, args.days, args.readmit)
-        pem_files.write(args.out, pem_files.encoded(made))
-    until = f"{made.not_valid_after_utc:%Y-%m-%d}"
+        issued = _authority(args).issue(request, args.id, _kind(args), args.host, args.days, args.readmit)
+        pem_files.write(args.out, pem_files.encoded(issued))
+    until = f"{issued.not_valid_after_utc:%Y-%m-%d}"
     return f"{args.out}: {args.id} until {until}", {"changed": True, "not_after": until}
 
 
-def _renew(args: argparse.Namespace) -> Told:
+def _renew(args: argparse.Namespace) -> Result:
     from emo.security.pki import pem_files
 
     _out(args)
     with pem_files.lock(args.ca):
         request = pem_files.request(args.csr)
-        made, new = _authority(args).renew(request, args.id, _kind(args), args.host, args.days, args.within)
-        written = pem_files.write(args.out, pem_files.encoded(made))
-    until = f"{made.not_valid_after_utc:%Y-%m-%d}"
+        newest, new = _authority(args).renew(request, args.id, _kind(args), args.host, args.days, args.within)
+        written = pem_files.write(args.out, pem_files.encoded(newest))
+    until = f"{newest.not_valid_after_utc:%Y-%m-%d}"
     how = "renewed, now" if new else "not due,"
-    return f"{args.out}: {args.id} {how} until {until}", {
-        "changed": new or written,
-        "new": new,
-        "not_after": until,
-    }
+    result = {"changed": new or written, "new": new, "not_after": until}
+    return f"{args.out}: {args.id} {how} until {until}", result
 
 
-def _revoke(args: argparse.Namespace) -> Told:
+def _revoke(args: argparse.Namespace) -> Result:
     from emo.security.pki import pem_files
 
     with pem_files.lock(args.ca):
@@ -229,7 +218,7 @@ def _revoke(args: argparse.Namespace) -> Told:
     return text if count else f"{args.id}: nothing left to revoke", {"changed": count > 0, "revoked": count}
 
 
-def _rotate(args: argparse.Namespace) -> Told:
+def _rotate(args: argparse.Namespace) -> Result:
     from emo.security.pki import pem_files
 
     with pem_files.lock(args.ca):
@@ -246,7 +235,7 @@ def _rotate(args: argparse.Namespace) -> Told:
     return f"{args.ca}: {done}", {"changed": True}
 
 
-def _list(args: argparse.Namespace) -> Told:
+def _list(args: argparse.Namespace) -> Result:
     from emo.security.pki.authority import days_left
     from emo.security.pki.node_request import common_name
 
