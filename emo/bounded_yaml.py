@@ -1,7 +1,7 @@
-"""Reads every YAML text of ours, bounded: a configuration, a fleet, a scenario, a variable.
+"""Reads every YAML text of ours, bounded: configurations, fleets, scenarios, variables.
 
-What comes out is plain values that are no larger than they look: aliases count as if they were written out. A key that
-stands twice is refused: the first would be lost without a word.
+Returns plain values, which are no larger than they look: aliases count as if they were written out. A key that stands twice
+is refused, since YAML drops the first one silently.
 """
 
 from pathlib import Path
@@ -71,7 +71,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(path: Path, advice: str = "") -> Any:
-    """The values in a file. Raises ConfigError: file, line, what is wrong. `advice`: said of one that cannot be read."""
+    """The values in a file. Raises ConfigError: file, line, what is wrong; `advice` is added if it cannot be read."""
     try:
         data = files.read(path, _LIMIT)
         if len(data) > _LIMIT:
@@ -93,7 +93,7 @@ def parse(text: str, where: str) -> Any:
         raise ConfigError(f"{where}: {error}") from error
     except (
         Exception
-    ) as error:  # of a month 13 ValueError, of `!!bool x` KeyError, of `!!int ''` IndexError, ...
+    ) as error:  # a month 13 is a ValueError, `!!bool x` a KeyError, `!!int ''` an IndexError, ...
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark and "password" in text:
             error.problem_mark.buffer = None  # the line is not quoted
         said = " ".join(str(error)[:_SAID].split()).replace(' in "<unicode string>",', ",")

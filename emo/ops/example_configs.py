@@ -1,7 +1,4 @@
-"""Writes example configurations that run as they are: a cloud, two edges, four devices, one broker on this machine.
-
-Knows the examples beside it and how to fill in ids and folders. Runs nothing, overwrites nothing.
-"""
+"""`emo init`: example configurations that run as they are: a cloud, two edges, four devices, one broker on this machine."""
 
 import json
 import shlex
@@ -19,8 +16,8 @@ _EDGES = {"edge-1": ("device-01", "device-02"), "edge-2": ("device-03", "device-
 def init(folder: Path) -> list[Path]:
     """Write them to `folder` (made if need be) and print the commands that start them. Returns the files.
 
-    Their folders for state, cache and models are absolute, under `folder`. Raises ConfigError when a file is
-    there already (none is written then), or when `folder` cannot be written.
+    Their folders for state, cache and models are absolute, under `folder`. Raises ConfigError when one of the files exists
+    (then none is written), or when `folder` cannot be written.
     """
     folder = folder.absolute()
     texts = {folder / name: text for name, text in _fill(folder)}
@@ -39,7 +36,7 @@ def init(folder: Path) -> list[Path]:
 
 
 def commands(folder: Path) -> str:
-    """What to type, each line in a terminal of its own."""
+    """The commands to type, each in a terminal of its own."""
     devices = [f"{device}.yaml" for edge in _EDGES.values() for device in edge]
     steps: dict[str, list[str | Path]] = {
         "an MQTT broker on 127.0.0.1:1883, unless one runs": ["mosquitto", "-p", "1883"],
@@ -55,26 +52,15 @@ def commands(folder: Path) -> str:
 def _fill(folder: Path) -> Iterator[tuple[str, str]]:
     """(file name, text) of each example."""
     yield "cloud.yaml", _text("cloud", state_dir=folder / "state" / "cloud", models=folder / "models")
-    count = sum(map(len, _EDGES.values()))
-    index = 0
     for edge, devices in _EDGES.items():
-        yield (
-            f"{edge}.yaml",
-            _text(
-                "edge",
-                id=edge,
-                state_dir=folder / "state" / edge,
-                cache=folder / "cache" / edge,
-                devices=f"[{', '.join(devices)}]",
-            ),
-        )
-        for device in devices:
-            state = folder / "state" / device
-            yield (
-                f"{device}.yaml",
-                _text("device", id=device, edge=edge, state_dir=state, index=index, count=count),
-            )
-            index += 1
+        state, cache = folder / "state" / edge, folder / "cache" / edge
+        names = f"[{', '.join(devices)}]"
+        yield f"{edge}.yaml", _text("edge", id=edge, state_dir=state, cache=cache, devices=names)
+    pairs = [(device, edge) for edge, devices in _EDGES.items() for device in devices]
+    for index, (device, edge) in enumerate(pairs):
+        state = folder / "state" / device
+        text = _text("device", id=device, edge=edge, state_dir=state, index=index, count=len(pairs))
+        yield f"{device}.yaml", text
 
 
 def _text(kind: str, **values: Path | str | int) -> str:

@@ -1,7 +1,7 @@
 """`emo check`: can the configurations of a fleet work, and do they fit each other?
 
-Reads them all; asks no machine and no broker, as `emo doctor` does for one node. A tier of which there is no file is
-left out: nothing is said of who should belong to it.
+Reads files only; `emo doctor` asks the machine and the brokers of one node. Where no file of a tier is given, nothing is
+checked against that tier.
 """
 
 import functools
@@ -30,24 +30,24 @@ def count(nodes: Mapping[str, Node]) -> str:
 
 
 def read(paths: Sequence[Path]) -> tuple[dict[str, Node], list[str]]:
-    """(file -> node, what is wrong with the others). "-": standard input, a configuration after each `---`; such a one
-    is called by its id. EMO_* variables are left out: they are one process's."""
+    """(file -> node, what is wrong with the other files). "-": standard input, a configuration after each `---`, which is
+    named by its id. EMO_* variables, which are for one process, are not applied."""
     nodes: dict[str, Node] = {}
-    found: list[str] = []
+    problems: list[str] = []
     for load in (load for path in paths for load in _inputs(path)):
         try:
             where, node = load()
         except ConfigError as error:
-            found += str(error).splitlines()
+            problems += str(error).splitlines()
             continue
         if where in nodes:
-            found.append(f"{where}: is there twice")
+            problems.append(f"{where}: is there twice")
         nodes[where] = node
-    return nodes, _together(found)
+    return nodes, _together(problems)
 
 
 def _together(lines: Sequence[str]) -> list[str]:
-    """What many nodes have from one place is said once."""
+    """The same line of several nodes becomes one: "NODE and 3 more: ..."."""
     places: dict[str, list[str]] = {}
     for line in lines:
         where, _, text = line.partition(": ")
@@ -57,7 +57,7 @@ def _together(lines: Sequence[str]) -> list[str]:
 
 
 def _inputs(path: Path) -> Iterator[Callable[[], tuple[str, Node]]]:
-    """A call for each configuration. Raises ConfigError where there is no telling how many there are."""
+    """A call for each configuration in `path`. Raises ConfigError when their number cannot be told."""
     if path != _STDIN:
         yield lambda: (str(path), any_tier(path, {}))
         return
@@ -82,8 +82,8 @@ def _part(where: str, text: str) -> tuple[str, Node]:
 
 
 def wrong(nodes: Mapping[str, Node], own_brokers: bool = False) -> Iterator[str]:
-    """A line for each thing in which they do not fit. `own_brokers`: the cloud and each edge have one of their own, as
-    `emo broker` writes them, which lets in nobody else's."""
+    """A line for each way in which they do not fit. `own_brokers`: the cloud and each edge have a broker of their own, as
+    `emo broker` writes them, which lets in no other nodes."""
     clouds, edges, devices = _of(nodes, CloudConfig), _of(nodes, EdgeConfig), _of(nodes, DeviceConfig)
     for name, number in Counter(node.id for node in nodes.values()).items():
         if number > 1:
@@ -112,16 +112,16 @@ def _where(nodes: Mapping[str, Node], name: str) -> str:
 def _alike(nodes: Mapping[str, Node]) -> Iterator[str]:
     """What has to be the same on every node: the model, the topics' first level, encryption at one broker."""
     first: dict[str, tuple[str, Any]] = {}
-    for where, node in sorted(nodes.items(), key=lambda each: not isinstance(each[1], CloudConfig)):
+    for where, node in sorted(nodes.items(), key=lambda item: not isinstance(item[1], CloudConfig)):
         has = {f"model.{key}": value for key, value in node.model.model_dump(mode="json").items()}
         has |= {"wan.root": node.wan.root, f"wan.port at {node.wan.host}": node.wan.port}
         for broker in (node.wan, getattr(node, "lan", node.wan)):
             if broker.host not in _LOOPBACK:
                 has[f"tls of {broker.host}:{broker.port}"] = "set" if broker.tls else "not set"
         for key, value in has.items():
-            there, other = first.setdefault(key, (where, value))
+            where_first, other = first.setdefault(key, (where, value))
             if value != other:
-                yield f"{where}: {key} is {value}, {there} has {other}: it must be the same on every node"
+                yield f"{where}: {key} is {value}, {where_first} has {other}: it must be the same on every node"
 
 
 def _taps(device: DeviceConfig) -> bool:
@@ -185,19 +185,18 @@ def _device(where: str, device: DeviceConfig, edges: Mapping[str, EdgeConfig]) -
 
 
 def _shares(devices: Mapping[str, DeviceConfig]) -> Iterator[str]:
-    """Of one dataset: dealt out by the same rule, and no share to two."""
+    """One dataset is dealt out by one rule, and no share goes to two devices."""
     taken: dict[int, str] = {}
     first: tuple[str, Any] | None = None
     for where, device in devices.items():
         if device.partition is None:
             continue
-        rule = device.partition.model_dump(exclude={"index"}) | {
-            "data": device.data.model_dump(exclude={"dir"})
-        }
-        there, other = first = first or (where, rule)
+        rule = device.partition.model_dump(exclude={"index"})
+        rule["data"] = device.data.model_dump(exclude={"dir"})
+        where_first, other = first = first or (where, rule)
         differ = [key for key in rule if rule[key] != other[key]]
         if differ:
-            yield f"{where}: partition and data deal out another dataset than {there}: {', '.join(differ)} differ"
+            yield f"{where}: partition and data deal out another dataset than {where_first}: {', '.join(differ)} differ"
         index = device.partition.index
         if index in taken:
             yield f"{where}: partition.index {index} is {taken[index]}'s too: both would train on the same samples"
@@ -209,6 +208,6 @@ def _brokers(clouds: Mapping[str, CloudConfig], edges: Mapping[str, EdgeConfig],
     brokers = [(where, cloud.wan) for where, cloud in clouds.items()]
     brokers += [(where, edge.lan) for where, edge in edges.items()]
     for where, broker in brokers if own else ():
-        there = owners.setdefault((broker.host, broker.port), where)
-        if there != where:
-            yield f"{where}: its broker is at {broker.host}:{broker.port}, and so is that of {there}: each has its own"
+        owner = owners.setdefault((broker.host, broker.port), where)
+        if owner != where:
+            yield f"{where}: its broker is at {broker.host}:{broker.port}, and so is that of {owner}: each has its own"

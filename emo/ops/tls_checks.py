@@ -1,7 +1,4 @@
-"""What `emo doctor` says of a node's certificate files: that they fit each other and the node, and for how long.
-
-Knows files. Asks no broker (tls.trouble does).
-"""
+"""What `emo doctor` says of a node's certificate files: whether they fit each other and the node, and for how long."""
 
 from collections.abc import Iterator
 from typing import Literal
@@ -11,11 +8,11 @@ from emo.errors import CertificateError
 from emo.extras import needs
 from emo.mqtt import tls
 
-Finding = tuple[Literal["ok", "warn", "FAIL"], str, str]  # level, what there is, what to do
+Finding = tuple[Literal["ok", "warn", "FAIL"], str, str]  # level, detail, advice
 
 
 def findings(files: Tls, name: str) -> Iterator[Finding]:
-    """Of the node `name`. Raises EmoError where cryptography is not installed."""
+    """`name`: the node's id. Raises EmoError where cryptography is not installed."""
     if files.cert is None or files.key is None:
         try:
             tls.context(files)
@@ -30,11 +27,14 @@ def findings(files: Tls, name: str) -> Iterator[Finding]:
         from emo.security.pki.node_request import common_name  # noqa: PLC0415
     try:
         tls.context(files)
-        mine, roots = pem_files.certificate(files.cert), pem_files.certificates(files.ca) if files.ca else []
+        certificate, roots = (
+            pem_files.certificate(files.cert),
+            pem_files.certificates(files.ca) if files.ca else [],
+        )
     except CertificateError as error:
         yield "FAIL", str(error), "docs/security.md: certificates"
         return
-    if (whose := common_name(mine.subject)) != name:
+    if (whose := common_name(certificate.subject)) != name:
         advice = "the broker knows a node by its certificate: correct id, or have one issued for it"
         yield "FAIL", f"{files.cert} is of {whose!r}, and this node is {name!r}", advice
     if files.key.stat().st_mode & 0o077:
@@ -45,11 +45,11 @@ def findings(files: Tls, name: str) -> Iterator[Finding]:
     if (wrong := tls.validity(files.cert)) is not None:
         yield "FAIL", f"{files.cert} {wrong}", ""
     else:
-        left = days_left(mine)
+        left = days_left(certificate)
         level: Literal["ok", "warn"] = "ok" if left >= tls.SOON_DAYS else "warn"
         advice = "" if level == "ok" else tls.RENEW
         yield level, f"{files.cert}: {whose}, {left} days left", advice
     for root in roots:
-        if days_left(root) < tls.SOON_DAYS and (len(roots) == 1 or root.subject == mine.issuer):
+        if days_left(root) < tls.SOON_DAYS and (len(roots) == 1 or root.subject == certificate.issuer):
             detail = f"{files.ca}: the CA itself has {days_left(root)} days left"
             yield "warn", detail, "change it: `emo pki rotate`, docs/security.md"

@@ -1,11 +1,11 @@
-"""Who may do what on which topic of a broker, from topics.py and fleet.yaml, as Mosquitto's acl_file has it.
+"""Mosquitto's acl_file, from the table of topics (emo/wire/topics.py) and fleet.yaml: who may read and write what.
 
     user device-01
     topic write emo/wan/update/device-01
     topic read emo/wan/global/+
 
-What is not said here is forbidden, and the topics of the other link do not exist. Knows no certificate: that the
-user is who he says is the listener's part (mosquitto.py).
+Everything else is forbidden, the topics of the other link included. That a user is who it claims to be is the listener's
+part (mosquitto.py).
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def text(members: Members, root: str, edge: str | None = None) -> str:
 
 
 def grants(members: Members, root: str, edge: str | None = None) -> dict[str, list[tuple[str, str]]]:
-    """User -> ("write" or "read", filter), ...; as `text`."""
+    """User -> ("write" or "read", filter), ... Raises as `text`."""
     if edge is None:
         link: Link = "wan"
         places = [(members.cloud, "cloud", "")]
@@ -50,7 +50,7 @@ def _rules(root: str, routes: list[Route], name: str, role: str, edge: str) -> I
     for route in routes:
         if role in route.writers:
             # One topic of each kind, or a node could fill the broker with retained messages: what nodes retain fits
-            # into one chunk. That an update or overlay is not retained, rules cannot say: nobody reads it then.
+            # into one chunk. Rules cannot forbid that an update or overlay is retained; nobody would read it.
             index = "+" if role == "cloud" else "0"
             yield "write", rule(root, route, index, **ids, node=name)
         if role in route.readers:

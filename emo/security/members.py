@@ -1,12 +1,11 @@
-"""Who belongs to a fleet, and which devices to which edge: `fleet.yaml`.
+"""`fleet.yaml`: who belongs to a fleet, and which devices to which edge.
 
     cloud: cloud
     edges:
       edge-1: [device-01, device-02]
       edge-2: [device-03]
 
-The access rules of every broker (emo/security/acl.py) and the roles of certificates come from it. Knows no address and
-no configuration of a tier.
+The access rules of every broker (acl.py) and the roles of certificates come from it.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,7 @@
-"""Mosquitto's configuration for one broker of a fleet: `emo broker wan|lan`.
+"""Mosquitto's configuration for one broker of a fleet: `emo broker wan|lan`. For Mosquitto 2.0, checked with 2.0.11.
 
-Knows Mosquitto (2.0, checked with 2.0.11) and what EMO asks of a broker. Knows no address of anybody else.
-TLS only; a certificate of the fleet's CA is asked of everybody, and its name is both user and client id: nobody can
-speak for another, nor take his session over.
+TLS only. Every client needs a certificate of the fleet's CA, whose name is both its user and its client id: none can speak
+for another or take over its session.
 """
 
 from dataclasses import dataclass
@@ -19,9 +18,9 @@ _MESSAGES = 65536  # that wait for one client; of large ones max_queued_bytes le
 
 @dataclass(frozen=True)
 class Settings:
-    """`port`, `bind` (empty: every interface). `here`: the folder of these files as Mosquitto sees it; `tls`: that of its
-    ca.crt, node.crt, node.key and crl.pem. `queue_mib`: what may wait for one client, `memory_mib`: for all.
-    `user`: whom Mosquitto becomes when root starts it."""
+    """`here`: the folder of these files as Mosquitto sees it; `tls`: that of its ca.crt, node.crt, node.key and crl.pem.
+    `bind`: empty for every interface. `queue_mib` may wait for one client, `memory_mib` for all. `user`: whom Mosquitto
+    becomes when root starts it."""
 
     port: int
     here: Path
@@ -34,7 +33,7 @@ class Settings:
 
 
 def write(folder: Path, members: Members, edge: str | None, settings: Settings) -> list[Path]:
-    """mosquitto.conf and acl of the WAN broker, or of `edge`'s; returns the files that have changed. Raises ConfigError."""
+    """Write mosquitto.conf and acl of `edge`'s broker, or of the WAN broker. Returns the changed files. Raises ConfigError."""
     texts = {"acl": acl.text(members, settings.root, edge), "mosquitto.conf": text(members, edge, settings)}
     changed = []
     for name, content in texts.items():
@@ -50,12 +49,11 @@ def write(folder: Path, members: Members, edge: str | None, settings: Settings) 
 
 
 def text(members: Members, edge: str | None, settings: Settings) -> str:
-    """The mosquitto.conf."""
+    """The text of mosquitto.conf."""
     nodes = 1 + (len(members.edges) + len(members.devices) if edge is None else len(members.edges[edge]))
     whose = "the WAN broker, beside the cloud" if edge is None else f"the LAN broker of {edge}"
     user = f"user {settings.user}\n" if settings.user else ""
-    # What is retained is the cloud's to say, and who is there; access rules know no difference between a message that is
-    # retained and one that is not.
+    # Only the WAN needs retained messages: the cloud's, and who is connected. Access rules cannot tell them from others.
     retain = "true" if edge is None else "false"
     return f"""\
 # Written by `emo broker` for {whose}; to change it, write it anew.

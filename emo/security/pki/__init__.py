@@ -1,1 +1,1 @@
-"""Certificates of a fleet: its CA (authority.py), a node's own key and request (node.py), PEM files (pem_files.py)."""
+"""Certificates of a fleet: its CA (authority.py), a node's own key and request (node_request.py), PEM files (pem_files.py)."""

@@ -1,12 +1,10 @@
 """The project's CA: a folder from which certificates are issued, renewed, revoked and listed, and the CA itself changed.
 
-    ca.crt    the CA's certificate; two while they change, the new one first: nodes and brokers trust what is in it
-    ca.key    their keys, in any order, 0600
-    crl.pem   of each CA in ca.crt, what it has revoked: Mosquitto refuses whoever's CA has none
-    revoked.txt   whom any of them has revoked: no later CA takes those keys, nor those ids without being told to
-    issued/ID/node-0001.crt, broker-0001.crt   every certificate there was
-
-Knows this folder. Knows no fleet, and of X.509 only what certificates.py says.
+ca.crt    the CA's certificate; two while they change, the new one first: nodes and brokers trust what is in it
+ca.key    their keys, in any order, 0600
+crl.pem   for each CA in ca.crt, what it has revoked: Mosquitto refuses the nodes of a CA that has none
+revoked.txt   every key revoked by any of them: no later CA accepts those keys, or those ids unless told to
+issued/ID/node-0001.crt, broker-0001.crt   every certificate there was
 """
 
 import re
@@ -22,20 +20,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from emo.config import ID
 from emo.errors import CertificateError
-from emo.security.pki import certificates as form
-from emo.security.pki import pem_files
+from emo.security.pki import certificates, pem_files
 from emo.security.pki.certificates import Kind
 from emo.security.pki.node_request import common_name
 from emo.security.pki.revoked import Revoked
 
 _READMIT = "was revoked; if it is in the right hands again, `emo pki issue --readmit`, for a new key"
 _NUMBER = re.compile(r"-(\d{4,9})\.crt$")
-State = Literal["valid", "expired", "revoked", "superseded", "dropped"]  # with its CA
+State = Literal["valid", "expired", "revoked", "superseded", "dropped"]  # dropped: together with its CA
 
 
 @dataclass(frozen=True)
 class Issued:
-    """`hosts`: names and addresses that a broker may be reached by. `old`: of a CA that is being given up, or was."""
+    """`hosts`: a broker's names and addresses. `old`: of a CA that is being given up, or was."""
 
     id: str
     kind: Kind
@@ -46,22 +43,22 @@ class Issued:
 
 
 def init(folder: Path, name: str, days: int, passphrase: bytes | None) -> None:
-    """Raises CertificateError when there is anything in `folder`: a CA is not overwritten."""
+    """Make a CA. Raises CertificateError when `folder` is not empty: a CA is not overwritten."""
     pem_files.folder(folder)
     if any(path.name != ".lock" for path in folder.iterdir()):
         raise CertificateError(f"{folder}: not empty, and not overwritten; name another folder")
     with pem_files.lock(folder):
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = form.root(name, key, days)
+        certificate = certificates.root(name, key, days)
         pem_files.write(folder / "ca.key", pem_files.key_pem(key, passphrase), public=False)
-        pem_files.write(folder / "crl.pem", pem_files.encoded(form.crl(certificate, key, None, ())))
+        pem_files.write(folder / "crl.pem", pem_files.encoded(certificates.crl(certificate, key, None, ())))
         Revoked(folder).write()
         pem_files.write(folder / "ca.crt", pem_files.encoded(certificate))
 
 
 class Authority:
     def __init__(self, folder: Path, passphrase: bytes | None = None, keys: bool = True) -> None:
-        """`keys`: False where nothing will be signed. Raises CertificateError: no CA there, or a wrong passphrase."""
+        """`keys`: False if nothing will be signed. Raises CertificateError: no CA there, or a wrong passphrase."""
         self._folder, self._passphrase = folder, passphrase
         if not (folder / "ca.crt").exists():
             raise CertificateError(f"{folder}: holds no CA; `emo pki init --ca {folder}` makes one")
@@ -88,8 +85,8 @@ class Authority:
         days: int,
         readmit: bool = False,
     ) -> x509.Certificate:
-        """The first certificate of `name`, or the first after it was revoked: only with `readmit`, and for a key that never
-        was. Raises CertificateError: it has a valid one, or bad input."""
+        """The first certificate of `name`, or, with `readmit`, the first after a revocation, for a key that was never
+        revoked. Raises CertificateError: it has a valid one, or bad input."""
         before = list(self._of(name, kind))
         was_revoked = before[-1].state == "revoked" if before else self._revoked.knows((kind, name))
         if was_revoked and not readmit:
@@ -112,10 +109,10 @@ class Authority:
         days: int,
         within: int | None = None,
     ) -> tuple[x509.Certificate, bool]:
-        """(its certificate, whether it is new). `hosts`: empty for those that it has. `within`: not before so many
-        days are left, unless its CA is being given up, or the key or the hosts are others.
+        """(its certificate, whether it is new). `hosts`: empty to keep them. `within`: not while more days than these
+        are left, unless its CA is being given up, or key or hosts have changed.
 
-        Raises CertificateError when it has none, or it was revoked: whose it is has then to be made sure again.
+        Raises CertificateError when it has none, or was revoked: then the operator has to see again whose key it is.
         """
         before = list(self._of(name, kind))
         if not before:
@@ -135,21 +132,27 @@ class Authority:
         return self._sign(request, name, kind, hosts, days), True
 
     def revoke(self, name: str, kind: Kind) -> int:
-        """All that `name` ever had, with its keys; how many were not revoked yet. Raises CertificateError when it never had
-        one."""
-        found = list(self._of(name, kind))
-        if not found:
+        """Revoke all certificates that `name` ever had, and their keys. Returns how many were not revoked yet. Raises
+        CertificateError when it never had one."""
+        every = list(self._of(name, kind))
+        if not every:
             raise CertificateError(f"{name}: never had a {kind} certificate; `emo pki list` says who has")
-        # First: should this be killed before it has written the CRL, it can be repeated, and nobody is renewed between.
-        self._revoked.add((pem_files.digest(issued.certificate) for issued in found), (kind, name))
+        # First: if this is killed before the CRL is written, it can be repeated, and nothing is renewed in between.
+        self._revoked.add((pem_files.digest(issued.certificate) for issued in every), (kind, name))
         self._revoked.write()
-        changed = {issued.certificate for issued in found if issued.state != "revoked"}
+        changed = {issued.certificate for issued in every if issued.state != "revoked"}
         for root in self.roots:
             key, crl = self._keys[pem_files.public(root)], self._crls[root.subject]
-            mine = [issued.certificate for issued in found if issued.certificate.issuer == root.subject]
-            mine = [each for each in mine if days_left(each) >= 0 and not _in(crl, each)]
+            mine = [issued.certificate for issued in every if issued.certificate.issuer == root.subject]
+            mine = [
+                certificate
+                for certificate in mine
+                if days_left(certificate) >= 0 and not _in(crl, certificate)
+            ]
             if mine:
-                self._crls[root.subject] = form.crl(root, key, crl, [each.serial_number for each in mine])
+                self._crls[root.subject] = certificates.crl(
+                    root, key, crl, [certificate.serial_number for certificate in mine]
+                )
                 changed.update(mine)
         self._write_crls()
         return len(changed)
@@ -161,22 +164,22 @@ class Authority:
             yield from self._of(folder.name, "node")
 
     def rotate(self, name: str, days: int) -> None:
-        """A new CA beside the present one. Raises CertificateError while another change is not finished."""
+        """Begin a change: a new CA beside the present one. Raises CertificateError while another change is under way."""
         if len(self.roots) > 1:
             raise CertificateError(
                 f"{self._folder}: is in a change already; `emo pki rotate --finish` ends it"
             )
         key = ec.generate_private_key(ec.SECP256R1())
-        root = form.root(name, key, days)
+        root = certificates.root(name, key, days)
         self.roots.insert(0, root)
         self._keys[pem_files.public(key)] = key
-        self._crls[root.subject] = form.crl(root, key, None, ())
-        self._write_keys()  # first: whatever is in ca.crt has its key, also after a crash between
+        self._crls[root.subject] = certificates.crl(root, key, None, ())
+        self._write_keys()  # first: after a crash in between, every CA in ca.crt has its key
         self._write_crls()
         pem_files.write(self._folder / "ca.crt", pem_files.encoded(*self.roots))
 
     def finish(self) -> None:
-        """Give the old CA up. Raises CertificateError while somebody's newest certificate is its."""
+        """End the change: drop the old CA. Raises CertificateError while somebody's newest certificate is of it."""
         if len(self.roots) == 1:
             raise CertificateError(f"{self._folder}: no change is under way; `emo pki rotate` begins one")
         late = sorted({i.id for i in self.certificates() if i.old and i.state == "valid"})
@@ -211,18 +214,18 @@ class Authority:
             elif number != max(paths):
                 state = "superseded"
             old = certificate.issuer != self.roots[0].subject
-            yield Issued(name, kind, certificate, form.hosts(certificate), state, old)
+            yield Issued(name, kind, certificate, certificates.hosts(certificate), state, old)
 
     def _paths(self, name: str, kind: Kind) -> dict[int, Path]:
-        """By their number, the oldest first."""
-        found = {}
+        """Number -> file, the oldest first."""
+        paths = {}
         for path in (self._folder / "issued" / name).glob(f"{kind}-*.crt"):
             if number := _NUMBER.search(path.name):
-                found[int(number[1])] = path
-        return dict(sorted(found.items()))
+                paths[int(number[1])] = path
+        return dict(sorted(paths.items()))
 
     def _signed(self, certificate: x509.Certificate) -> bool:
-        """By its CA; nothing is known of one that was given up."""
+        """Whether its CA signed it; True where that CA was given up."""
         try:
             for root in self.roots:
                 if root.subject == certificate.issuer:
@@ -246,8 +249,8 @@ class Authority:
                 )
 
     def _remember(self) -> None:
-        """Of a CA that was made before there was revoked.txt: its CRLs. A key that was issued again by the operator's own
-        word is not in it."""
+        """Fill revoked.txt, for a CA that was made before there was one, from its CRLs, without keys that the operator has
+        issued again since."""
         known = [issued for issued in self.certificates() if issued.state in {"valid", "revoked"}]
         good = {pem_files.digest(issued.certificate) for issued in known if issued.state == "valid"}
         for issued in known:
@@ -255,7 +258,7 @@ class Authority:
                 self._revoked.add([digest], (issued.kind, issued.id))
 
     def _check_key(self, request: x509.CertificateSigningRequest, name: str) -> None:
-        """Raises CertificateError: it was revoked, whoever brings it now."""
+        """Raises CertificateError if the request's key was revoked, whoever brings it now."""
         if owner := self._revoked.owner(pem_files.digest(request)):
             raise CertificateError(
                 f"{name}: the key in this request was revoked as {owner[1]}'s; on the node, move node.key and node.csr away: "
@@ -274,7 +277,7 @@ class Authority:
                 f"--days {days}: the CA itself ends on {root.not_valid_after_utc:%Y-%m-%d}; "
                 "fewer days, or a new CA by `emo pki rotate`"
             )
-        made = form.leaf(request, name, kind, hosts, root, self._keys[pem_files.public(root)], end)
+        made = certificates.leaf(request, name, kind, hosts, root, self._keys[pem_files.public(root)], end)
         folder = self._folder / "issued" / name
         pem_files.folder(folder)
         number = max(self._paths(name, kind), default=0) + 1
@@ -297,5 +300,5 @@ def _in(crl: x509.CertificateRevocationList, certificate: x509.Certificate) -> b
 
 
 def days_left(certificate: x509.Certificate) -> int:
-    """Whole ones; below 0 when it has expired."""
+    """Whole days; below 0 when it has expired."""
     return (certificate.not_valid_after_utc - datetime.now(UTC)).days

@@ -1,7 +1,7 @@
-"""What the certificates and CRLs of a fleet look like (RFC 5280), and what is taken from a request.
+"""Makes the certificates and CRLs of a fleet (RFC 5280).
 
 A node's certificate is for clients only and has no host name, a broker's is for servers only: neither can play the
-other's part. Of a request only the key is taken; name, kind and hosts are the operator's word. Knows no file.
+other's part. Only the key is taken from a request; name, kind and hosts are what the operator says.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ _RSA_BITS, _CURVE_BITS = 2048, 256
 
 
 def root(name: str, key: Key, days: int) -> x509.Certificate:
-    """A CA that signs itself, and nothing but certificates of nodes and brokers."""
-    # Two CAs that overlap must not have one name: a verifier looks its issuer up by that.
+    """A self-signed CA, which may sign certificates of nodes and brokers only."""
+    # Two CAs that overlap need different names: a verifier looks up the issuer by its name.
     try:
         subject = _name(f"{name} CA {x509.random_serial_number() >> 136:06x}")
     except ValueError as error:
@@ -49,8 +49,8 @@ def leaf(
     end: datetime,
     start: datetime | None = None,
 ) -> x509.Certificate:
-    """A certificate of `name` for the key in `request`. `names`: by which a broker is reached. `start`: left out, a day
-    ago. Raises CertificateError: the request is another's, its key weak, or the names are not a broker's."""
+    """A certificate of `name` for the key in `request`. `names`: a broker's host names and addresses. `start`: by default
+    a day ago. Raises CertificateError: another's request, a weak key, or names that do not fit the kind."""
     if (asked := common_name(request.subject)) != name:
         raise CertificateError(f"--id {name}: the request is of {asked!r}; is it the right file?")
     key = request.public_key()
@@ -83,16 +83,14 @@ def leaf(
 def crl(
     issuer: x509.Certificate, key: Key, before: x509.CertificateRevocationList | None, serials: Sequence[int]
 ) -> x509.CertificateRevocationList:
-    """What `before` holds, and `serials`. It is good for as long as the CA is: an expired CRL would mean, to
-    Mosquitto, that nobody may come in."""
+    """`before`, with `serials` added. Valid for as long as the CA: with an expired CRL Mosquitto lets nobody in."""
     now, number = datetime.now(UTC).replace(microsecond=0), 1
     begin = now - _EARLIER
     builder = x509.CertificateRevocationListBuilder().issuer_name(issuer.subject)
     if before is not None:
         number = before.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number + 1
-        begin = max(
-            begin, before.last_update_utc + timedelta(seconds=1)
-        )  # of two in its store OpenSSL takes the later
+        # Of two CRLs in its store OpenSSL takes the later one.
+        begin = max(begin, before.last_update_utc + timedelta(seconds=1))
         for revoked in before:
             builder = builder.add_revoked_certificate(revoked)
     for serial in serials:
@@ -103,7 +101,7 @@ def crl(
 
 
 def hosts(certificate: x509.Certificate) -> tuple[str, ...]:
-    """The names and addresses in it."""
+    """Its host names and addresses."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
@@ -140,7 +138,7 @@ def _builder(
 
 
 def _usage(handshake: bool) -> x509.KeyUsage:
-    """What TLS takes in a handshake; else what a CA does."""
+    """For a TLS handshake, or else for a CA."""
     return x509.KeyUsage(
         digital_signature=handshake,
         key_cert_sign=not handshake,

@@ -1,6 +1,6 @@
-"""A node's part: a key that never leaves it, and a request for a certificate with its id.
+"""Makes a node's key, which never leaves the node, and a request for a certificate with its id.
 
-Knows the node's folder. Knows no CA; the operator says by `emo pki issue` whose id a request may have.
+Whose id a request may have, the operator decides with `emo pki issue`.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ from emo.security.pki import pem_files
 
 
 def request(folder: Path, name: str) -> bool:
-    """Write node.key, unless it is there, and node.csr, unless it is this key's. Returns whether anything changed.
+    """Write node.key unless it exists, and node.csr unless it is this key's. Returns whether anything changed.
 
     A certificate is renewed with the same key; for another key, move the old one away first.
     Raises CertificateError: a bad id, a folder that cannot be written, a key that cannot be read.
@@ -40,6 +40,6 @@ def request(folder: Path, name: str) -> bool:
 
 
 def common_name(subject: x509.Name) -> str:
-    """Whose it is; empty when the name has none or several."""
-    found = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
-    return str(found[0].value) if len(found) == 1 else ""
+    """Whose certificate or request it is; empty when the subject has no common name, or several."""
+    names = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(names[0].value) if len(names) == 1 else ""

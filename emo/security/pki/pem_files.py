@@ -1,7 +1,4 @@
-"""What a PEM file holds: certificates, requests, keys, CRLs; read with a bound, written whole.
-
-Knows files and what cryptography says of their content. Knows no CA.
-"""
+"""PEM files of certificates, requests, keys and CRLs: read with a bound, written whole. What fails raises CertificateError."""
 
 import contextlib
 import fcntl
@@ -25,7 +22,7 @@ _BLOCK = re.compile(rb"-----BEGIN [A-Z0-9 ]+-----(?:(?!-----).)*-----END [A-Z0-9
 
 
 def write(path: Path, data: bytes, public: bool = True) -> bool:
-    """False when it was there already, like that. `public`: others may read it. Raises CertificateError."""
+    """Returns False when the file held just that already. `public`: others may read it."""
     with contextlib.suppress(OSError):
         if files.read(path, _LIMIT) == data:
             return False
@@ -37,7 +34,7 @@ def write(path: Path, data: bytes, public: bool = True) -> bool:
 
 
 def folder(path: Path) -> None:
-    """Make it, for its owner only. Raises CertificateError."""
+    """Make it, for its owner only."""
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -45,56 +42,56 @@ def folder(path: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    """Raises CertificateError: not there, not readable, or larger than any PEM file of ours."""
+    """All of a file that is no larger than any PEM file of ours."""
     return bytes(files.whole(path, _LIMIT, CertificateError))
 
 
 def certificates(path: Path) -> list[x509.Certificate]:
-    """One or more. Raises CertificateError."""
+    """One or more."""
 
     def load(data: bytes) -> list[x509.Certificate]:
-        found = x509.load_pem_x509_certificates(data)
-        for each in found:  # what is read first when it is asked for
-            _ = (each.subject, each.issuer, each.extensions, public(each))
-            _ = (each.not_valid_before_utc, each.not_valid_after_utc)
-        return found
+        loaded = x509.load_pem_x509_certificates(data)
+        for item in loaded:  # these are parsed when they are first asked for
+            _ = (item.subject, item.issuer, item.extensions, public(item))
+            _ = (item.not_valid_before_utc, item.not_valid_after_utc)
+        return loaded
 
     return _parsed(path, "certificate", load)
 
 
 def certificate(path: Path) -> x509.Certificate:
-    """The first. Raises CertificateError."""
+    """The first."""
     return certificates(path)[0]
 
 
 def request(path: Path) -> x509.CertificateSigningRequest:
-    """Raises CertificateError, also when it was not made by the owner of the key in it."""
+    """A request, which the owner of its key has signed."""
 
     def load(data: bytes) -> tuple[x509.CertificateSigningRequest, bool]:
-        found = x509.load_pem_x509_csr(data)
-        _ = (found.subject, public(found))
-        return found, found.is_signature_valid
+        loaded = x509.load_pem_x509_csr(data)
+        _ = (loaded.subject, public(loaded))
+        return loaded, loaded.is_signature_valid
 
-    found, signed = _parsed(path, "certificate request", load)
+    csr, signed = _parsed(path, "certificate request", load)
     if not signed:
         raise CertificateError(f"{path}: the request's signature is wrong: damaged, or not its key's owner's")
-    return found
+    return csr
 
 
 def crls(path: Path) -> list[x509.CertificateRevocationList]:
-    """Each with a number. Raises CertificateError."""
+    """Each has a number."""
 
     def load(data: bytes) -> x509.CertificateRevocationList:
-        found = x509.load_pem_x509_crl(data)
-        _ = (found.issuer, found.last_update_utc, found.next_update_utc, list(found))
-        found.extensions.get_extension_for_class(x509.CRLNumber)
-        return found
+        crl = x509.load_pem_x509_crl(data)
+        _ = (crl.issuer, crl.last_update_utc, crl.next_update_utc, list(crl))
+        crl.extensions.get_extension_for_class(x509.CRLNumber)
+        return crl
 
     return [_parsed(path, "CRL", load, block) for block in _BLOCK.findall(read(path))]
 
 
 def keys(path: Path, passphrase: bytes | None = None) -> list[ec.EllipticCurvePrivateKey]:
-    """Raises CertificateError."""
+    """One or more."""
 
     def load(data: bytes) -> ec.EllipticCurvePrivateKey:
         key = serialization.load_pem_private_key(data, passphrase if b"ENCRYPTED" in data else None)
@@ -102,10 +99,10 @@ def keys(path: Path, passphrase: bytes | None = None) -> list[ec.EllipticCurvePr
             raise TypeError("not on an elliptic curve")
         return key
 
-    found = [_parsed(path, "private key", load, block) for block in _BLOCK.findall(read(path))]
-    if not found:
+    loaded = [_parsed(path, "private key", load, block) for block in _BLOCK.findall(read(path))]
+    if not loaded:
         raise CertificateError(f"{path}: holds no private key in PEM form")
-    return found
+    return loaded
 
 
 def encoded(
@@ -122,20 +119,20 @@ def key_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) ->
 
 
 def public(item: x509.Certificate | x509.CertificateSigningRequest | ec.EllipticCurvePrivateKey) -> bytes:
-    """Its public key: what tells whether two of them belong together."""
+    """Its public key, by which it is seen whether two of them belong together."""
     return item.public_key().public_bytes(
         serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
     )
 
 
 def digest(item: x509.Certificate | x509.CertificateSigningRequest) -> str:
-    """SHA-256 of its public key, in hexadecimal: what a key is remembered by."""
+    """SHA-256 of its public key, in hexadecimal."""
     return hashlib.sha256(public(item)).hexdigest()
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """One process at a time. Raises CertificateError."""
+    """Hold a CA's folder for one process at a time."""
     try:
         file = (path / ".lock").open("a")
     except OSError as error:
@@ -151,9 +148,7 @@ def _parsed(path: Path, what: str, load: Callable[[bytes], T], data: bytes | Non
     data = read(path) if data is None else data
     try:
         return load(data)
-    except (
-        Exception
-    ) as error:  # of damaged bytes ValueError, UnsupportedAlgorithm, InvalidVersion, ExtensionNotFound, ...
+    except Exception as error:  # ValueError, UnsupportedAlgorithm, InvalidVersion, ExtensionNotFound, ...
         encrypted = b"ENCRYPTED" in data
         hint = "; it is encrypted: --passphrase-file, with the right one" if encrypted else ""
         raise CertificateError(f"{path}: holds no {what} that can be used ({error}){hint}") from error

@@ -1,5 +1,5 @@
-"""Whom a CA has revoked, for good: keys by their digest, each with whose it was. It outlives the CA's own CRL, which ends
-with that CA, and the files of its certificates.
+"""The keys that a CA has revoked for good, by digest, and whose they were. The list outlives the CA's own CRL and the
+files of its certificates.
 
     revoked.txt   DIGEST KIND ID, a line each
 """
@@ -20,10 +20,10 @@ _LINE = re.compile(rf"([0-9a-f]{{64}}) (node|broker) ({ID.pattern})")
 
 
 class Revoked:
-    """Of the CA in `folder`. `new`: there is no such file; that CA was made before there was one."""
+    """Of the CA in `folder`. `new`: there is no file yet; the CA was made before there was one."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises CertificateError: a line that is none."""
+        """Raises CertificateError: a damaged line."""
         self._path = folder / NAME
         self.new = not self._path.exists()
         self._owners: dict[str, Owner] = {} if self.new else dict(_read(self._path))
@@ -37,11 +37,11 @@ class Revoked:
         pem_files.write(self._path, "".join(lines).encode(), public=False)
 
     def owner(self, digest: str) -> Owner | None:
-        """Whose key it was, of one that was revoked."""
+        """Whose key it was, if it was revoked."""
         return self._owners.get(digest)
 
     def knows(self, owner: Owner) -> bool:
-        """Whether a key of his was ever revoked."""
+        """Whether a key of `owner` was ever revoked."""
         return owner in self._owners.values()
 
 
