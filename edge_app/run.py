@@ -15,7 +15,7 @@ from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.intervals.log_file import TableFile
 from edge_app.node import EdgeNode
-from edge_app.overlay import collectives, multi_gpu
+from edge_app.overlay import multi_gpu
 from edge_app.overlay.checkpoint import CheckpointFile
 from edge_app.overlay.trainer import Trainer
 from edge_app.ready import ready
@@ -35,7 +35,7 @@ log = logging.getLogger("emo")
 
 def run(config: EdgeConfig, stop: threading.Event) -> None:
     """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
-    world = collectives.world()
+    world = multi_gpu.world()
     if world is not None and world.rank > 0:
         multi_gpu.worker(config, world)
         return

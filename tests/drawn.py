@@ -9,11 +9,13 @@ from emo.models.layers import Parts
 
 
 class Dropped(nn.Module):
-    """Zeros with probability `p`, which is 0 at first: then nothing changes but the generator's state."""
+    """Zeros with probability `p`, which is 0 at first: then nothing changes but the generator's state. `unused` has no part
+    in the result."""
 
     def __init__(self):
         super().__init__()
         self.register_buffer("p", torch.zeros(()))
+        self.unused = nn.Parameter(torch.ones(3))
 
     def forward(self, inputs):
         return inputs * (torch.rand_like(inputs) >= self.p) if self.training else inputs

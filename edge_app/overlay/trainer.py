@@ -1,11 +1,8 @@
-"""The overlay: SGD on replayed activations, on the edge (paper, section IV-A).
-
-Knows a module, tensors and the optimizer's settings. Knows no cache, no device id, no file and no message.
-One thread at a time: the one that trains.
-"""
+"""Trains an overlay by SGD on replayed activations (paper, section IV-A). One thread at a time: the one that trains."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +22,71 @@ from emo.seeds import Draws
 _PATIENCE = 10  # steps in a row that are refused before the weights are taken to be beyond help
 
 
+class Gradients(NamedTuple):
+    """Cross entropies (K, N), NaN where a label has no class; whether they and the gradient are finite; whether buffers
+    have stayed finite, too. The gradients themselves are in place."""
+
+    losses: Tensor
+    sound: Tensor
+    good: Tensor
+
+
+class Descent:
+    """SGD on `module`, in place, on `device`: `gradients`, then `step` or `restore`. On several GPUs every rank has one
+    (multi_gpu.py)."""
+
+    def __init__(self, module: nn.Module, settings: Overlay, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self.module = module.to(self.device).train()
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.optimizer = Sgd(self.parameters.values(), settings.lr, settings.momentum, settings.weight_decay)
+        self._settings = settings
+        self._call = forward(module, settings, self.device)
+
+    def gradients(self, rows: Rows, lr: float | None) -> Gradients:
+        """Clipped. `lr`: None where no step will follow. Raises ModelError where `compile` cannot be had."""
+        if lr is not None:
+            self.optimizer.lr = lr
+        self._buffers = [
+            (buffer, buffer.clone()) for buffer in self.module.buffers()
+        ]  # batch norm moves them
+        self.optimizer.zero_grad()
+        losses = self._backward(rows, len(rows.activations))
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
+        finite = [norm.isfinite(), *((now.isfinite() | ~old.isfinite()).all() for now, old in self._buffers)]
+        losses, norm, kept = self._agreed(losses, norm, torch.stack(finite).all())
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), self._settings.clip, norm)
+        sound = losses.isfinite().all() & norm.isfinite()
+        return Gradients(losses, sound, sound & kept)
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+    def restore(self) -> None:
+        """Buffers are as they were before `gradients`."""
+        for buffer, before in self._buffers:
+            buffer.copy_(before)
+
+    def put(self, arrays: Mapping[str, Tensor]) -> None:
+        """Weights and buffers from `State.arrays`, and no momentum."""
+        with torch.no_grad():
+            for name, value in self.module.state_dict().items():
+                value.copy_(arrays[f"weights/{name}"])
+        self.optimizer.momenta.clear()
+
+    def _backward(self, rows: Rows, total: float) -> Tensor:
+        try:
+            return backward(self._call, rows, total)
+        except RuntimeError as error:
+            if not self._settings.compile:
+                raise
+            raise ModelError(f"overlay.compile: a step fails; set it to false. {error}") from error
+
+    def _agreed(self, losses: Tensor, norm: Tensor, kept: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What all ranks go by, where there are several."""
+        return losses, norm, kept
+
+
 class Trainer:
     """Trains `module` in place, on `device`, with cross entropy and SGD as `settings` has it.
 
@@ -34,17 +96,19 @@ class Trainer:
     to `kept`: the state after every `settings.checkpoint_steps` steps, before the first of them, or the one loaded.
     """
 
-    def __init__(self, module: nn.Module, settings: Overlay, device: torch.device | str = "cpu") -> None:
-        self._device = torch.device(device)
-        self._module = module.to(self._device).train()
-        self._forward = forward(module, settings, self._device)
-        self._parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: Overlay,
+        device: torch.device | str = "cpu",
+        descent: Callable[[nn.Module, Overlay, torch.device | str], Descent] = Descent,
+    ) -> None:
+        self._descent = descent(module, settings, device)
+        self._device, self._module = self._descent.device, self._descent.module
+        self._parameters = self._descent.parameters
         self._settings = settings
-        self._optimizer = Sgd(
-            self._parameters.values(), settings.lr, settings.momentum, settings.weight_decay
-        )
         self._augment = Augment(settings)
-        self._tied = tied(module)
+        self._tied = tied(self._module)
         self._mean = {name: p.detach().clone() for name, p in self._parameters.items()}
         self._refused_in_a_row = 0
         self.steps = 0
@@ -69,46 +133,28 @@ class Trainer:
         Raises ModelError where `flip` or `compile` cannot be had.
         """
         rows = self._augment(self._rows(batches, weights))
-        self._optimizer.lr = self._rate(progress)
-        buffers = [(buffer, buffer.clone()) for buffer in self._module.buffers()]  # batch norm moves them
-        self._optimizer.zero_grad()
-        each = self._backward(rows)
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-        nn.utils.clip_grads_with_norm_(self._parameters.values(), self._settings.clip, norm)
-        good = torch.stack(
-            [
-                each.isfinite().all(),
-                norm.isfinite(),
-                *((now.isfinite() | ~before.isfinite()).all() for now, before in buffers),
-            ]
-        ).all()
-        mixed = each[0] if len(each) == 1 else torch.lerp(each[1], each[0], rows.share)
+        losses, _, good = self._descent.gradients(rows, self._rate(progress))
+        mixed = losses[0] if len(losses) == 1 else torch.lerp(losses[1], losses[0], rows.share)
         means = [part.mean() for part in torch.split(mixed, [len(labels) for _, labels in batches])]
-        *losses, applied = torch.stack(
+        *means_of_batches, applied = torch.stack(
             [*means, good.to(mixed.dtype)]
         ).tolist()  # all that waits for the device
         if not applied:
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            self._descent.restore()
             self._refuse()
-            return [math.nan] * len(losses)
-        self._optimizer.step()
+            return [math.nan] * len(means)
+        self._descent.step()
         self._applied()
-        return losses
+        return means_of_batches
 
     def sound(self, batch: tuple[Tensor, Tensor]) -> bool:
         """Whether loss and gradient of `batch` alone are finite. Nothing of the training changes."""
-        before = [(buffer, buffer.clone()) for buffer in self._module.buffers()]
-        self._optimizer.zero_grad()
         try:
-            each = self._backward(self._rows([batch], None))
+            return bool(self._descent.gradients(self._rows([batch], None), None).sound.item())
         except ValueError:  # batch norm takes no single row
             return True
         finally:
-            for buffer, kept in before:
-                buffer.copy_(kept)
-        norm = nn.utils.get_total_norm([p.grad for p in self._parameters.values() if p.grad is not None])
-        return bool((each.isfinite().all() & norm.isfinite()).item())
+            self._descent.restore()
 
     def evaluate(self, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[float, float]:
         """(mean cross entropy, share of right answers) of the averaged weights in eval mode, over the samples of
@@ -138,7 +184,7 @@ class Trainer:
         arrays = {f"weights/{name}": value for name, value in self._module.state_dict().items()}
         arrays |= {f"mean/{name}": value for name, value in self._mean.items()}
         for name, parameter in self._parameters.items():
-            momentum = self._optimizer.momenta.get(parameter)
+            momentum = self._descent.optimizer.momenta.get(parameter)
             if momentum is not None:
                 arrays[f"momentum/{name}"] = momentum
         copies = {name: value.detach().clone() for name, value in arrays.items()}
@@ -155,7 +201,7 @@ class Trainer:
         for name, parameter in self._parameters.items():
             momentum = state.arrays.get(f"momentum/{name}")
             if momentum is not None:
-                self._optimizer.momenta[parameter] = momentum.to(self._device, copy=True)
+                self._descent.optimizer.momenta[parameter] = momentum.to(self._device, copy=True)
         self.kept = state
 
     def _rows(self, batches: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float] | None) -> Rows:
@@ -173,18 +219,6 @@ class Trainer:
             return rate
         cosine = (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0))) / 2
         return rate * (0.01 + 0.99 * cosine)
-
-    def _backward(self, rows: Rows) -> Tensor:
-        """Gradients in place, not clipped; cross entropies (K, N) of the samples against their labels."""
-        return self._backward_part(rows, len(rows.activations))
-
-    def _backward_part(self, rows: Rows, total: int) -> Tensor:
-        try:
-            return backward(self._forward, rows, total)
-        except RuntimeError as error:
-            if not self._settings.compile:
-                raise
-            raise ModelError(f"overlay.compile: a step fails; set it to false. {error}") from error
 
     def _applied(self) -> None:
         self.steps += 1
@@ -216,12 +250,9 @@ class Trainer:
 
     def _put(self, state: State) -> None:
         """Weights, mean and steps as in `state`, no momentum."""
-        with torch.no_grad():
-            for name, value in self._module.state_dict().items():
-                value.copy_(state.arrays[f"weights/{name}"])
-            for name, value in self._mean.items():
-                value.copy_(state.arrays[f"mean/{name}"])
-        self._optimizer.momenta.clear()
+        self._descent.put(state.arrays)
+        for name, value in self._mean.items():
+            value.copy_(state.arrays[f"mean/{name}"])
         self.steps = state.steps
 
 
@@ -242,8 +273,8 @@ def forward(module: nn.Module, settings: Overlay, device: torch.device) -> Calla
     return autocast
 
 
-def backward(call: Callable[[Tensor], Tensor], rows: Rows, total: int) -> Tensor:
-    """Adds the gradients of `rows`, which are a part of a step of `total` samples, divided by `total`.
+def backward(call: Callable[[Tensor], Tensor], rows: Rows, total: float) -> Tensor:
+    """Adds the gradients of the sum over `rows`, divided by `total`: the samples of the whole step.
 
     Returns the cross entropies (K, N), unweighted; NaN where a label has no class.
     """
@@ -251,7 +282,7 @@ def backward(call: Callable[[Tensor], Tensor], rows: Rows, total: int) -> Tensor
         return _backward(call, rows, total)
 
 
-def _backward(call: Callable[[Tensor], Tensor], rows: Rows, total: int) -> Tensor:
+def _backward(call: Callable[[Tensor], Tensor], rows: Rows, total: float) -> Tensor:
     logits = call(rows.activations)
     classes = logits.shape[1]
     known = (rows.labels >= 0) & (rows.labels < classes)

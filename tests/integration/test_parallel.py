@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from edge_app.overlay import collectives, multi_gpu
+from edge_app.overlay import multi_gpu
 from edge_app.overlay.trainer import Trainer
 from emo.config import EdgeConfig, Model, Overlay
 from emo.errors import ConfigError, EmoError
@@ -66,12 +66,29 @@ def drawn(trainer):
     return curve(trainer(dropping, CURVES["plain"]), "plain")[0]
 
 
+def interrupted(make):
+    """A curve with ten refused steps in a row, which end at the checkpoint before them, and another trainer that goes on
+    from the state of the first."""
+    settings = Overlay(lr=0.01, checkpoint_steps=4)
+    trainer, losses = make(module(settings), settings), []
+    for step in range(24):
+        given = batches(BAD if 6 <= step < 16 else step)
+        losses += trainer.step(given)
+        if step == 19:
+            state, trainer = trainer.state(), make(module(settings), settings)
+            trainer.step(batches(2))  # of its own start, which is not to count
+            trainer.load(state)
+    assert trainer.sound(batches(1)[0])
+    assert not trainer.sound(batches(BAD)[-1])
+    return [*losses, trainer.step(batches(3))[0], trainer.steps]
+
+
 def rank(mode, out):
     """One process, as `edge_app.run` has it; exits 2 on an EmoError."""
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     torch.set_num_threads(1)
-    world = collectives.world()
+    world = multi_gpu.world()
     if world.rank > 0:
         multi_gpu.worker(CONFIG, world)
         return
@@ -79,11 +96,13 @@ def rank(mode, out):
         if mode == "curve":
             found = {n: curve(leader.trainer(module(s), s), n) for n, s in CURVES.items()}
             found["drawn"] = [drawn(leader.trainer) for _ in range(2)]
+            found["interrupted"] = interrupted(leader.trainer)
             Path(out).write_text(json.dumps(found))
             return
         settings = CURVES["plain"]
         trainer = leader.trainer(module(settings), settings)
-        trainer.step(batches(0))
+        if mode != "raise":
+            trainer.step(batches(0))
         print("ready", flush=True)
         while not stop.is_set():
             if mode == "train":
@@ -117,6 +136,7 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     curves = json.loads(out.read_text())
+    np.testing.assert_allclose(curves.pop("interrupted"), interrupted(Trainer), rtol=1e-5)
     first, again = curves.pop("drawn")
     np.testing.assert_array_equal(first, again)
     assert abs(np.array(first) - curves["plain"][0])[:3].min() > 1e-3  # it has drawn
@@ -182,17 +202,17 @@ def test_the_others_end_with_rank_0(pair, tmp_path, mode, status):
 
 
 def test_a_process_that_trains_alone_has_no_world():
-    assert collectives.world({}) is None
-    assert collectives.world({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}) is None
-    assert collectives.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}) == (3, 4, 1)
+    assert multi_gpu.world({}) is None
+    assert multi_gpu.world({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}) is None
+    assert multi_gpu.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}) == (3, 4, 1)
     for wrong in ({"RANK": "4"}, {"RANK": "-1"}, {"RANK": "x"}, {"LOCAL_RANK": ""}, {"WORLD_SIZE": "many"}):
         with pytest.raises(ConfigError, match="WORLD_SIZE"):
-            collectives.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"} | wrong)
+            multi_gpu.world({"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"} | wrong)
 
 
 @pytest.mark.parametrize(("size", "samples"), [(2, 0), (2, 1), (3, 64), (4, 61)])
 def test_shares_are_even_and_whole(size, samples):
-    shares = collectives.World(0, size, 0).shares(samples)
+    shares = multi_gpu.World(0, size, 0).shares(samples)
     assert [n for start, end in shares for n in range(start, end)] == list(range(samples))
     counts = [end - start for start, end in shares]
     assert counts == sorted(counts, reverse=True)
