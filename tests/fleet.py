@@ -32,7 +32,7 @@ from emo.wire.messages import (
     Update,
 )
 from emo.wire.topics import ROUTES, subscription
-from testbed.fleet.memory_network import Network
+from testbed.fleet.memory_network import MemoryChannel, Network
 
 MODEL = Model(name="cnn", width=0.5, input=(1, 8, 8), classes=4)
 
@@ -122,7 +122,7 @@ class Fleet:
             subscription("emo", kind, **{key: ids[key] for key in ids if f"{{{key}}}" in ROUTES[kind].topic})
             for kind in kinds
         ]
-        channel = self.network.channel(name, filters, self.journals[name], limits=node.limits())
+        channel = MemoryChannel(self.network, name, filters, self.journals[name], limits=node.limits())
 
         def handle(message: Message) -> None:
             if isinstance(message, GlobalModel) and message.round > len(self.globals):

@@ -18,7 +18,7 @@ from emo.runtime.channel import Channel, Listener
 from emo.wire import frame
 from emo.wire.messages import Interval, Message, Status, Update
 from emo.wire.topics import ROUTES, subscription
-from testbed.fleet.memory_network import Network
+from testbed.fleet.memory_network import MemoryChannel, Network
 
 CHUNK_KIB = 4
 _roots = itertools.count()
@@ -82,7 +82,7 @@ class MemoryLink:
 
     def end(self, name: str, filters: list[str], will: Status | None = None) -> End:
         journal = Journal()
-        return End(name, self._network.channel(name, filters, journal, will), journal, lambda: None)
+        return End(name, MemoryChannel(self._network, name, filters, journal, will), journal, lambda: None)
 
     def inject(self, topic: str, data: bytes) -> None:
         self._network.inject(topic, data)

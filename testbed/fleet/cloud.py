@@ -21,7 +21,7 @@ from emo.wire.messages import (
 )
 from emo.wire.topics import subscription
 from testbed import node_configs
-from testbed.fleet.memory_network import Network
+from testbed.fleet.memory_network import MemoryChannel, Network
 from testbed.plan import Plan
 from testbed.workers.packets import CHUNK, ROOT, Packet
 
@@ -57,7 +57,9 @@ class Cloud(Listener):
         for kind in self._published:
             self._network.listen(subscription(ROOT, kind), self._note(kind))
         filters = [subscription(ROOT, kind) for kind in (Status, Update, OverlayWeights)]
-        self._channel = self._network.channel("cloud", filters, self._journal, limits=self.node.limits())
+        self._channel = MemoryChannel(
+            self._network, "cloud", filters, self._journal, limits=self.node.limits()
+        )
         self._channel.start(self)
         if number > plan.rounds:
             return  # nothing is left to open

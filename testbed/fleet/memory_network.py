@@ -23,6 +23,8 @@ from emo.wire.receiver import Receiver, matches
 
 log = logging.getLogger("emo")
 
+_QUEUE = 64  # messages, as Broker.queue_messages has it
+
 # The client that it is for, or None for all that subscribed; topic; bytes; retain.
 Packet = tuple["MemoryChannel | None", str, bytes, bool]
 
@@ -30,25 +32,14 @@ Packet = tuple["MemoryChannel | None", str, bytes, bool]
 class Network:
     """Stands for a broker. `root`, `chunk`: topic prefix and largest packet in bytes."""
 
-    def __init__(self, root: str = "emo", chunk: int = 256 * 1024, queue_messages: int = 64) -> None:
-        self.root, self._chunk, self._limit = root, chunk, queue_messages
+    def __init__(self, root: str = "emo", chunk: int = 256 * 1024) -> None:
+        self.root, self._chunk = root, chunk
         self._connected: dict[str, MemoryChannel] = {}
         self._taps: list[tuple[str, Callable[[str, bytes], None]]] = []
         self._retained: dict[str, bytes] = {}
         self._queue: deque[Packet] = deque()
         self._change = threading.Condition()  # guards all of the above, never held while a listener runs
         self._numbers = itertools.count(1)
-
-    def channel(
-        self,
-        client_id: str,
-        filters: list[str],
-        journal: Journal,
-        will: Status | None = None,
-        limits: Limits | None = None,
-    ) -> "MemoryChannel":
-        """A client, away until its `start`. `limits`: how large a message may be for its node."""
-        return MemoryChannel(self, client_id, filters, journal, Outbox(self._limit, journal), will, limits)
 
     def pump(self) -> int:
         """Deliver everything that is queued, and what listeners publish meanwhile, on the caller's thread.
@@ -133,7 +124,8 @@ class Network:
 
 
 class MemoryChannel:
-    """The port of emo.runtime.channel on a Network; its listener runs inside `pump`."""
+    """The port of emo.runtime.channel on a Network: a client, away until its `start`. Its listener runs inside `pump`.
+    `limits`: how large a message may be for its node."""
 
     def __init__(
         self,
@@ -141,12 +133,12 @@ class MemoryChannel:
         client_id: str,
         filters: list[str],
         journal: Journal,
-        outbox: Outbox,
-        will: Status | None,
-        limits: Limits | None,
+        will: Status | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.client_id, self.will = client_id, will
-        self._network, self._filters, self._journal, self._outbox = network, filters, journal, outbox
+        self._network, self._filters, self._journal = network, filters, journal
+        self._outbox = Outbox(_QUEUE, journal)
         self._receiver = Receiver[None](network.root, journal, limits=limits)
 
     def start(self, listener: Listener) -> None:

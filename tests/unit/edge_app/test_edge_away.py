@@ -12,7 +12,7 @@ from emo.runtime.outbox import Outbox
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch
 from emo.wire.topics import subscription
-from testbed.fleet.memory_network import Network
+from testbed.fleet.memory_network import MemoryChannel, Network
 
 # Batches of 16 samples, 8 KB each, one after another: at 5 to 6 a second 20,000 make an hour.
 HOUR = 20_000
@@ -61,9 +61,9 @@ def test_the_outbox_stays_flat(batches, count, memory):
 
 def test_the_newest_versions_arrive_when_the_edge_is_back():
     network, got = Network(), []
-    edge = network.channel("edge-1", [subscription("emo", ActivationBatch)], Journal())
+    edge = MemoryChannel(network, "edge-1", [subscription("emo", ActivationBatch)], Journal())
     edge.start(Hears(got.append))
-    device = network.channel("dev-1", [], Journal())
+    device = MemoryChannel(network, "dev-1", [], Journal())
     first, rest = memory_while(device.publish, 40)
     assert rest < first + 20_000
     device.start(Listener())

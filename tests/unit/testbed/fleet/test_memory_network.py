@@ -8,7 +8,7 @@ from samples import examples
 from emo.journal import Journal
 from emo.wire.messages import GlobalModel, Interval, RunState, Status, Update
 from emo.wire.topics import subscription
-from testbed.fleet.memory_network import Network
+from testbed.fleet.memory_network import MemoryChannel, Network
 
 
 def interval(batch):
@@ -29,7 +29,7 @@ def chatter(log):
         return on
 
     for name in ("a", "b", "c"):
-        channels[name] = network.channel(name, [subscription("emo", Interval)], Journal())
+        channels[name] = MemoryChannel(network, name, [subscription("emo", Interval)], Journal())
         channels[name].start(Hears(handle(name)))
     for batch in range(3):
         channels["a"].publish(interval(batch))
@@ -47,9 +47,9 @@ def test_the_order_is_the_same_each_time():
 
 def test_nothing_moves_before_pump_and_nothing_is_left_after():
     network, got = Network(), []
-    there = network.channel("there", [subscription("emo", Interval)], Journal())
+    there = MemoryChannel(network, "there", [subscription("emo", Interval)], Journal())
     there.start(Hears(got.append))
-    here = network.channel("here", [], Journal())
+    here = MemoryChannel(network, "here", [], Journal())
     here.start(Hears(got.append))
     here.publish(interval(1))
     assert got == []
@@ -60,10 +60,10 @@ def test_nothing_moves_before_pump_and_nothing_is_left_after():
 
 def test_hello_comes_after_what_was_published_before_the_start():
     network, got = Network(), []
-    network.channel("there", [subscription("emo", Interval), subscription("emo", Status)], Journal()).start(
-        Hears(got.append)
-    )
-    here = network.channel("here", [], Journal())
+    MemoryChannel(
+        network, "there", [subscription("emo", Interval), subscription("emo", Status)], Journal()
+    ).start(Hears(got.append))
+    here = MemoryChannel(network, "here", [], Journal())
     here.publish(interval(1))
     here.start(Hears(got.append, lambda: Status("here", "edge", online=True)))
     network.pump()
@@ -72,12 +72,14 @@ def test_hello_comes_after_what_was_published_before_the_start():
 
 def test_dropped_and_back_again():
     network, seen, mine = Network(chunk=200), [], []
-    watcher = network.channel("cloud", [subscription("emo", Status), subscription("emo", Update)], Journal())
+    watcher = MemoryChannel(
+        network, "cloud", [subscription("emo", Status), subscription("emo", Update)], Journal()
+    )
     watcher.start(Hears(seen.append))
     watcher.publish(examples()[1])
     will = Status("dev-1", "device", online=False)
-    device = network.channel(
-        "dev-1", [subscription("emo", GlobalModel), subscription("emo", RunState)], Journal(), will
+    device = MemoryChannel(
+        network, "dev-1", [subscription("emo", GlobalModel), subscription("emo", RunState)], Journal(), will
     )
     device.start(Hears(mine.append))
     network.pump()
@@ -95,7 +97,7 @@ def test_dropped_and_back_again():
 
 def test_after_stop_nothing_arrives():
     network, got = Network(), []
-    there = network.channel("there", [subscription("emo", Interval)], Journal())
+    there = MemoryChannel(network, "there", [subscription("emo", Interval)], Journal())
     there.start(Hears(got.append))
     there.publish(interval(1))
     there.stop()
