@@ -16,8 +16,8 @@ from emo.ops import trial
 
 
 def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork, Layout]:
-    """The test set, the network of the first round, and what each tensor of it is. Raises EmoError on what does not fit: also on what only the end
-    of the run needs."""
+    """The test set, the network of the first round, and what each of its tensors is. Raises EmoError on what does not fit,
+    also where only the end of the run would need it."""
     test = registry.testing(config.data, config.model)
     if config.overlays.fit != "none":
         heldout.kept(config.data, config.model)
@@ -29,11 +29,11 @@ def ready(config: CloudConfig) -> tuple[Dataset, SplitNetwork, Layout]:
     return test, net, layout(net, config.model.input)
 
 
-def said(config: CloudConfig) -> str:
-    """For people. Raises as `ready`, and ConfigError where a run that was interrupted had other settings."""
+def described(config: CloudConfig) -> str:
+    """What was built, in words. Raises as `ready`, and ConfigError when an interrupted run had other settings."""
     torch.set_num_threads(config.threads)
-    test, net, what = ready(config)
-    checkpoint.agree(config.state_dir / "run", config, split_network.weights(net), what)
+    test, net, tensors = ready(config)
+    checkpoint.agree(config.state_dir / "run", config, split_network.weights(net), tensors)
     dry_run.run(config, test)
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)
@@ -41,4 +41,4 @@ def said(config: CloudConfig) -> str:
 
 
 if __name__ == "__main__":
-    trial.main(CloudConfig, said)
+    trial.main(CloudConfig, described)

@@ -1,4 +1,4 @@
-"""Runs the cloud: rounds, then what they have trained is kept in state_dir and published as an ONNX file."""
+"""Runs the cloud: the rounds, then their result is kept in state_dir and published as an ONNX file."""
 
 import json
 import logging
@@ -40,8 +40,8 @@ log = logging.getLogger("emo")
 
 
 def run(config: CloudConfig, stop: threading.Event, new: bool = False) -> dict[str, Any] | None:
-    """The whole run, or what is left of the one that state_dir holds: unless `new`, which gives that up. Its result is
-    also in state_dir/result.json. None when `stop` came first.
+    """Run all rounds, or those left of the run in state_dir, which `new` gives up. Returns the result, which is also in
+    state_dir/result.json, or None when `stop` came first.
 
     Raises EmoError on what does not fit, before anything connects; QuorumError when devices stay away.
     """
@@ -122,9 +122,9 @@ def finish(
     run: str,
     resumed: bool = False,
 ) -> dict[str, Any]:
-    """Keeps the run in state_dir for `emo export`, then publishes it. Returns what `publish` does, with what the edges
-    did and where a sample image lies. `resumed`: a process before this one may have come so far. Raises as `publish`, and
-    says how to go on.
+    """Keep the run in state_dir for `emo export`, then publish it. Returns what `publish` does, the edges' counts and the
+    path of a sample image. `resumed`: an earlier process may have published it already. Raises as `publish`, with how to go
+    on.
     """
     edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
     choice = config.overlays
@@ -138,7 +138,7 @@ def finish(
         edges={edge: run_archive.Edge(**counts) for edge, counts in edges.items()},
     )
     parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
-    # First: where there is nothing to publish, `emo export` may help.
+    # First: if it cannot be published now, `emo export` can do it later.
     unkept = _keep(config.state_dir, record, parts)
     export = config.export
     wanted = Choice(
@@ -154,8 +154,8 @@ def finish(
         raise ExportError(
             f"{error}\nThe run is kept. Once that is mended: {again} (or start the cloud again)"
         ) from error
-    said = f"exported {export.name} version {published['version']}, {published['bytes']} bytes"
-    log.info("%s, accuracy %.2f %%", said, 100 * published["accuracy"]["served"])
+    version = f"{export.name} version {published['version']}, {published['bytes']} bytes"
+    log.info("exported %s, accuracy %.2f %%", version, 100 * published["accuracy"]["served"])
     if unkept and (unkept := _keep(config.state_dir, record, parts)):  # there may be room by now
         log.warning("%s; `emo export` will not find this run", unkept)
     return {
@@ -168,7 +168,7 @@ def finish(
 
 
 def _keep(folder: Path, record: run_archive.Record, parts: Mapping[str, Weights]) -> ExportError | None:
-    """Why it cannot be kept, if it cannot."""
+    """Returns why it could not be kept, if so."""
     try:
         run_archive.write(folder, record, parts)
     except ExportError as error:
@@ -189,7 +189,7 @@ def _counts(overlay: OverlayWeights) -> dict[str, int]:
 
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:
-    """One test image as PNG, for a request to repeat by hand; None for data that is no image."""
+    """Save a test image as PNG, for a request by hand. None if the data are no images."""
     pixels = test.images[-1]
     if test.images.dtype != "uint8" or pixels.ndim != 3 or pixels.shape[0] not in {1, 3}:
         return None

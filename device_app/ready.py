@@ -12,13 +12,13 @@ from emo.ops import trial
 
 
 def ready(config: DeviceConfig, journal: Journal) -> DeviceNode:
-    """Its node, with its data. Raises EmoError on what does not fit."""
+    """The device's node, with its data. Raises EmoError on what does not fit."""
     train = registry.training(config.data, config.model, own=config.partition is None)
     return DeviceNode(config, train, journal)
 
 
-def said(config: DeviceConfig) -> str:
-    """For people. Raises as `ready`, and ModelError where it cannot train."""
+def described(config: DeviceConfig) -> str:
+    """What was built, in words. Raises as `ready`, and ModelError when it cannot train."""
     torch.set_num_threads(config.threads)
     node = ready(config, Journal())
     node.prepare()
@@ -29,4 +29,4 @@ def said(config: DeviceConfig) -> str:
 
 
 if __name__ == "__main__":
-    trial.main(DeviceConfig, said)
+    trial.main(DeviceConfig, described)

@@ -1,4 +1,4 @@
-"""Runs one device, or several in one process: each has its own connections; they train in turn."""
+"""Runs one device, or several in one process, each with its own connections; they train in turn."""
 
 import contextlib
 import os
@@ -18,15 +18,15 @@ from emo.wire.topics import filters
 
 
 def run(configs: Sequence[DeviceConfig], stop: threading.Event, parallel: int = 1) -> None:
-    """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    """Run until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
     torch.set_num_threads(configs[0].threads)
     turn = threading.Semaphore(parallel)
     with contextlib.ExitStack() as stack:
         for config in configs:
             stack.enter_context(files.alone(config.state_dir))
-        made = [_runner(config, turn) for config in configs]
-        threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in made]
-        stack.enter_context(beating([heart for _, heart in made]))
+        runners = [_runner(config, turn) for config in configs]
+        threads = [threading.Thread(target=runner.run, args=(stop,), daemon=True) for runner, _ in runners]
+        stack.enter_context(beating([heart for _, heart in runners]))
         for thread in threads:
             thread.start()
         for thread in threads:

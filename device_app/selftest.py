@@ -1,7 +1,6 @@
-"""Can this machine be a device? One training step of its model, and one activation batch to frames and back.
+"""Tests whether this machine can be a device: one training step, and one activation batch to frames and back, of noise.
 
-Knows a device's node, the codec and the frames; data and weights are noise. Opens no socket, reads no dataset. On some
-processors torch dies of an instruction that they lack: `emo selftest` runs this in a process of its own.
+On some processors torch dies of an instruction that they lack, so `emo selftest` runs this in a process of its own.
 
     python -m device_app.selftest [FILE]    a device's configuration; prints one JSON object
 """
@@ -33,9 +32,9 @@ _RUN = "selftest"
 def check(config: DeviceConfig) -> dict[str, Any]:
     """A round of one step over one batch of `config.batch_size`, through the node that a fleet runs.
 
-    Returns what was measured: `torch`, `machine`, `model`, `loss`, `codec`, `frames`, `bytes`, `raw_bytes` (of the
-    activations as float32), `seconds`. Raises EmoError: the model does not fit, it does not learn (weights not finite,
-    or as before), or the batch does not come back as it was sent.
+    Returns `torch`, `machine`, `model`, `loss`, `codec`, `frames`, `bytes`, `raw_bytes` (of the activations as float32)
+    and `seconds`. Raises EmoError: the model does not fit or does not learn (weights not finite, or unchanged), or the
+    batch does not come back as it was sent.
     """
     torch.set_num_threads(config.threads)
     config = config.model_copy(update={"edge": config.edge or "edge", "partition": None})
@@ -43,9 +42,8 @@ def check(config: DeviceConfig) -> dict[str, Any]:
     start = time.monotonic()
     before = split_network.weights(split_network.network(config.model, seed=0))
     node = DeviceNode(config, _noise(config), Journal())
-    sent = list(
-        node.handle(GlobalModel(_RUN, 0, (config.id,), Training(lr=0.01), before), now=time.monotonic())
-    )
+    model = GlobalModel(_RUN, 0, (config.id,), Training(lr=0.01), before)
+    sent = list(node.handle(model, now=time.monotonic()))
     node.close()
     for message in sent:
         if isinstance(message, CannotTrain):
@@ -72,7 +70,7 @@ def check(config: DeviceConfig) -> dict[str, Any]:
 
 
 def _noise(config: DeviceConfig) -> Dataset:
-    """One batch of it: float32 (batch_size, *model.input), every class in turn."""
+    """One batch: float32 (batch_size, *model.input), every class in turn."""
     shape, count = config.model.input, config.batch_size
     images = np.random.default_rng(0).standard_normal((count, *shape), np.float32)
     classes = tuple(str(number) for number in range(config.model.classes))
@@ -81,10 +79,10 @@ def _noise(config: DeviceConfig) -> Dataset:
 
 
 def _back(frames: list[bytes]) -> Message:
-    """The message that an edge would make of them. Raises FrameError."""
+    """The message that an edge would read from `frames`. Raises FrameError."""
     parts = Reassembler(1 << 30, Journal())
-    for each in frames:
-        chunk = frame.parse(each)
+    for data in frames:
+        chunk = frame.parse(data)
         payload = parts.add(_RUN, chunk, topics.ROUTES[ActivationBatch].limit)
         if payload is not None:
             return frame.unpack(chunk.kind, payload)
@@ -103,14 +101,14 @@ def _same(sent: ActivationBatch, back: Message) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """0, and a JSON object with `ok`. 1: with `error`, a sentence."""
+    """Print a JSON object with `ok`, and `error`, a sentence, if it is false. Returns 0 or 1."""
     try:
         config = load(DeviceConfig, Path(arguments[0])) if arguments else DeviceConfig(id=_RUN)
-        found = {"ok": True, **check(config)}
+        result = {"ok": True, **check(config)}
     except EmoError as error:
-        found = {"ok": False, "error": str(error)}
-    sys.stdout.write(json.dumps(found) + "\n")
-    return int(not found["ok"])
+        result = {"ok": False, "error": str(error)}
+    sys.stdout.write(json.dumps(result) + "\n")
+    return int(not result["ok"])
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ from emo.ops import trial
 
 
 def ready(config: EdgeConfig) -> int:
-    """Parameters of its overlay, which is built anew for each run. Raises ModelError on one that cannot be."""
+    """The number of its overlay's parameters; it is built anew for each run. Raises ModelError if it cannot be built."""
     overlay = split_network.overlay(config.model, config.overlay.seed)
     return sum(parameter.numel() for parameter in overlay.parameters())
 
 
 def step(config: EdgeConfig, device: str = "cpu") -> None:
-    """One step of an overlay like its own, on as few samples as a step may have. Raises what the user's network does."""
+    """One step of an overlay like its own, on as few samples as a step can have. Raises what the user's network raises."""
     model, settings = config.model, config.overlay.model_copy(update={"compile": False})
     trainer = Trainer(split_network.overlay(model, settings.seed), settings, device)
     count = max(2, settings.batches)
@@ -23,8 +23,8 @@ def step(config: EdgeConfig, device: str = "cpu") -> None:
     trainer.step([(torch.zeros(count, *split_network.split_shape(model)), labels)])
 
 
-def said(config: EdgeConfig) -> str:
-    """For people. Raises as `ready` and `step`."""
+def described(config: EdgeConfig) -> str:
+    """What was built, in words. Raises as `ready` and `step`."""
     torch.set_num_threads(config.threads)
     step(config)
     split = list(split_network.split_shape(config.model))
@@ -32,4 +32,4 @@ def said(config: EdgeConfig) -> str:
 
 
 if __name__ == "__main__":
-    trial.main(EdgeConfig, said)
+    trial.main(EdgeConfig, described)

@@ -19,9 +19,9 @@ from edge_app.overlay import multi_gpu
 from edge_app.overlay.checkpoint import CheckpointFile
 from edge_app.overlay.trainer import Trainer
 from edge_app.ready import ready
-from emo import config_file as configured
 from emo import files, logs
 from emo.config import EdgeConfig
+from emo.config_file import load
 from emo.errors import EmoError
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
@@ -34,7 +34,7 @@ log = logging.getLogger("emo")
 
 
 def run(config: EdgeConfig, stop: threading.Event) -> None:
-    """Until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
+    """Run until `stop` is set. Raises EmoError on what does not fit, before anything connects."""
     world = multi_gpu.world()
     if world is not None and world.rank > 0:
         multi_gpu.worker(config, world)
@@ -46,9 +46,8 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         stack.enter_context(files.alone(config.state_dir))
         journal, settings = Journal(config.state_dir), config.cache
         journal.event("start", tier="edge", id=config.id, pid=os.getpid())
-        stack.enter_context(
-            threadpool_limits(config.threads, "blas")
-        )  # numpy would take every core to compare
+        # Else numpy would take every core to compare activations.
+        stack.enter_context(threadpool_limits(config.threads, "blas"))
         disk = stack.enter_context(
             DiskCache(
                 settings.dir,
@@ -96,14 +95,14 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
 
 
 def main() -> int:
-    """As torchrun starts it, once a GPU."""
+    """What torchrun starts for each GPU."""
     parser = Parser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
     logs.configure()
     stop = threading.Event()
     stop_on(stop, signal.SIGTERM, signal.SIGINT)
     try:
-        run(configured.load(EdgeConfig, parser.parse_args().config), stop)
+        run(load(EdgeConfig, parser.parse_args().config), stop)
     except EmoError as error:
         log.error("%s", error)  # noqa: TRY400 - bad input is no bug
         return 2

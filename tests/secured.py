@@ -117,7 +117,9 @@ class Site:
         root, key = pem_files.certificate(ca.ca / "ca.crt"), pem_files.keys(ca.ca / "ca.key")[0]
         dates = now + timedelta(days=end), now + timedelta(days=start)
         hosts = ("127.0.0.1",) if kind == "broker" else ()
-        made = certificates.leaf(pem_files.request(place / "node.csr"), name, kind, hosts, root, key, *dates)
+        made = certificates.leaf(
+            pem_files.request(place / "node.csr"), name, kind, hosts, (root, key), *dates
+        )
         pem_files.write(place / "node.crt", pem_files.encoded(made))
         self.copy(place)
         return Tls(ca=place / "ca.crt", cert=place / "node.crt", key=place / "node.key")

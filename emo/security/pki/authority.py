@@ -277,7 +277,8 @@ class Authority:
                 f"--days {days}: the CA itself ends on {root.not_valid_after_utc:%Y-%m-%d}; "
                 "fewer days, or a new CA by `emo pki rotate`"
             )
-        made = certificates.leaf(request, name, kind, hosts, root, self._keys[pem_files.public(root)], end)
+        ca = root, self._keys[pem_files.public(root)]
+        made = certificates.leaf(request, name, kind, hosts, ca, end)
         folder = self._folder / "issued" / name
         pem_files.folder(folder)
         number = max(self._paths(name, kind), default=0) + 1

@@ -44,8 +44,7 @@ def leaf(
     name: str,
     kind: Kind,
     names: Sequence[str],
-    issuer: x509.Certificate,
-    issuer_key: Key,
+    ca: tuple[x509.Certificate, Key],
     end: datetime,
     start: datetime | None = None,
 ) -> x509.Certificate:
@@ -63,6 +62,7 @@ def leaf(
         raise CertificateError(f"{name}: --broker needs --host: the names and addresses it is reached by")
     if kind == "node" and names:
         raise CertificateError(f"{name}: --host goes with --broker; a node's certificate has no host name")
+    issuer, issuer_key = ca
     builder = _builder(_name(name), issuer.subject, key, start or datetime.now(UTC) - _EARLIER, end)
     usage = ExtendedKeyUsageOID.SERVER_AUTH if kind == "broker" else ExtendedKeyUsageOID.CLIENT_AUTH
     own = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value

@@ -385,7 +385,7 @@ def test_doctor_tries_the_same_steps():
     model = named("moody").model_copy(update={"classes": 10})
     FAILS.add("overlay")
     with pytest.raises(ValueError, match="the overlay is in a mood"):
-        edge_app.ready.said(EdgeConfig(id="e", devices=("d",), model=model))
+        edge_app.ready.described(EdgeConfig(id="e", devices=("d",), model=model))
     FAILS.add("trunk")
     with pytest.raises(ModelError, match=r"cannot train: a trial step .* the trunk is in a mood"):
-        device_app.ready.said(DeviceConfig(id="d", model=model))
+        device_app.ready.described(DeviceConfig(id="d", model=model))

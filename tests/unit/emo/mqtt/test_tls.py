@@ -29,7 +29,7 @@ def make(tmp_path):
         root, key = pem_files.certificate(ca / "ca.crt"), pem_files.keys(ca / "ca.key")[0]
         now = datetime.now(UTC)
         dates = now + timedelta(days=days), now + timedelta(days=start)
-        made = certificates.leaf(pem_files.request(place / "node.csr"), name, "node", (), root, key, *dates)
+        made = certificates.leaf(pem_files.request(place / "node.csr"), name, "node", (), (root, key), *dates)
         pem_files.write(place / "node.crt", pem_files.encoded(made))
         for public in ("ca.crt", "crl.pem"):
             pem_files.write(place / public, (ca / public).read_bytes())

@@ -23,9 +23,9 @@ from emo.ops import doctor
 from emo.ops.example_configs import init
 
 TIERS = {
-    "cloud": (CloudConfig, cloud_ready.said, cloud.run),
-    "edge-1": (EdgeConfig, edge_ready.said, edge.run),
-    "device-01": (DeviceConfig, device_ready.said, lambda config, stop: device.run([config], stop)),
+    "cloud": (CloudConfig, cloud_ready.described, cloud.run),
+    "edge-1": (EdgeConfig, edge_ready.described, edge.run),
+    "device-01": (DeviceConfig, device_ready.described, lambda config, stop: device.run([config], stop)),
 }
 
 
@@ -93,10 +93,10 @@ def test_a_run_that_was_begun_with_other_settings_stops_the_cloud_and_nothing_is
     )
     (folder / "00000002.safetensors").write_bytes(b"damaged")
     there = sorted(folder.iterdir())
-    assert "10 classes" in cloud_ready.said(config)
+    assert "10 classes" in cloud_ready.described(config)
     write(files["cloud"], lr="0.5")
     with pytest.raises(EmoError, match=r"training\.lr is 0\.5, was 0\.05.*--new-run"):
-        cloud_ready.said(load(CloudConfig, files["cloud"]))
+        cloud_ready.described(load(CloudConfig, files["cloud"]))
     assert sorted(folder.iterdir()) == there
 
 

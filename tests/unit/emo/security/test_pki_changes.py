@@ -28,7 +28,7 @@ def rekeyed(folder, name):
 def expired(ca, csr):
     now, key = datetime.now(UTC), pem_files.keys(ca / "ca.key")[0]
     dates = now - timedelta(days=1), now - timedelta(days=9)
-    old = form.leaf(csr, "device-01", "node", (), pem_files.certificate(ca / "ca.crt"), key, *dates)
+    old = form.leaf(csr, "device-01", "node", (), (pem_files.certificate(ca / "ca.crt"), key), *dates)
     (ca / "issued" / "device-01").mkdir(parents=True)
     pem_files.write(ca / "issued" / "device-01" / "node-0001.crt", pem_files.encoded(old))
     return old
@@ -227,7 +227,7 @@ def test_a_ca_from_before_there_was_a_list_of_the_revoked(ca, tmp_path):
         pem_files.write(ca / "crl.pem", pem_files.encoded(crl))
     (ca / "revoked.txt").unlink()
     csr = pem_files.request(tmp_path / "device-02" / "node.csr")
-    again = form.leaf(csr, "device-02", "node", (), root, key, datetime.now(UTC) + timedelta(days=9))
+    again = form.leaf(csr, "device-02", "node", (), (root, key), datetime.now(UTC) + timedelta(days=9))
     pem_files.write(ca / "issued" / "device-02" / "node-0002.crt", pem_files.encoded(again))
     Authority(ca).rotate("EMO", 3650)
     assert Authority(ca).renew(csr, "device-02", "node", (), 365)[1]

@@ -214,7 +214,7 @@ def test_a_ca_that_has_ended_revokes(ca, tmp_path):
     root = ended(key, pem_files.certificate(ca / "ca.crt"), now - timedelta(days=5))
     csr = pem_files.request(tmp_path / "device-01" / "node.csr")
     leaf = form.leaf(
-        csr, "device-01", "node", (), root, key, now - timedelta(days=6), now - timedelta(days=9)
+        csr, "device-01", "node", (), (root, key), now - timedelta(days=6), now - timedelta(days=9)
     )
     (ca / "ca.crt").write_bytes(pem_files.encoded(root))
     (ca / "issued" / "device-01" / "node-0001.crt").write_bytes(pem_files.encoded(leaf))
