@@ -3,7 +3,8 @@
 import torch
 
 from cloud_app.ensemble import dry_run, int8
-from cloud_app.ensemble.publish import dtype, judges
+from cloud_app.ensemble.model import dtype
+from cloud_app.ensemble.publish import judges
 from cloud_app.rounds import checkpoint
 from cloud_app.serving.repository import Repository
 from emo.config import CloudConfig

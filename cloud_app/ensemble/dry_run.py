@@ -4,9 +4,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cloud_app.ensemble import model as ensemble
-from cloud_app.ensemble.model import TRUNK
+from cloud_app.ensemble.model import TRUNK, dtype
 from cloud_app.ensemble.onnx_export import export
-from cloud_app.ensemble.publish import dtype
 from cloud_app.serving import known_answer
 from emo.config import CloudConfig, Export
 from emo.data.dataset import Dataset

@@ -1,7 +1,6 @@
-"""An exported model in 8 bits, where that is worth it: static quantisation with QDQ nodes, behind two gates.
+"""Quantises an exported model to 8 bits, where that is worth it: static quantisation with QDQ nodes, behind two gates.
 
-Knows ONNX files and labelled images; knows no torch and no repository. The gates: `quantise` gives a file only if it
-answers about as well and clearly faster, on this machine. Source: onnxruntime's quantisation guide; weights are signed
+`quantise` gives a file only if it answers about as well and clearly faster, on this machine. Source: onnxruntime's quantisation guide; weights are signed
 with a scale a channel, activations unsigned with one scale a tensor.
 """
 
@@ -19,6 +18,7 @@ import onnx
 from cloud_app.ensemble.onnx_domains import only_used
 from cloud_app.serving.onnx_session import open_session
 from emo.data.dataset import Dataset
+from emo.data.heldout import part
 from emo.errors import ExportError
 
 # isort: split
@@ -44,14 +44,13 @@ def quantise(path: Path, scales: Dataset, judged: Dataset, to: Path) -> Path | N
     quantise the model.
     """
     must_be_enough(judged)
-    known, rows = (_some(each, count) for each, count in ((scales, 256), (judged, 2048)))
+    judged = _some(judged, 2048)
     try:
-        _write(path, scales.images[known], to)
+        _write(path, _some(scales, 256).images, to)
     except Exception as error:  # onnxruntime's errors share no class of their own
         raise ExportError(f"int8: onnxruntime cannot quantise this model: {error}") from error
-    images, labels = judged.images[rows], judged.labels[rows]
-    before, after = (_accuracy(file, images, labels) for file in (path, to))
-    slow, fast = (_latency(file, images[:BATCH]) for file in (path, to))
+    before, after = (accuracy(file, judged) for file in (path, to))
+    slow, fast = (_latency(file, judged.images[:BATCH]) for file in (path, to))
     text = f"int8: accuracy {after:.2%} after {before:.2%}, {1e3 * fast:.2f} ms a batch of {BATCH} after {1e3 * slow:.2f}"
     if before - after > LOSS or slow < GAIN * fast:
         log.warning("%s; it stays fp32", text)
@@ -70,7 +69,11 @@ def must_be_enough(judged: Dataset) -> None:
 
 def accuracy(path: Path, dataset: Dataset) -> float:
     """Share of right answers of the model `path` on `dataset`."""
-    return _accuracy(path, dataset.images, dataset.labels)
+    session, right = open_session(path), 0
+    for at in range(0, len(dataset.labels), 64):
+        (logits,) = session.run(["logits"], {"images": dataset.images[at : at + 64]})
+        right += int((logits.argmax(1) == dataset.labels[at : at + 64]).sum())
+    return right / len(dataset.labels)
 
 
 def note(path: Path, metadata: Mapping[str, str]) -> None:
@@ -112,8 +115,8 @@ def _write(path: Path, images: np.ndarray[Any, Any], to: Path) -> None:
     to.write_bytes(model.SerializeToString())
 
 
-def _some(dataset: Dataset, count: int) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(0).permutation(len(dataset.labels))[:count]
+def _some(dataset: Dataset, count: int) -> Dataset:
+    return part(dataset, np.random.default_rng(0).permutation(len(dataset.labels))[:count])
 
 
 @contextlib.contextmanager
@@ -125,14 +128,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(level)
-
-
-def _accuracy(path: Path, images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> float:
-    session, right = open_session(path), 0
-    for at in range(0, len(labels), 64):
-        (logits,) = session.run(["logits"], {"images": images[at : at + 64]})
-        right += int((logits.argmax(1) == labels[at : at + 64]).sum())
-    return right / len(labels)
 
 
 def _latency(path: Path, images: np.ndarray[Any, Any]) -> float:

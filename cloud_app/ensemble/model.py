@@ -21,6 +21,7 @@ from torch import nn
 
 from cloud_app.aggregation import exact_mean
 from emo.config import Model
+from emo.data.dataset import Dataset
 from emo.errors import ExportError, ModelError, UpdateRefused
 from emo.models import split_network
 from emo.models.state import unsound
@@ -30,6 +31,11 @@ DType = Literal["uint8", "float32"]
 Combine = Literal["probabilities", "logits"]
 
 TRUNK, HEAD, OVERLAY = "trunk", "head", "overlay-"
+
+
+def dtype(dataset: Dataset) -> DType:
+    """Of the images that a model of this data takes."""
+    return "uint8" if dataset.images.dtype == "uint8" else "float32"
 
 
 class Ensemble(nn.Module):
@@ -102,13 +108,6 @@ def combined(each: torch.Tensor, shares: torch.Tensor, combine: Combine) -> torc
     if combine == "logits":
         return (each * shares).sum(0)
     return torch.logsumexp(torch.log_softmax(each, 2) + shares.log(), 0)
-
-
-def boosted(
-    trunk: nn.Module, overlay: nn.Module, mean: np.ndarray, std: np.ndarray, dtype: DType = "uint8"
-) -> Ensemble:
-    """The horizontal pair: an ensemble of one overlay."""
-    return Ensemble(trunk, [overlay], mean, std, dtype)
 
 
 def parts(weights: Weights, overlays: Mapping[str, Weights]) -> dict[str, Weights]:

@@ -1,12 +1,13 @@
 """From a run's parts to a version in a model repository: the members, what they are worth, one ONNX file.
 
-Knows what is measured and what is written of it. Knows no round, no wire and no HTTP.
+Four steps, in order: `collect` the parts and what they answer, `choose_members`, `export_checked`, `add_version`.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +16,8 @@ import numpy as np
 
 from cloud_app.ensemble import int8, member_weights, run_archive
 from cloud_app.ensemble import model as ensemble
-from cloud_app.ensemble.member_choice import Choice, Votes, choose
-from cloud_app.ensemble.model import HEAD, OVERLAY, Combine, DType
+from cloud_app.ensemble.member_choice import Choice, Chosen, Votes, choose
+from cloud_app.ensemble.model import HEAD, OVERLAY, Combine, dtype
 from cloud_app.ensemble.onnx_export import export
 from cloud_app.ensemble.run_archive import Record
 from cloud_app.serving import known_answer
@@ -33,8 +34,33 @@ log = logging.getLogger("emo")
 _LOOK = 8  # versions
 
 
-def dtype(dataset: Dataset) -> DType:
-    return "uint8" if dataset.images.dtype == "uint8" else "float32"
+@dataclass(frozen=True)
+class Candidates:
+    """Step 1: what may become a member. `overlays`: parts that fit the model and answer with numbers; `left_out`: part -> why
+    it does not. `votes`: on the test images, of all of them and of the FL model's head where it is there; `heldout`: the
+    same on held-out images, where they decide."""
+
+    record: Record
+    parts: Mapping[str, Weights]
+    test: Dataset
+    combine: Combine
+    overlays: Sequence[str]
+    left_out: Mapping[str, str]
+    votes: Votes
+    heldout: Votes | None
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Step 3: the file, checked. `accuracy`: on the test images, as `publish` returns it. `question`: with the answer that
+    a server must give (known_answer.py)."""
+
+    path: Path
+    precision: str
+    accuracy: Mapping[str, Any]
+    bytes: int
+    max_error: float
+    question: str
 
 
 def publish(
@@ -59,10 +85,35 @@ def publish(
     Raises ExportError: nothing to combine, no held-out data where `choice.fit` needs it, parts that do not fit, or
     ONNX and torch disagree; ServeError: the repository cannot take it; DataError: the data is not here.
     """
-    combine = choice.combine or record.combine
     test = registry.testing(record.data, record.model)
     repository = Repository(models)
     repository.check(name, test.classes, record.model.input, dtype(test))
+    candidates = collect(record, parts, choice, test)
+    members = choose_members(candidates, choice)
+    try:
+        with TemporaryDirectory() as folder:
+            exported = export_checked(candidates, members, choice, Path(folder))
+            version = add_version(repository, name, exported, candidates, sure) if added is None else added
+    except OSError as error:
+        raise ExportError(f"{error.filename or models}: cannot be written: {error.strerror}") from error
+    return {
+        **({"heldout": dict(members.figures)} if members.figures else {}),
+        "accuracy": exported.accuracy,
+        "precision": exported.precision,
+        "bytes": exported.bytes,
+        "members": list(members.shares),
+        "shares": [round(share, 4) for share in members.shares.values()],
+        "left_out": members.left_out,
+        "instead": members.instead,
+        "onnx": str(repository.path(name, version).resolve()),
+        "version": version,
+        "max_error": exported.max_error,
+    }
+
+
+def collect(record: Record, parts: Mapping[str, Weights], choice: Choice, test: Dataset) -> Candidates:
+    """Step 1. Raises ExportError where there is nothing to combine, DataError where held-out data is missing that
+    `choice.fit` needs."""
     asked = _overlays(parts, choice.without)
     if choice.head and HEAD not in parts:
         raise ExportError(f"this run has not kept the FL model's head, only {', '.join(parts) or 'nothing'}")
@@ -72,64 +123,77 @@ def publish(
             "`overlays.edges`. (`emo export --head` exports the FL model alone.)"
         )
     left_out = ensemble.misfits(record.model, {part: parts[part] for part in asked})
-    named = [part for part in asked if part not in left_out] + [HEAD] * (HEAD in parts)
-    if not named:
+    names = [part for part in asked if part not in left_out] + [HEAD] * (HEAD in parts)
+    if not names:
         raise ExportError(next(iter(left_out.values())))
-    whole = _build(record, parts, test, shares=dict.fromkeys(named, 1.0))
-    votes = _votes(whole, test, named, "the test images")
-    left_out |= {part: "it answers with NaN or infinity" for part in votes.no_numbers() if part != HEAD}
-    overlays = [part for part in asked if part not in left_out]
+    module = _build(record, parts, test, "probabilities", dict.fromkeys(names, 1.0))
+
+    def votes(dataset: Dataset, where: str) -> Votes:
+        return Votes(names, member_weights.votes(module, dataset), dataset.labels, where)
+
+    on_test = votes(test, "the test images")
+    left_out |= {part: "it answers with NaN or infinity" for part in on_test.no_numbers() if part != HEAD}
     kept = _kept(record, choice)
-    judges = None if kept is None else _votes(whole, kept, named, "the held-out images")
-    chosen = choose(choice, combine, overlays + [HEAD] * choice.head, votes, judges)
-    left_out |= chosen.left_out
-    for part, why in left_out.items():
+    return Candidates(
+        record,
+        parts,
+        test,
+        choice.combine or record.combine,
+        [part for part in asked if part not in left_out],
+        left_out,
+        on_test,
+        None if kept is None else votes(kept, "the held-out images"),
+    )
+
+
+def choose_members(candidates: Candidates, choice: Choice) -> Chosen:
+    """Step 2: the members with their shares, and all that are left out; logged. Raises ExportError where none is left."""
+    overlays = [*candidates.overlays, *[HEAD] * choice.head]
+    chosen = choose(choice, candidates.combine, overlays, candidates.votes, candidates.heldout)
+    chosen = replace(chosen, left_out={**candidates.left_out, **chosen.left_out})
+    for part, why in chosen.left_out.items():
         log.warning("%s is left out: %s", ensemble.said(part), why)
     if chosen.instead:
         log.warning("%s: the FL model alone is exported (export.at_least, --at-least)", chosen.instead)
     if not chosen.shares:
-        raise ExportError(f"no overlay of this run can be used: {next(iter(left_out.values()))}")
-    served = votes.accuracy(chosen.shares, combine)
-    found: dict[str, Any] = {"heldout": dict(chosen.figures)} if chosen.figures else {}
-    found["accuracy"] = {
-        "fl": votes.accuracy({HEAD: 1}, "logits") if HEAD in parts else None,
-        "boosted": [votes.accuracy({part: 1}, "logits") for part in overlays],
-        "bagged": votes.accuracy(dict.fromkeys(overlays, 1), combine) if overlays else None,
-        "bagged_logits": votes.accuracy(dict.fromkeys(overlays, 1), "logits") if overlays else None,
-        "served": served,
+        raise ExportError(f"no overlay of this run can be used: {next(iter(chosen.left_out.values()))}")
+    return chosen
+
+
+def export_checked(candidates: Candidates, members: Chosen, choice: Choice, folder: Path) -> Exported:
+    """Step 3: one ONNX file in `folder`, in 8 bits where that is asked for and worth it. Raises ExportError, OSError."""
+    record, test, combine = candidates.record, candidates.test, candidates.combine
+    accuracy = _accuracies(candidates, members)
+    module = _build(record, candidates.parts, test, combine, members.shares)
+    facts = {
+        **_metadata(record, members.shares, test),
+        "combine": combine,
+        "fit": choice.fit,
+        "accuracy": f"{accuracy['served']:.4f}",
+        "precision": "fp32",
     }
-    module = _build(record, parts, test, combine, chosen.shares)
-    try:
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            facts = {
-                **_metadata(record, chosen.shares, test),
-                "combine": combine,
-                "fit": choice.fit,
-                "accuracy": f"{served:.4f}",
-                "precision": "fp32",
-            }
-            report = export(module, path, record.model.input, test.classes, facts, choice.opset)
-            found["precision"] = "fp32"
-            if choice.int8:
-                path, found["precision"] = _quantised(record, path, test, found["accuracy"])
-            found["bytes"] = path.stat().st_size
-            question = known_answer.make(path)
-            if added is None:
-                _no_worse(repository, name, found["accuracy"]["served"], sure)
-                added = repository.add(name, path, test.classes, record.model.input, dtype(test), question)
-    except OSError as error:
-        raise ExportError(f"{error.filename or models}: cannot be written: {error.strerror}") from error
-    return {
-        **found,
-        "members": list(chosen.shares),
-        "shares": [round(share, 4) for share in chosen.shares.values()],
-        "left_out": left_out,
-        "instead": chosen.instead,
-        "onnx": str(repository.path(name, added).resolve()),
-        "version": added,
-        "max_error": report.max_error,
-    }
+    path, precision = folder / "model.onnx", "fp32"
+    max_error = export(module, path, record.model.input, test.classes, facts, choice.opset)
+    if choice.int8:
+        quantised = int8.quantise(path, *judges(record.data, record.model), folder / "int8.onnx")
+        if quantised is not None:
+            path, precision = quantised, "int8"
+            accuracy["served"] = int8.accuracy(path, test)
+            int8.note(path, {"accuracy": f"{accuracy['served']:.4f}", "precision": precision})
+    return Exported(path, precision, accuracy, path.stat().st_size, max_error, known_answer.make(path))
+
+
+def add_version(
+    repository: Repository,
+    name: str,
+    exported: Exported,
+    candidates: Candidates,
+    sure: Callable[[str], None],
+) -> int:
+    """Step 4: the number of the new version. Raises ServeError, OSError, and what `sure` does."""
+    _no_worse(repository, name, exported.accuracy["served"], sure)
+    test, model = candidates.test, candidates.record.model
+    return repository.add(name, exported.path, test.classes, model.input, dtype(test), exported.question)
 
 
 def added(run: str, models: Path, name: str) -> int | None:
@@ -144,12 +208,10 @@ def added(run: str, models: Path, name: str) -> int | None:
 def _facts(repository: Repository, name: str, version: int) -> Mapping[str, str]:
     """What the file says of itself; nothing where it is not one of ours, or damaged: the endpoint will say so."""
     try:
-        found: dict[str, str] = (
-            open_session(repository.path(name, version), 1).get_modelmeta().custom_metadata_map
-        )
+        facts = open_session(repository.path(name, version), 1).get_modelmeta().custom_metadata_map
     except ServeError:
         return {}
-    return found
+    return dict(facts)
 
 
 def _no_worse(repository: Repository, name: str, accuracy: float, sure: Callable[[str], None]) -> None:
@@ -175,7 +237,7 @@ def from_folder(
     sure: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
     """`publish` of the run in the folder `run`. `data_dir`: where the data lies here, if not where the run had it.
-    Raises as `saved.read` and `publish`."""
+    Raises as `run_archive.read` and `publish`."""
     record, parts = run_archive.read(run)
     if data_dir is not None:
         record = record.model_copy(update={"data": record.data.model_copy(update={"dir": data_dir})})
@@ -191,17 +253,20 @@ def _overlays(parts: Mapping[str, Weights], without: Sequence[str]) -> list[str]
 
 
 def _build(
-    record: Record,
-    parts: Mapping[str, Weights],
-    test: Dataset,
-    combine: Combine = "probabilities",
-    shares: Mapping[str, float] | None = None,
+    record: Record, parts: Mapping[str, Weights], test: Dataset, combine: Combine, shares: Mapping[str, float]
 ) -> ensemble.Ensemble:
     return ensemble.build(record.model, parts, test.mean, test.std, dtype(test), combine, shares)
 
 
-def _votes(whole: ensemble.Ensemble, dataset: Dataset, names: Sequence[str], where: str) -> Votes:
-    return Votes(names, member_weights.votes(whole, dataset), dataset.labels, where)
+def _accuracies(candidates: Candidates, members: Chosen) -> dict[str, Any]:
+    votes, overlays, combine = candidates.votes, candidates.overlays, candidates.combine
+    return {
+        "fl": votes.accuracy({HEAD: 1}, "logits") if HEAD in candidates.parts else None,
+        "boosted": [votes.accuracy({part: 1}, "logits") for part in overlays],
+        "bagged": votes.accuracy(dict.fromkeys(overlays, 1), combine) if overlays else None,
+        "bagged_logits": votes.accuracy(dict.fromkeys(overlays, 1), "logits") if overlays else None,
+        "served": votes.accuracy(members.shares, combine),
+    }
 
 
 def _kept(record: Record, choice: Choice) -> Dataset | None:
@@ -240,14 +305,3 @@ def _metadata(record: Record, shares: Mapping[str, float], test: Dataset) -> dic
         "data_version": json.dumps({**version, "test_sha256": content.hexdigest()}),
         "trained_with": record.emo,
     }
-
-
-def _quantised(record: Record, path: Path, test: Dataset, accuracy: dict[str, Any]) -> tuple[Path, str]:
-    """The file to serve, and its precision; `accuracy["served"]` becomes that file's."""
-    train, judged = judges(record.data, record.model)
-    quantised = int8.quantise(path, train, judged, path.with_name("int8.onnx"))
-    if quantised is None:
-        return path, "fp32"
-    accuracy["served"] = int8.accuracy(quantised, test)
-    int8.note(quantised, {"accuracy": f"{accuracy['served']:.4f}", "precision": "int8"})
-    return quantised, "int8"

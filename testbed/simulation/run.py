@@ -105,8 +105,8 @@ def run(
                 return None
             here.finish(method.weights())
     if onnx is not None:
-        report = evaluation.export(plan, here.weights(), test, onnx)
-        say(f"exported to {onnx}, {report.bytes:,} bytes, off from torch by {report.max_error:.1g} at most")
+        error = evaluation.export(plan, here.weights(), test, onnx)
+        say(f"exported to {onnx}, {onnx.stat().st_size:,} bytes, off from torch by {error:.1g} at most")
     return here
 
 

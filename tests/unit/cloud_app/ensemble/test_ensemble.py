@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cloud_app.ensemble.model import HEAD, Ensemble, boosted, build, parts
+from cloud_app.ensemble.model import HEAD, Ensemble, build, parts
 from cloud_app.ensemble.onnx_export import export
 from cloud_app.serving.onnx_session import open_session
 from emo.config import Model
@@ -73,10 +73,11 @@ def test_members_that_work_in_place_do_not_hear_of_each_other(tmp_path):
     whole, images = Ensemble(trunk, members, MEAN, STD, combine="logits"), _images()
     alone = [Ensemble(trunk, [member], MEAN, STD, combine="logits")(images)[0] for member in members]
     torch.testing.assert_close(whole.each(images), torch.stack(alone))
-    report = export(whole, tmp_path / "m.onnx", (2, 3, 3), list("abcde"), {})
-    (logits,) = open_session(report.path, 1).run(["logits"], {"images": images.numpy()})
+    path = tmp_path / "m.onnx"
+    export(whole, path, (2, 3, 3), list("abcde"), {})
+    (logits,) = open_session(path, 1).run(["logits"], {"images": images.numpy()})
     np.testing.assert_allclose(logits, sum(alone).numpy() / 3, atol=1e-4)
-    assert "Identity" not in {node.op_type for node in onnx.load(report.path).graph.node}
+    assert "Identity" not in {node.op_type for node in onnx.load(path).graph.node}
     data = Dataset(_images(200).numpy(), np.arange(200) % 5, tuple("abcde"), MEAN, STD)
     found = accuracies(trunk, dict(enumerate(members)), [0], data)
     assert [accuracies(trunk, {0: each}, [0], data)[0] for each in members] == [found[n] for n in range(3)]
@@ -105,12 +106,6 @@ def test_the_trunk_runs_once():
     trunk.register_forward_hook(lambda *_: calls.append(1))
     Ensemble(trunk, overlays, MEAN, STD)(_images())
     assert calls == [1]
-
-
-def test_boosted_is_the_ensemble_of_one():
-    trunk, (overlay, *_) = _parts()
-    one = boosted(trunk, overlay, MEAN, STD)
-    assert torch.equal(one(_images())[0], Ensemble(trunk, [overlay], MEAN, STD)(_images())[0])
 
 
 def test_a_sample_does_not_depend_on_its_batch():
@@ -158,7 +153,7 @@ def _digits(n=4):
 def test_build_gives_the_networks_that_the_weights_came_from():
     network, overlay = split_network.network(SPEC, 3), split_network.overlay(SPEC, 4)
     module = build(SPEC, parts(split_network.weights(network), {"e": split_network.weights(overlay)}), *GREY)
-    assert torch.equal(module(_digits())[0], boosted(network.trunk, overlay, *GREY)(_digits())[0])
+    assert torch.equal(module(_digits())[0], Ensemble(network.trunk, [overlay], *GREY)(_digits())[0])
 
 
 def test_build_does_not_depend_on_the_order_of_arrival():

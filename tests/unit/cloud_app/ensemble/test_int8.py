@@ -21,7 +21,7 @@ from emo.errors import ExportError
 def test_int8_is_taken_only_where_it_is_faster_and_as_good(tmp_path, monkeypatch, right, times, taken):
     rights, seconds = iter(right), iter(times)
     monkeypatch.setattr(int8, "_write", lambda *_: None)
-    monkeypatch.setattr(int8, "_accuracy", lambda *_: next(rights))
+    monkeypatch.setattr(int8, "accuracy", lambda *_: next(rights))
     monkeypatch.setattr(int8, "_latency", lambda *_: next(seconds))
     train, _ = registry.load(Data())
     assert (int8.quantise(tmp_path / "m.onnx", train, train, tmp_path / "to.onnx") is not None) == taken
