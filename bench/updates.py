@@ -20,6 +20,7 @@ import torch
 
 from cloud_app.aggregation import exact_mean
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from emo.config import CloudConfig, Data, DeviceConfig, Form, Model, Training, Whole
 from emo.data import registry
@@ -99,21 +100,23 @@ def _run(form: Form, whole: Whole, rounds: int, devices: int, seed: int) -> Run:
         "training": {"lr": 0.05, "update": form},
     }
     net = split_network.network(MODEL, seed)
-    cloud = CloudNode(CloudConfig.model_validate(settings), "run", split_network.weights(net), Journal())
+    config = CloudConfig.model_validate(settings)
+    state = begin(config, "run", split_network.weights(net))
+    cloud = CloudNode(config, state, Journal())
     nodes = []
     for index in range(devices):
         share = {"devices": devices, "index": index, "seed": seed}
-        config = {"id": f"device-{index}", "model": MODEL, "partition": share}
-        nodes.append(DeviceNode(DeviceConfig.model_validate(config), train_set, Journal()))
-    up, down, starts, updates = list[int](), list[int](), [cloud.weights], list[list[Update]]()
+        device = {"id": f"device-{index}", "model": MODEL, "partition": share}
+        nodes.append(DeviceNode(DeviceConfig.model_validate(device), train_set, Journal()))
+    up, down, starts, updates = list[int](), list[int](), [state.weights], list[list[Update]]()
     opened = _opened(cloud, [node.hello(online=True) for node in nodes])
     while opened.devices:
         received = _through(opened, down)
         answers = [message for node in nodes for message in node.handle(received, 0)]
         updates.append([_through(message, up) for message in answers if isinstance(message, Update)])
         opened = _opened(cloud, updates[-1])
-        starts.append(cloud.weights)
-    split_network.load(net, cloud.weights)
+        starts.append(state.weights)
+    split_network.load(net, state.weights)
     accuracy, _ = evaluate(net, test_set)
     return Run(statistics.fmean(up), statistics.fmean(down), accuracy, starts, updates)
 

@@ -20,7 +20,8 @@ from cloud_app.ensemble.member_choice import Choice
 from cloud_app.ensemble.publish import added, publish
 from cloud_app.ready import ready
 from cloud_app.rounds.checkpoint import Checkpoints
-from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.node import CloudNode, Host
+from cloud_app.rounds.state import Opened, State, begin
 from cloud_app.serving.repository import Repository
 from emo import __version__, files
 from emo.config import CloudConfig
@@ -33,7 +34,7 @@ from emo.mqtt.channel import MqttChannel
 from emo.runtime import agreement
 from emo.runtime.heartbeat import PAUSE, HeartbeatWriter, beating
 from emo.runtime.runner import Runner
-from emo.wire.messages import OverlayWeights, Weights
+from emo.wire.messages import Weights
 from emo.wire.topics import filters
 
 log = logging.getLogger("emo")
@@ -67,19 +68,24 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     state = keep.load(config, weights, layout)
     if state is None:
         dry_run.run(config, test)
-    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
-    pause, folder = (config.state_dir / PAUSE).exists, config.state_dir / "updates"
     parts = {"network": weights}
     if config.overlays.edges:
         parts["overlay"] = split_network.weights(split_network.overlay(config.model, seed=0))
     facts = agreement.facts(config.model, split_network.split_shape(config.model), test, **parts)
-    node = CloudNode(config, name, weights, journal, accuracy, keep, pause, folder, layout, facts)
-    if state is None:
-        journal.event("begun", run=name)
-        log.info("run %s: waiting for %d devices", name, config.rounds.min_devices)
+    resumed = state is not None
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{config.rounds.seed}"
+    state = state or begin(config, name, weights)
+    host = Host(accuracy, keep, (config.state_dir / PAUSE).exists, config.state_dir / "updates")
+    node = CloudNode(config, state, journal, host, layout, facts)
+    if resumed:
+        opened = state.opened or Opened(sampled=())
+        asked, counted = opened.sampled, sorted(opened.heard)
+        where = {"run": state.run, "round": state.round, "phase": state.phase}
+        journal.event("resumed", **where, sampled=asked, counted=counted)
+        log.info("run %s: goes on, in round %d of %d", state.run, state.round, config.rounds.rounds)
     else:
-        node.resume(state)
-        log.info("run %s: goes on, in round %d of %d", node.run, node.round, config.rounds.rounds)
+        journal.event("begun", run=state.run)
+        log.info("run %s: waiting for %d devices", state.run, config.rounds.min_devices)
     root, will = config.wan.root, node.hello(online=False)
     wan = filters(root, "cloud", "wan")
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", wan, journal, will, node.limits())
@@ -94,12 +100,12 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
         heart.doing = "exporting"
         log.info(
             "run %s: making the ensemble of the FL model and %d overlays, and its ONNX file",
-            node.run,
-            len(node.overlays),
+            state.run,
+            len(state.overlays),
         )
-        journal.event("exporting", run=node.run)
-        result = finish(config, node.weights, node.overlays, test, node.run, resumed=state is not None)
-        result["sfl_bytes"] = _sfl_bytes(config, node)
+        journal.event("exporting", run=state.run)
+        result = finish(config, state, test, resumed)
+        result["sfl_bytes"] = _sfl_bytes(config, state)
         result["seconds"] = round(time.monotonic() - start, 1)
         text = json.dumps(result, indent=1) + "\n"
         try:
@@ -109,24 +115,17 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
             raise ExportError(
                 f"{why}; make room, and start the cloud again: it adds no second version"
             ) from error
-        journal.event("exported", run=node.run, version=result["version"])
+        journal.event("exported", run=state.run, version=result["version"])
         keep.clear()
     return result
 
 
-def finish(
-    config: CloudConfig,
-    weights: Weights,
-    overlays: Mapping[str, OverlayWeights],
-    test: Dataset,
-    run: str,
-    resumed: bool = False,
-) -> dict[str, Any]:
+def finish(config: CloudConfig, state: State, test: Dataset, resumed: bool) -> dict[str, Any]:
     """Keep the run in state_dir for `emo export`, then publish it. Returns what `publish` does, the edges' counts and the
     path of a sample image. `resumed`: an earlier process may have published it already. Raises as `publish`, with how to go
     on.
     """
-    edges = {edge: _counts(overlays[edge]) for edge in sorted(overlays)}
+    run, edges = state.run, dict(sorted(state.overlays.items()))
     choice = config.overlays
     record = run_archive.Record(
         emo=__version__,
@@ -135,9 +134,9 @@ def finish(
         model=config.model,
         data=config.data,
         combine=choice.combine,
-        edges={edge: run_archive.Edge(**counts) for edge, counts in edges.items()},
+        edges=edges,
     )
-    parts = ensemble.parts(weights, {edge: overlays[edge].weights for edge in edges})
+    parts = ensemble.parts(state.weights, state.overlay_weights)
     # First: if it cannot be published now, `emo export` can do it later.
     unkept = _keep(config.state_dir, record, parts)
     export = config.export
@@ -162,7 +161,7 @@ def finish(
         "run": run,
         "rounds": config.rounds.rounds,
         **published,
-        "edges": edges,
+        "edges": {edge: counts.model_dump() for edge, counts in edges.items()},
         "sample": _sample(config.state_dir, test),
     }
 
@@ -176,16 +175,12 @@ def _keep(folder: Path, record: run_archive.Record, parts: Mapping[str, Weights]
     return None
 
 
-def _sfl_bytes(config: CloudConfig, node: CloudNode) -> int:
+def _sfl_bytes(config: CloudConfig, state: State) -> int:
     """What split federated learning (SplitFed V1) sends for the same rounds, raw fp32: each sample's activation
     up and its gradient down in every epoch, and the trunk down and up for every update."""
     split = math.prod(split_network.split_shape(config.model))
-    trunk = sum(array.nbytes for name, array in node.weights.items() if name.startswith("trunk."))
-    return 2 * 4 * split * node.trained + 2 * trunk * node.updates
-
-
-def _counts(overlay: OverlayWeights) -> dict[str, int]:
-    return {"steps": overlay.steps, "attempted": overlay.attempted, "sent": overlay.sent}
+    trunk = sum(array.nbytes for name, array in state.weights.items() if name.startswith("trunk."))
+    return 2 * 4 * split * state.trained + 2 * trunk * state.updates
 
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:

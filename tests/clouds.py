@@ -4,6 +4,7 @@ import numpy as np
 from fleet import MODEL
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from emo.config import CloudConfig
 from emo.journal import Journal
 from emo.wire.messages import GlobalModel, Status, Update
@@ -14,7 +15,7 @@ def cloud(start_s=0, **rounds) -> CloudNode:
     config = CloudConfig.model_validate(
         {"model": MODEL, "rounds": values, "overlays": {"edges": ["e"], "wait_s": 5, "start_s": start_s}}
     )
-    return CloudNode(config, "run", {"w": np.zeros(2, np.float32)}, Journal())
+    return CloudNode(config, begin(config, "run", {"w": np.zeros(2, np.float32)}), Journal())
 
 
 def update(device, round=1, run="run", value=1.0, samples=4, **weights):

@@ -7,6 +7,7 @@ import numpy as np
 from links import Hears
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
@@ -81,7 +82,7 @@ class Fleet:
         self.globals: list[dict[str, np.ndarray]] = []
         start = split_network.weights(split_network.network(model, 1))
         facts = agreement.facts(model, split_network.split_shape(model), dataset(), network=start)
-        self.cloud = CloudNode(config, "run-1", start, self._journal("cloud"), facts=facts)
+        self.cloud = CloudNode(config, begin(config, "run-1", start), self._journal("cloud"), facts=facts)
         self._join("cloud", self.cloud, [Status, Update, OverlayWeights, CannotTrain])
         self.edges, self.devices = {}, {}
         self._disks = []
@@ -142,7 +143,7 @@ class Fleet:
         for _ in range(steps):
             handled = self.network.pump()
             for edge, node in self.edges.items():
-                if self.cloud.phase == "overlays":
+                if self.cloud.state.phase == "overlays":
                     self.publish[edge](node.work(self.now))
             self.publish["cloud"](self.cloud.tick(self.now))
             if self.cloud.done:

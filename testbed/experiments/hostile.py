@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from cloud_app.aggregation import clipping
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from emo.config import CloudConfig, Data, DeviceConfig, Model
 from emo.data import partition, registry
@@ -124,13 +125,9 @@ def accuracy(
         else set()
     )
     net = split_network.network(setting.model, setting.seed)
-    cloud = CloudNode(
-        _cloud(setting, rule),
-        "run",
-        split_network.weights(net),
-        Journal(),
-        layout=layout(net, setting.model.input),
-    )
+    cloud_config = _cloud(setting, rule)
+    state = begin(cloud_config, "run", split_network.weights(net))
+    cloud = CloudNode(cloud_config, state, Journal(), layout=layout(net, setting.model.input))
     devices = {}
     rows = _zipf(setting, train) if setting.sizes == "zipf" else None
     for number, name in enumerate(names):
@@ -155,7 +152,7 @@ def accuracy(
             now += _DEADLINE_S
             found = [m for m in cloud.tick(now) if isinstance(m, GlobalModel)]
         (asked,) = found
-    split_network.load(net, cloud.weights)
+    split_network.load(net, state.weights)
     return evaluate(net, test)[0]
 
 

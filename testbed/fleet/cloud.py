@@ -6,6 +6,7 @@ Knows who is there, what a round's packets are and when each update comes. Knows
 from collections.abc import Callable, Iterable, Sequence
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from emo.journal import Journal
 from emo.models.state import PLAIN, Layout
 from emo.runtime.channel import Listener
@@ -47,8 +48,9 @@ class Cloud(Listener):
         self.now, self._deadlines = now, (deadline_s, 6 * deadline_s)
         self._journal, self._network = Journal(), Network(ROOT, CHUNK)
         config = node_configs.cloud(plan, *self._deadlines)
-        self.node = CloudNode(config, RUN, weights, self._journal, layout=layout)
-        self.node.round = number
+        self.state = begin(config, RUN, weights)
+        self.state.round = number
+        self.node = CloudNode(config, self.state, self._journal, layout=layout)
         self._published: dict[type[Message], list[Packet]] = {
             GlobalModel: [],
             RunState: [],
@@ -77,7 +79,7 @@ class Cloud(Listener):
         return self._published[GlobalModel]
 
     @property
-    def state(self) -> list[Packet]:
+    def run_state(self) -> list[Packet]:
         """The RunState that it published last."""
         return self._published[RunState]
 
@@ -89,7 +91,7 @@ class Cloud(Listener):
     def close(self, updates: Sequence[tuple[float, Sequence[Packet]]]) -> float:
         """The open round, to its end: each update's packets at its second after the round was opened. Returns the seconds
         that the round has taken. The next one is open then, if there is one. Raises QuorumError."""
-        opened, number = self.now, self.node.round
+        opened, number = self.now, self.state.round
         events: list[tuple[float, Sequence[Packet]]] = [
             *updates,
             *((at + _SLACK_S, ()) for at in self._deadlines),
@@ -97,7 +99,7 @@ class Cloud(Listener):
         for at, sent in sorted(events, key=lambda event: event[0]):
             self.now = opened + at
             self._take(sent)
-            if self.node.round != number or self.node.phase != "collecting":
+            if self.state.round != number or self.state.phase != "collecting":
                 break
         return self.now - opened
 

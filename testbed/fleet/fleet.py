@@ -100,7 +100,7 @@ class Fleet:
         assert number == self._done + 1
         plan, cloud = self._plan, self._cloud
         sampled = node_configs.sampled(plan, number)
-        model, told, head = cloud.model, [*cloud.state, *cloud.head], cloud.head
+        model, told, head = cloud.model, [*cloud.run_state, *cloud.head], cloud.head
         trained, answers, steps = self._again(lambda: self._train(number, sampled, model, told))
         drops = {device: self._scenario.drops(plan, number, device) for device in sampled}
         work = RoundWork(
@@ -130,7 +130,7 @@ class Fleet:
 
     def accuracies(self) -> dict[str, float]:
         """`head`: of the small model; `overlay-1`, ...: of each overlay on its trunk (emo)."""
-        split_network.load(self._net, self._cloud.node.weights)
+        split_network.load(self._net, self._cloud.state.weights)
         heads = {"head": self._net.head}
         for name, weights in self._overlays().items():
             heads[name] = split_network.overlay(self._plan.model, 0)
@@ -145,7 +145,7 @@ class Fleet:
         for part in ("trunk", "head"):
             parts[part] = {
                 name.removeprefix(f"{part}."): array
-                for name, array in self._cloud.node.weights.items()
+                for name, array in self._cloud.state.weights.items()
                 if name.startswith(f"{part}.")
             }
         return parts | self._overlays()
@@ -153,7 +153,7 @@ class Fleet:
     def save(self, folder: Path) -> None:
         names = tuple(sorted(path.name for path in self._devices.iterdir()))
         state = checkpoint.FleetState(done=self._done, now=self._cloud.now, devices=names)
-        checkpoint.write(folder, state, self._cloud.node.weights)
+        checkpoint.write(folder, state, self._cloud.state.weights)
         mirror(self._devices, folder / "devices")
         for edge in self._edges if self._done else ():
             mirror(self._slot(edge, self._done), folder / node_configs.edge_id(edge))
@@ -161,7 +161,7 @@ class Fleet:
     def load(self, folder: Path) -> None:
         """Raises DataError where `folder` is not what `save` has left, now or when a device or an edge is needed;
         ConfigError where another version of EMO wrote it."""
-        state, weights = checkpoint.read(folder, self._cloud.node.weights)
+        state, weights = checkpoint.read(folder, self._cloud.state.weights)
         slots = [node_configs.edge_id(edge) for edge in self._edges if state.done]
         paths = [folder / name for name in slots] + [folder / "devices" / name for name in state.devices]
         missing = [str(path) for path in paths if not path.exists()]
@@ -224,7 +224,7 @@ class Fleet:
 
     def _finish(self) -> list[OverlayWeights]:
         self._open_edges()
-        told = [*self._cloud.state, *self._cloud.head]
+        told = [*self._cloud.run_state, *self._cloud.head]
         return self._pool.run([self._job(edge, messages.FinishEdge(edge, told)) for edge in self._edges])
 
     def _overlays(self) -> dict[str, Weights]:

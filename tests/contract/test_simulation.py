@@ -8,6 +8,7 @@ import torch
 from links import Hears
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
@@ -61,7 +62,7 @@ def simulated(plan, folder, training, test):
         found = []
         for number in range(1, plan.rounds + 1):
             fleet.round(number)
-            found.append(_bits(fleet._cloud.node.weights))
+            found.append(_bits(fleet._cloud.state.weights))
         return found
     finally:
         fleet.close()
@@ -109,17 +110,14 @@ def over_mqtt(plan, folder, training, broker):
                 "lan": channel(f"{config.id}-lan", *lan),
             }
             start(edge, channels)
-        cloud = CloudNode(
-            node_configs.cloud(plan, 60, 120),
-            "simulation",
-            split_network.weights(node_configs.network(plan)),
-            Journal(),
-        )
+        config = node_configs.cloud(plan, 60, 120)
+        start_weights = split_network.weights(node_configs.network(plan))
+        cloud = CloudNode(config, begin(config, "simulation", start_weights), Journal())
         filters = [subscription(root, kind) for kind in (Status, Update, OverlayWeights)]
         runner = Runner(cloud, {"wan": channel("cloud-wan", *filters)}, Journal())
         runner.run(stop)
         assert cloud.done
-    return [found[number] for number in range(2, plan.rounds + 1)] + [_bits(cloud.weights)]
+    return [found[number] for number in range(2, plan.rounds + 1)] + [_bits(cloud.state.weights)]
 
 
 def _bits(weights):

@@ -14,6 +14,7 @@ from links import mqtt
 
 from cloud_app.ensemble import run_archive
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from cloud_app.serving.repository import Repository
 from device_app.node import DeviceNode
 from device_app.publisher import Offers
@@ -80,9 +81,8 @@ def undisturbed(folder, broker):
     """The weights of the same run, in one process and in memory."""
     settings = CloudConfig.model_validate(cloud_of(folder, broker))
     images, _ = registry.load(settings.data)
-    cloud = CloudNode(
-        settings, "run", split_network.weights(split_network.network(settings.model, 5)), Journal()
-    )
+    start = split_network.weights(split_network.network(settings.model, 5))
+    cloud = CloudNode(settings, begin(settings, "run", start), Journal())
     devices = {
         name: DeviceNode(DeviceConfig.model_validate(device_of(folder, broker, name)), images, Journal())
         for name in DEVICES
@@ -93,8 +93,8 @@ def undisturbed(folder, broker):
             if isinstance(message, GlobalModel):
                 found = [out for name in message.devices for out in devices[name].handle(message, 1.0)]
                 waiting += [out for out in found if out is not None]
-    assert cloud.phase == "overlays"
-    return cloud.weights
+    assert cloud.state.phase == "overlays"
+    return cloud.state.weights
 
 
 @pytest.fixture

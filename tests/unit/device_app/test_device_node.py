@@ -46,12 +46,12 @@ def test_global_models_are_bit_identical_with_the_tap_on_and_off(fleet):
 
 def test_a_run_trains_overlays_and_counts_what_it_sends(fleet):
     done = fleet(rounds=4).run()
-    assert sorted(done.cloud.overlays) == ["edge-1", "edge-2"]
-    for overlay in done.cloud.overlays.values():
+    assert sorted(done.cloud.state.overlays) == ["edge-1", "edge-2"]
+    for overlay in done.cloud.state.overlays.values():
         assert overlay.attempted >= overlay.sent > 0
         assert overlay.steps * 4 >= 4.0 * overlay.attempted  # four batches a step, replay ratio 4
-    attempted = sum(overlay.attempted for overlay in done.cloud.overlays.values())
-    sent = sum(overlay.sent for overlay in done.cloud.overlays.values())
+    attempted = sum(overlay.attempted for overlay in done.cloud.state.overlays.values())
+    sent = sum(overlay.sent for overlay in done.cloud.state.overlays.values())
     assert sent < attempted  # intervals hold some back
     assert all(not journal.counts["bugs"] for journal in done.journals.values())
 

@@ -6,6 +6,7 @@ from clouds import cloud
 from fleet import MODEL
 
 from cloud_app.rounds.checkpoint import Checkpoints
+from cloud_app.rounds.node import Host
 from emo import journal as module
 from emo.config import Model
 from emo.journal import Journal
@@ -88,7 +89,7 @@ def test_an_edge_that_repeats_its_overlay_causes_no_checkpoint_each_time(tmp_pat
     weights = split_network.weights(split_network.overlay(Model.model_validate(MODEL), 0))
     keep = Checkpoints(tmp_path / "run", journal)
     keep.save, keep.due = lambda state: saved.append(state) is None, lambda: False
-    node._keep = keep
+    node._host = Host(checkpoints=keep)
     with caplog.at_level("INFO", "emo"):
         for steps in range(1, 300):
             list(node.handle(OverlayWeights("run", "e", steps, 1, 1, weights), 0))

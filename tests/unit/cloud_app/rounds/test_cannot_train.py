@@ -13,6 +13,7 @@ import device_app.ready
 import edge_app.ready
 from cloud_app.rounds.node import CloudNode
 from cloud_app.rounds.round import Round
+from cloud_app.rounds.state import Opened, begin
 from device_app.node import DeviceNode
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
@@ -138,9 +139,9 @@ def test_what_fails_at_the_first_step_is_found_before_it(tmp_path, caplog, net, 
     assert why in status.trouble
     assert node.hello(online=False).trouble == ""
     config = {"model": MODEL, "rounds": {"min_devices": 2, "give_up_s": 5}, "overlays": {"start_s": 0}}
-    here = CloudNode(
-        CloudConfig.model_validate(config), "run", {"w": np.zeros(2, np.float32)}, Journal(tmp_path / "cloud")
-    )
+    config = CloudConfig.model_validate(config)
+    start = {"w": np.zeros(2, np.float32)}
+    here = CloudNode(config, begin(config, "run", start), Journal(tmp_path / "cloud"))
     assert sent(here, status) == []  # it knows
     assert sent(here, status) == []
     sent(here, Status("well", "device", online=True, samples=4))
@@ -178,8 +179,8 @@ def test_the_trial_changes_no_bit(tmp_path, disk):
         torch.manual_seed(3)
         fleet = Fleet(tmp_path / str(prepare), rounds=2, model=named("dropout"), prepare=prepare)
         runs.append([{n: a.tobytes() for n, a in each.items()} for each in fleet.run().globals])
-        overlays = {edge: each.weights for edge, each in fleet.cloud.overlays.items()}
-        runs[-1] += [{n: a.tobytes() for n, a in each.items()} for each in overlays.values()]
+        overlays = fleet.cloud.state.overlay_weights.values()
+        runs[-1] += [{n: a.tobytes() for n, a in each.items()} for each in overlays]
         fleet.close()
     assert runs[0] == runs[1]
     assert len(runs[0]) == 5
@@ -222,13 +223,13 @@ def cannot(node, number=1, reason="why"):
 
 def test_a_round_does_not_wait_for_who_cannot_train_and_asks_him_again(tmp_path):
     node = cloud(min_devices=2, rounds=3, start_s=5)
-    node._journal = node._telling._journal = Journal(tmp_path)
+    node._journal = node._report._journal = Journal(tmp_path)
     opened(node, ("a", "b", "c"))
     sent(node, Status("e", "edge", online=True))
     sent(node, update("a"), 1)
     sent(node, cannot("c", reason="ValueError: \x1b"), 1)
     sent(node, cannot("c"), 1)
-    assert node.round == 1
+    assert node.state.round == 1
     (model,) = [m for m in sent(node, update("b"), 2) if isinstance(m, GlobalModel)]
     assert (model.round, model.devices) == (2, ("a", "b", "c"))
     (line,) = events(tmp_path, "round")
@@ -238,7 +239,7 @@ def test_a_round_does_not_wait_for_who_cannot_train_and_asks_him_again(tmp_path)
     ]
     sent(node, cannot("c", 2), 3)
     sent(node, update("c", round=2), 3)  # after a restart, say
-    assert node._open.heard == {"c": 4}
+    assert node.state.opened.heard == {"c": 4}
     assert node._open.cannot == {}
 
 
@@ -248,7 +249,7 @@ def test_too_few_that_can_train_are_named_with_the_reason():
     sent(node, update("a"), 1)
     for name in ("b", "c"):
         sent(node, cannot(name, reason=f"{name} has no memory"), 1)
-    assert node.round == 1  # one of three makes no model
+    assert node.state.round == 1  # one of three makes no model
     assert node.about()["out"] == {"b": "b has no memory", "c": "c has no memory"}
     with pytest.raises(
         QuorumError, match=r"1 of 3 .* missing: nobody; cannot train: b \(b has no memory\), c"
@@ -272,17 +273,16 @@ def test_who_was_not_asked_is_not_heard(tmp_path, message):
 )
 def test_a_round_never_closes_with_fewer_updates_than_its_rule_needs(aggregate, least):
     names = [f"d{k:02}" for k in range(12)]
-    settings = rounds(aggregate, min_devices=max(6, least), quorum=1.0)
+    config = CloudConfig(rounds=rounds(aggregate, min_devices=max(6, least), quorum=1.0))
     for silent in range(13):
-        this = Round(1, LIKE, names, settings)
+        this = Round(config, begin(config, "run", LIKE), Opened(sampled=names), None)
         this.cannot = dict.fromkeys(names[:silent], "why")
         for name, weights in zip(names[silent:], updates(12).values(), strict=False):
             assert not this.enough()
             this.add(Update("run", name, 1, 4, 0.5, weights))
         assert this.enough() == (12 - silent >= max(6, least))
         if this.enough():
-            this.mean()
-            assert this.closed([], 1.0).left_out == dict.fromkeys(names[:silent], "cannot-train")
+            assert this.close([], 1.0)[1].left_out == dict.fromkeys(names[:silent], "cannot-train")
 
 
 # -- an edge
@@ -357,20 +357,20 @@ def test_an_edge_whose_overlay_cannot_train_at_all_trains_nothing_and_says_so(di
     sent(here, update("a"), 1)
     sent(here, update("b"), 1)
     list(here.tick(2))
-    assert here.phase == "done"  # it is not waited for
+    assert here.state.phase == "done"  # it is not waited for
     assert "going on without the overlays of e (a trial step" in caplog.text
 
 
 def test_the_cloud_says_why_an_edge_sends_an_untrained_overlay(tmp_path, caplog):
     node = cloud(rounds=1)
-    node._journal = node._gathering._journal = Journal(tmp_path)
+    node._journal = node._overlays._journal = Journal(tmp_path)
     opened(node, ("a", "b"))
     for reason in ("in a mood", "in another"):
         sent(node, cannot("e", reason=reason), 1)
     sent(node, update("a"), 1)
     sent(node, update("b"), 1)
     sent(node, OverlayWeights("run", "e", 0, 0, 0, {}), 2)
-    assert node.phase == "done"
+    assert node.state.phase == "done"
     assert [event["why"] for event in events(tmp_path, "cannot_train")] == ["in a mood"]
     assert "e: its overlay is left out: in a mood" in caplog.text
 

@@ -1,5 +1,6 @@
 """The files a run goes on from: whole, bounded, of this run's settings, or not believed."""
 
+import contextlib
 import json
 import os
 import zlib
@@ -10,13 +11,18 @@ import safetensors.numpy
 from fleet import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import RootModel
 
 from cloud_app.aggregation import exact_mean
-from cloud_app.rounds.checkpoint import Checkpoints, Closed, Standing, State, Trained, settings
+from cloud_app.ensemble.run_archive import Edge
+from cloud_app.rounds.checkpoint import Checkpoints, agree
+from cloud_app.rounds.round import Round
+from cloud_app.rounds.state import Closed, Opened, State, settings
+from emo import snapshot_file
 from emo.config import CloudConfig
 from emo.errors import CheckpointError, ConfigError
 from emo.journal import Journal
-from emo.wire.messages import OverlayWeights
+from emo.models.state import PLAIN
 
 LIKE = {"w": np.zeros((2, 3), np.float32), "steps": np.array(0)}
 VALUES = {"model": MODEL, "rounds": {"rounds": 9, "seed": 3}, "overlays": {"edges": ["e-1"]}}
@@ -41,35 +47,33 @@ def state(number=4):
         members={"a": 3},
         left_out={"b": "late"},
     )
-    overlay = OverlayWeights("run-1", "e-1", 7, 9, 8, {"head.w": np.ones(2, np.float32)})
-    said = Standing(
+    return State(
         settings=settings(CONFIG),
         run="run-1",
         phase="collecting",
         round=number,
-        online={"a": 11, "b": 12},
-        edges=["e-1"],
-        sampled=["a", "b"],
-        cap=None,
-        heard={"a": 11},
-        loss=2.75,
+        devices={"a": 11, "b": 12},
+        edges={"e-1"},
+        opened=Opened(sampled=("a", "b"), heard={"a": 11}, loss=2.75),
         before=(number - 1, ["a"]),
         trained=33,
         updates=3,
         closed=closed,
-        answered=["e-1"],
-        overlays={"e-1": Trained.of(overlay)},
+        answered={"e-1"},
+        overlays={"e-1": Edge(steps=7, attempted=9, sent=8)},
+        weights=model,
+        sum=total,
+        overlay_weights={"e-1": {"head.w": np.ones(2, np.float32)}},
     )
-    return State(said, model, total, {"e-1": overlay})
 
 
 def same(one, two):
     def arrays(each):
-        parts = [each.model, each.total.high, each.total.low, each.overlays["e-1"].weights]
+        parts = [each.weights, each.sum.high, each.sum.low, each.overlay_weights["e-1"]]
         return [{name: (a.dtype, a.shape, a.tobytes()) for name, a in part.items()} for part in parts]
 
-    counts = [(each.total.samples, each.total.updates) for each in (one, two)]
-    return one.said == two.said and arrays(one) == arrays(two) and counts[0] == counts[1]
+    counts = [(each.sum.samples, each.sum.updates) for each in (one, two)]
+    return one.model_dump() == two.model_dump() and arrays(one) == arrays(two) and counts[0] == counts[1]
 
 
 def files_in(folder):
@@ -119,21 +123,16 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_counts(tmp_path, damag
     assert files_in(tmp_path) == ["00000001.safetensors", "00000002.damaged"]
 
 
-def sealed(arrays, metadata):
-    body = safetensors.numpy.save(arrays, metadata)
-    return body + zlib.crc32(body).to_bytes(4, "little")
-
-
 def crafted(change):
-    """A whole file that says something else: `change` gets its arrays and what it says."""
+    """A whole file that says something else: `change` gets its arrays and its record."""
     told = state()
-    arrays = {f"model/{name}": array for name, array in told.model.items()}
-    arrays |= {f"high/{name}": array for name, array in told.total.high.items()}
-    arrays |= {f"low/{name}": array for name, array in told.total.low.items()}
+    arrays = {f"model/{name}": array for name, array in told.weights.items()}
+    arrays |= {f"high/{name}": array for name, array in told.sum.high.items()}
+    arrays |= {f"low/{name}": array for name, array in told.sum.low.items()}
     arrays["overlay/e-1/head.w"] = np.ones(2, np.float32)
-    said = json.loads(told.said.model_dump_json())
+    said = told.model_dump(mode="json")
     change(arrays, said)
-    return sealed(arrays, {"format": "1", "standing": json.dumps(said)})
+    return b"".join(snapshot_file.pack("cloud checkpoint", RootModel(said), arrays))
 
 
 CHANGES = {
@@ -147,7 +146,9 @@ CHANGES = {
     "an infinite sum": lambda a, _: a.update({"high/w": np.full((2, 3), np.inf)}),
     "round 0": lambda _, s: s.update(round=0),
     "a phase of its own": lambda _, s: s.update(phase="closing"),
-    "a path for an id": lambda _, s: s.update(heard={"../a": 3}),
+    "a path for an id": lambda _, s: s["opened"].update(heard={"../a": 3}),
+    "an open round that is over": lambda _, s: s.update(phase="waiting"),
+    "a sum of no round": lambda _, s: s.update(phase="waiting", opened=None),
     "a field too many": lambda _, s: s.update(more=1),
     "no run": lambda _, s: s.pop("run"),
 }
@@ -172,7 +173,71 @@ def test_no_bytes_raise_anything_else(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("any")
     body = len(data).to_bytes(8, "little") + data
     (folder / "00000001.safetensors").write_bytes(body + zlib.crc32(body).to_bytes(4, "little"))
-    assert Checkpoints(folder, Journal()).load(CONFIG, LIKE) is None
+    with contextlib.suppress(ConfigError):  # of another version of EMO
+        assert Checkpoints(folder, Journal()).load(CONFIG, LIKE) is None
+
+
+def old_file():
+    """What the version before this format wrote: safetensors, then the crc32 of its bytes."""
+    said = {
+        "settings": settings(CONFIG),
+        "run": "run-1",
+        "phase": "waiting",
+        "round": 2,
+        "online": {},
+        "edges": [],
+    }
+    said |= {
+        "sampled": [],
+        "cap": None,
+        "heard": {},
+        "loss": 0,
+        "before": [1, ["a"]],
+        "trained": 9,
+        "updates": 1,
+    }
+    said |= {"closed": None, "answered": [], "overlays": {}}
+    metadata = {"format": "1", "standing": json.dumps(said)}
+    body = safetensors.numpy.save({f"model/{name}": array for name, array in LIKE.items()}, metadata)
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def test_a_run_of_the_version_before_is_not_lost_silently_and_a_new_one_gets_past_it(tmp_path):
+    path, old = two_kept(tmp_path), old_file()
+    path.write_bytes(old)
+    keep = Checkpoints(tmp_path, Journal())
+    with pytest.raises(ConfigError, match=r"another version of EMO.*Finish the run .* --new-run$"):
+        keep.load(CONFIG, LIKE)
+    with pytest.raises(ConfigError, match=r"another version"):
+        agree(tmp_path, CONFIG, LIKE, PLAIN)
+    assert path.read_bytes() == old
+    keep.clear()
+    assert keep.load(CONFIG, LIKE) is None
+    assert keep.save(state())
+    assert same(keep.load(CONFIG, LIKE), state())
+
+
+def test_a_damaged_file_of_the_version_before_says_the_same(tmp_path):
+    (tmp_path / "00000001.safetensors").write_bytes(old_file()[:-1] + b"x")
+    with pytest.raises(ConfigError, match="another version"):
+        Checkpoints(tmp_path, Journal()).load(CONFIG, LIKE)
+
+
+def test_the_updates_that_a_rule_keeps_one_by_one_are_asked_for_again(tmp_path):
+    config = CloudConfig.model_validate(VALUES | {"rounds": {"rounds": 9, "seed": 3, "aggregate": "median"}})
+    kept = state()
+    kept.settings, kept.sum = settings(config), None
+    Checkpoints(tmp_path, Journal()).save(kept)
+    found = Checkpoints(tmp_path, Journal()).load(config, LIKE)
+    this = Round(config, found, found.opened, None)
+    assert (found.opened.heard, found.opened.loss, list(this.missing)) == ({}, 0.0, ["a", "b"])
+
+
+def test_a_record_that_is_too_large_ends_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(snapshot_file, "HEAD", 100)
+    journal = Journal()
+    assert not Checkpoints(tmp_path, journal).save(state())
+    assert journal.counts["checkpoint.unwritten"] == 1
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_app.rounds.checkpoint import Checkpoints
-from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.node import CloudNode, Host
+from cloud_app.rounds.state import begin
 from emo.config import CloudConfig
 from emo.errors import QuorumError
 from emo.journal import Journal
@@ -65,10 +66,8 @@ class World:
 
     def born(self):
         keep = Checkpoints(self.folder / "run", self.journal)
-        state = keep.load(self.config, START)
-        self.node = CloudNode(self.config, "run-1", START, self.journal, keep=keep)
-        if state is not None:
-            self.node.resume(state)
+        state = keep.load(self.config, START) or begin(self.config, "run-1", START)
+        self.node = CloudNode(self.config, state, self.journal, Host(checkpoints=keep))
         real = keep.save
 
         def save(state):
@@ -129,16 +128,17 @@ def overlay(edge, steps=5):
 
 
 def ended(world):
-    node = world.node
-    parts = {edge: digest(each.weights) for edge, each in node.overlays.items()}
-    return {n: a.tobytes() for n, a in node.weights.items()}, parts, node.trained, node.updates, node.round
+    state = world.node.state
+    parts = {edge: digest(weights) for edge, weights in state.overlay_weights.items()}
+    weights = {name: array.tobytes() for name, array in state.weights.items()}
+    return weights, parts, state.trained, state.updates, state.round
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     world = World(tmp_path_factory.mktemp("undisturbed"))
     assert world.live() == 0
-    assert world.node.updates == 9
+    assert world.node.state.updates == 9
     return ended(world), world.models, world.steps
 
 
@@ -174,7 +174,7 @@ def half_way(folder, updates=2, always=True):
     """A world whose cloud has died in round 2 with so many updates counted."""
     world = World(folder, always=always)
     world.born()
-    while world.node.round < 2 or len(world.node._open.heard) < updates:
+    while world.node.state.round < 2 or len(world.node.state.opened.heard) < updates:
         world.now += 1
         world.out(world.node.tick(world.now))
         if world.queue:
@@ -184,15 +184,15 @@ def half_way(folder, updates=2, always=True):
 
 def test_who_is_counted_in_the_file_is_not_asked_again(tmp_path, undisturbed):
     world = half_way(tmp_path)
-    counted, world.queue = set(world.node._open.heard), []
+    counted, world.queue = set(world.node.state.opened.heard), []
     world.born()
-    assert set(world.node._open.heard) == counted
+    assert set(world.node.state.opened.heard) == counted
     asked = [m.devices for m in world.node.tick(world.now) if isinstance(m, GlobalModel)]
-    assert asked == [tuple(name for name in world.node._open.sampled if name not in counted)]
-    for update in [world.held[name][2] for name in world.node._open.sampled]:
+    assert asked == [tuple(name for name in world.node.state.opened.sampled if name not in counted)]
+    for update in [world.held[name][2] for name in world.node.state.opened.sampled]:
         list(world.node.handle(update, world.now))
     assert world.journal.counts["updates.duplicate"] == 2
-    assert world.node.updates == 6
+    assert world.node.state.updates == 6
     world.live()
     assert ended(world) == undisturbed[0]
 
@@ -201,7 +201,7 @@ def test_an_update_that_is_in_no_file_is_asked_for_and_counted_once(tmp_path, un
     world = half_way(tmp_path, always=False)
     world.queue = []  # the broker has its acknowledgement: it will not come by itself
     world.born()
-    assert not world.node._open.heard
+    assert not world.node.state.opened.heard
     world.live()
     assert ended(world) == undisturbed[0]
 
@@ -213,12 +213,12 @@ def test_a_resumed_round_waits_for_devices_that_have_not_said_yet_that_they_are_
     world.born()
     world.queue = []
     list(world.node.tick(world.now))
-    assert world.node.round == 2  # nobody has gone, as far as it knows
+    assert world.node.state.round == 2  # nobody has gone, as far as it knows
     list(world.node.tick(world.now + 74))
-    assert world.node.round == 2
+    assert world.node.state.round == 2
     list(world.node.tick(world.now + 76))  # nobody has come back either
-    assert (world.node.round, world.node.phase) == (3, "waiting")
-    assert world.node.updates == 4
+    assert (world.node.state.round, world.node.state.phase) == (3, "waiting")
+    assert world.node.state.updates == 4
 
 
 def test_a_run_that_gave_up_goes_on_when_it_is_started_again(tmp_path, undisturbed):
@@ -249,19 +249,19 @@ def test_an_overlay_with_fewer_steps_does_not_replace_one_with_more(tmp_path):
     world.live()
     for steps in (9, 4, 9):
         list(world.node.handle(overlay("e", steps), world.now))
-    assert world.node.overlays["e"].steps == 9
+    assert world.node.state.overlays["e"].steps == 9
     assert world.journal.counts["overlays.duplicate"] == 2
 
 
 def test_a_round_that_was_closed_is_not_done_again_by_who_waits_for_the_next(tmp_path, undisturbed):
     world = half_way(tmp_path, always=False)
-    world.node._pause = lambda: True
+    world.node._host = Host(checkpoints=world.node._host.checkpoints, pause=lambda: True)
     while world.queue:
         world.out(world.node.handle(world.queue.pop(0), world.now))
-    assert (world.node.round, world.node.phase, world.node.updates) == (3, "waiting", 6)
+    assert (world.node.state.round, world.node.state.phase, world.node.state.updates) == (3, "waiting", 6)
     world.born()
-    assert (world.node.round, world.node.phase, world.node.updates) == (3, "waiting", 6)
-    late = world.held[world.node._before[1][0]][2]
+    assert (world.node.state.round, world.node.state.phase, world.node.state.updates) == (3, "waiting", 6)
+    late = world.held[world.node.state.before[1][0]][2]
     assert [m for m in world.node.handle(late, world.now) if isinstance(m, Refused)] == []
     world.live()
     assert ended(world) == undisturbed[0]
@@ -270,8 +270,7 @@ def test_a_round_that_was_closed_is_not_done_again_by_who_waits_for_the_next(tmp
 def test_a_line_that_was_not_written_is_written_by_the_next_process(tmp_path):
     world = half_way(tmp_path)
     world.journal = Journal(tmp_path)
-    telling = world.node._telling
-    telling.tell = lambda *_: False  # as if it had died before
+    world.node._report.write = lambda *_: False  # as if it had died before
     while world.queue:
         world.out(world.node.handle(world.queue.pop(0), world.now))
     world.born()

@@ -7,7 +7,9 @@ import pytest
 from fleet import MODEL, dataset
 
 from cloud_app.ensemble.model import misfit
-from cloud_app.rounds.node import CloudNode
+from cloud_app.ensemble.run_archive import Edge
+from cloud_app.rounds.node import CloudNode, Host
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from emo.config import CloudConfig, DeviceConfig, Training
 from emo.errors import ConfigError
@@ -19,14 +21,15 @@ START = {"w": np.ones((4, 25), np.float32)}  # its norm is ten
 NAMES = tuple("abcdefghi")
 
 
-def cloud(folder=None, samples=4, opened=True, **rounds):
+def cloud(folder=None, samples=4, state=None, opened=True, **rounds):
     values = {"rounds": 2, "min_devices": len(NAMES), "deadline_s": 10, "give_up_s": 100} | rounds
     said = {"model": MODEL, "rounds": values, "overlays": {"edges": ["e"], "wait_s": 5, "start_s": 0}}
-    node = CloudNode(CloudConfig.model_validate(said), "run", START, Journal(), folder=folder)
-    if opened:
+    config = CloudConfig.model_validate(said)
+    node = CloudNode(config, state or begin(config, "run", START), Journal(), Host(folder=folder))
+    if opened and state is None:
         for name in NAMES:
             list(node.handle(Status(name, "device", online=True, samples=samples), 0))
-        assert node.phase == "collecting"
+        assert node.state.phase == "collecting"
     return node
 
 
@@ -45,8 +48,8 @@ def test_two_that_attack_change_nothing(aggregate):
     for step in (-1.0, 5.0):
         node = cloud(aggregate=aggregate)
         send(node, *honest, *(update(name, step, samples=2**20) for name in NAMES[:2]))
-        assert node.round == 2
-        np.testing.assert_allclose(node.weights["w"], 1.1, rtol=1e-6)
+        assert node.state.round == 2
+        np.testing.assert_allclose(node.state.weights["w"], 1.1, rtol=1e-6)
         assert node._journal.counts["updates.outvoted"] == (4 if aggregate == "multi-krum" else 0)
 
 
@@ -57,15 +60,15 @@ def test_who_lies_about_its_samples_counts_for_two_shares_at_most(announced):
         samples = announced if name == "a" else 4
         list(node.handle(Status(name, "device", online=True, samples=samples), 0))
     send(node, update("a", 1.0, samples=2**20), *(update(name, 0.0) for name in NAMES[1:]))
-    assert node.round == 2
-    assert 1 + 1 / 9 < node.weights["w"][0, 0] <= 1 + 2 / 9
+    assert node.state.round == 2
+    assert 1 + 1 / 9 < node.state.weights["w"][0, 0] <= 1 + 2 / 9
     assert node._journal.counts["updates.capped"] == 1
 
 
 def test_what_is_clipped_is_counted():
     node = cloud(clip_norm=1.01)
     send(node, *(update(name, 0.5 if name < "c" else 0.1) for name in NAMES))
-    np.testing.assert_allclose(node.weights["w"], 1.1, rtol=0.01)  # 0.1 is a norm of one
+    np.testing.assert_allclose(node.state.weights["w"], 1.1, rtol=0.01)  # 0.1 is a norm of one
     assert node._journal.counts["updates.clipped"] == 2
 
 
@@ -79,7 +82,7 @@ def test_what_goes_too_far_is_refused_and_told(changes, reason):
     assert node._journal.counts["updates.refused"] == 1
     assert send(node, *(update(name) for name in NAMES[1:])) == []
     list(node.tick(20))
-    assert node.round == 2  # without it
+    assert node.state.round == 2  # without it
 
 
 @pytest.mark.parametrize(("aggregate", "asked"), [("median", 9), ("multi-krum", 9), ("mean", 5)])
@@ -90,15 +93,13 @@ def test_a_cloud_that_starts_anew_in_a_round_gives_the_same_bits(aggregate, aske
 
     first = cloud(tmp_path, aggregate=aggregate)
     send(first, *sent[:4])
-    state = first.state()
-    assert (state.total is None) == (aggregate != "mean")
-    second = cloud(tmp_path, opened=False, aggregate=aggregate)
-    second.resume(state)
+    assert (first.state.sum is None) == (aggregate != "mean")
+    second = cloud(tmp_path, state=first.state, aggregate=aggregate)
     (model,) = (m for m in second.tick(2) if isinstance(m, GlobalModel))
     assert len(model.devices) == asked
     send(second, *(each for each in reversed(sent) if each.device in model.devices))
-    assert second.round == 2
-    assert second.weights["w"].tobytes() == whole.weights["w"].tobytes()
+    assert second.state.round == 2
+    assert second.state.weights["w"].tobytes() == whole.state.weights["w"].tobytes()
 
 
 def test_updates_that_would_not_fit_the_disk_are_refused_at_the_start(tmp_path):
@@ -137,19 +138,18 @@ BAD += [(name, overlay(**{name: 2**53 - 1})) for name in ("steps", "attempted", 
 def test_an_overlay_that_cannot_be_is_left_out_and_not_waited_for(_name, bad, caplog):
     node = cloud(rounds=1)
     send(node, *(update(name) for name in NAMES))
-    assert node.phase == "overlays"
+    assert node.state.phase == "overlays"
     list(node.handle(bad, 2))
     assert node.done
-    assert node.overlays == {}
+    assert node.state.overlays == {}
     assert node._journal.counts["overlays.refused"] == 1
     assert "overlay of e: " in caplog.text
     assert "left out" in caplog.text
     # A version that took it has written it down: the next process leaves it out too.
-    state = node.state()
-    state = dataclasses.replace(state, overlays={"e": bad})
-    again = cloud(rounds=1, opened=False)
-    again.resume(state)
-    assert again.overlays == {}
+    node.state.overlays["e"] = Edge(steps=bad.steps, attempted=bad.attempted, sent=bad.sent)
+    node.state.overlay_weights["e"] = bad.weights
+    again = cloud(rounds=1, state=node.state)
+    assert again.state.overlays == {}
     assert again._journal.counts["overlays.refused"] == 1
 
 

@@ -8,6 +8,7 @@ from clouds import cloud, opened, update
 from fleet import MODEL
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from emo.config import CloudConfig
 from emo.errors import QuorumError
 from emo.journal import Journal
@@ -29,8 +30,8 @@ def test_the_same_bits_whatever_order_updates_arrive_in():
         opened(node, ("a", "b", "c"))
         for name in order:
             list(node.handle(update(name, value=0.1 + ord(name) / 70, samples=ord(name)), 1))
-        assert node.round == 2
-        results.append(node.weights["w"].tobytes())
+        assert node.state.round == 2
+        results.append(node.state.weights["w"].tobytes())
     assert len(set(results)) == 1
 
 
@@ -56,7 +57,7 @@ def test_a_bad_update_is_refused_counted_and_told_to_the_device(message, reason)
     assert reason in out[0].reason
     assert out[0].device == message.device
     assert node._journal.counts["updates.refused"] == 1
-    assert not node._open.heard
+    assert not node.state.opened.heard
 
 
 @pytest.mark.parametrize("form", ["fp16", "delta-fp16", "delta-int8"])
@@ -72,20 +73,20 @@ def test_a_bad_update_is_refused_counted_and_told_to_the_device(message, reason)
 )
 def test_a_bad_update_is_refused_in_every_form(form, matrix, reason):
     node = cloud()
-    node.weights = {"w": np.zeros((2, 3), np.float32)}
+    node.state.weights = {"w": np.zeros((2, 3), np.float32)}
     opened(node, ("a", "b"))
     (out,) = [m for m in node.handle(shrunk("a", form, matrix), 1) if m]
     assert reason in out.reason
     assert node._journal.counts["updates.refused"] == 1
-    assert not node._open.heard
+    assert not node.state.opened.heard
     assert [m for m in node.handle(shrunk("a", form, np.ones((2, 3))), 1) if m] == []  # and goes on
-    assert node._open.heard == {"a": 4}
+    assert node.state.opened.heard == {"a": 4}
 
 
 @pytest.mark.parametrize("data", [b"junk" * 10, b""])
 def test_an_update_whose_bytes_are_damaged_is_refused(data):
     node = cloud()
-    node.weights = {"w": np.zeros((2, 3), np.float32)}
+    node.state.weights = {"w": np.zeros((2, 3), np.float32)}
     opened(node, ("a", "b"))
     bad = dataclasses.replace(shrunk("a", "fp16", np.ones((2, 3))), weights={"w": np.frombuffer(data, "u1")})
     (out,) = [m for m in node.handle(bad, 1) if m]
@@ -98,7 +99,7 @@ def test_a_doubled_update_is_counted_once():
     opened(node, ("a", "b", "c"))
     for _ in range(3):
         assert [m for m in node.handle(update("a"), 1) if m] == []
-    assert node._open.aggregator.sum.updates == 1
+    assert node.state.sum.updates == 1
     assert node._journal.counts["updates.duplicate"] == 2
 
 
@@ -107,11 +108,11 @@ def test_quorum_and_deadline():
     assert opened(node)[0].devices == ("a", "b", "c", "d")
     list(node.handle(update("a"), 1))
     list(node.handle(update("b"), 2))
-    assert node.round == 1  # two are still at it
+    assert node.state.round == 1  # two are still at it
     list(node.tick(9))
-    assert node.round == 1
+    assert node.state.round == 1
     list(node.tick(11))
-    assert node.round == 2
+    assert node.state.round == 2
     late = [m for m in node.handle(update("c"), 12) if isinstance(m, Refused)]
     assert len(late) == 1
 
@@ -123,8 +124,8 @@ def test_a_round_does_not_wait_for_devices_that_are_gone():
         list(node.handle(update(name), 1))
     for name in ("c", "d"):
         list(node.handle(Status(name, "device", online=False), 2))
-    assert node.phase == "waiting"  # closed; round 2 waits for its devices
-    assert node.round == 2
+    assert node.state.phase == "waiting"  # closed; round 2 waits for its devices
+    assert node.state.round == 2
 
 
 def test_no_quorum_names_the_missing():
@@ -166,7 +167,7 @@ def test_overlays_that_stay_away_do_not_hold_the_cloud():
     assert [m.phase for m in out if isinstance(m, RunState)] == ["finishing"]
     list(node.handle(OverlayWeights("run", "stranger", 1, 1, 1, {}), 2))
     list(node.tick(3))
-    assert node.phase == "overlays"
+    assert node.state.phase == "overlays"
     list(node.tick(7))
     assert node.done
     assert node._journal.counts["overlays.missing"] == node._journal.counts["overlays.refused"] == 1
@@ -189,14 +190,14 @@ def test_an_untrained_overlay_is_left_out_and_not_waited_for():
     list(node.handle(update("b"), 1))
     list(node.handle(OverlayWeights("run", "e", 0, 0, 0, {}), 2))
     assert node.done
-    assert node.overlays == {}
+    assert node.state.overlays == {}
 
 
 def test_the_last_rounds_are_fresh_where_asked_for():
     config = CloudConfig.model_validate(
         {"model": MODEL, "rounds": {"rounds": 4}, "overlays": {"fresh_rounds": 2, "start_s": 0}}
     )
-    node = CloudNode(config, "run", {"w": np.zeros(2, np.float32)}, Journal())
+    node = CloudNode(config, begin(config, "run", {"w": np.zeros(2, np.float32)}), Journal())
     models = opened(node, "a")
     for number in (1, 2, 3, 4):
         models += [m for m in node.handle(update("a", round=number), number) if isinstance(m, GlobalModel)]

@@ -11,6 +11,7 @@ from updates import RULES, rounds
 
 from cloud_app.aggregation import aggregator
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from edge_app.overlay.checkpoint import CheckpointFile
 from edge_app.overlay.trainer import Trainer
 from emo.config import CloudConfig, Overlay
@@ -100,7 +101,7 @@ class Round:
         config = CloudConfig.model_validate(
             {"model": MODEL, "rounds": said, "training": {"epochs": 2}, "overlays": {"start_s": 0}}
         )
-        self.node = CloudNode(config, "run", self.start, Journal(), layout=what)
+        self.node = CloudNode(config, begin(config, "run", self.start), Journal(), layout=what)
         for name in NAMES:
             list(self.node.handle(Status(name, "device", online=True, samples=4), 0))
 
@@ -116,7 +117,7 @@ class Round:
         return shrink(state, form, self.start)
 
     def send(self, name, weights, form="fp32", samples=4):
-        update = Update("run", name, self.node.round, samples, 0.5, weights, form)
+        update = Update("run", name, self.node.state.round, samples, 0.5, weights, form)
         return [m.reason for m in self.node.handle(update, 1) if isinstance(m, Refused)]
 
 
@@ -126,8 +127,8 @@ def test_a_round_of_honest_devices_keeps_what_is_constant_and_counts_on(aggregat
     this = Round(aggregate=aggregate)
     for seed, name in enumerate(NAMES):
         assert this.send(name, this.trained(seed, form), form) == []
-    assert this.node.round == 2
-    start, found = this.start, this.node.weights
+    assert this.node.state.round == 2
+    start, found = this.start, this.node.state.weights
     for name in CONSTANT:
         assert found[name].tobytes() == start[name].tobytes()
     assert found["norm.num_batches_tracked"] == 16
@@ -159,8 +160,8 @@ def test_state_that_no_training_makes_is_refused(aggregate, name, value, why):
         assert this.send(each, this.trained(seed)) == []
     list(this.node.tick(11))
     list(this.node.tick(22))
-    assert this.node.round == 2  # and the others go on, in the next round too
-    assert this.node.weights["norm.num_batches_tracked"] == 16
+    assert this.node.state.round == 2  # and the others go on, in the next round too
+    assert this.node.state.weights["norm.num_batches_tracked"] == 16
 
 
 def test_what_training_leaves_alone_is_everybodys_own():
@@ -172,9 +173,9 @@ def test_what_training_leaves_alone_is_everybodys_own():
     for each in (this, honest):
         for seed, name in enumerate(NAMES[1:]):
             each.send(name, each.trained(seed))
-        assert each.node.round == 2
-    for name, array in honest.node.weights.items():
-        assert this.node.weights[name].tobytes() == array.tobytes(), name
+        assert each.node.state.round == 2
+    for name, array in honest.node.state.weights.items():
+        assert this.node.state.weights[name].tobytes() == array.tobytes(), name
 
 
 def test_a_counter_that_was_not_counted_takes_nothing_back():

@@ -50,11 +50,11 @@ def test_the_cloud_says_every_ten_seconds_whose_overlay_it_waits_for(caplog):
     with caplog.at_level(logging.INFO, "emo"):
         for name in "abcd":
             list(node.handle(update(name), 1))
-        assert node.phase == "overlays"
+        assert node.state.phase == "overlays"
         for now in (2.0, 3.0, 4.0):
             list(node.tick(now))
         assert said(caplog, "waiting for the overlays of e, ") == []
-        node._patience._said = -20.0
+        node._timer._logged = -20.0
         list(node.tick(4.5))
     assert len(said(caplog, "waiting for the overlays of e, ")) == 1
 

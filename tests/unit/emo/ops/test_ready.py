@@ -8,6 +8,7 @@ import torch
 from cloud_app import ready as cloud_ready
 from cloud_app import run as cloud
 from cloud_app.rounds import checkpoint
+from cloud_app.rounds.state import begin
 from device_app import ready as device_ready
 from device_app import run as device
 from edge_app import ready as edge_ready
@@ -83,14 +84,8 @@ def test_what_stops_the_tier_is_what_doctor_says(node, lines, says, files):
 def test_a_run_that_was_begun_with_other_settings_stops_the_cloud_and_nothing_is_moved(files):
     config = load(CloudConfig, files["cloud"])
     net = split_network.network(config.model, 0)
-    standing = checkpoint.Standing(
-        settings=checkpoint.settings(config), run="r-1", phase="collecting", round=1, online={}, edges=[], sampled=[],
-        cap=None, heard={}, loss=0.0, before=(0, []), trained=0, updates=0, closed=None, answered=[], overlays={},
-    )  # fmt: skip
     folder = config.state_dir / "run"
-    assert checkpoint.Checkpoints(folder, Journal()).save(
-        checkpoint.State(standing, split_network.weights(net), None, {})
-    )
+    assert checkpoint.Checkpoints(folder, Journal()).save(begin(config, "r-1", split_network.weights(net)))
     (folder / "00000002.safetensors").write_bytes(b"damaged")
     there = sorted(folder.iterdir())
     assert "10 classes" in cloud_ready.described(config)

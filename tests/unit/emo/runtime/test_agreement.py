@@ -12,6 +12,7 @@ from fleet import MODEL, dataset
 from telling import events, sent
 
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
@@ -40,7 +41,8 @@ def cloud(folder=None, edges=("e",), data=DATA):
     start = split_network.weights(split_network.network(MODEL, 1))
     overlay = split_network.weights(split_network.overlay(MODEL, 0))
     facts = agreement.facts(MODEL, split_network.split_shape(MODEL), data, network=start, overlay=overlay)
-    return CloudNode(CloudConfig.model_validate(said), "run", start, Journal(folder), facts=facts)
+    config = CloudConfig.model_validate(said)
+    return CloudNode(config, begin(config, "run", start), Journal(folder), facts=facts)
 
 
 def device(name="d", model=MODEL, folder=None, **changes):
@@ -116,7 +118,7 @@ def test_who_is_mended_takes_part_again():
     assert here.about()["out"] == {}
     # Another configuration in the middle of a round: what it trained by then does not count.
     sent(here, device(mean=np.float32([63])).hello(online=True))
-    late = Update("run", "d", 1, 4, 0.5, here.weights)
+    late = Update("run", "d", 1, 4, 0.5, here.state.weights)
     (refused,) = sent(here, late, 1.0)
     assert isinstance(refused, Refused)
     assert "mean is 63.0" in refused.reason
@@ -131,11 +133,11 @@ def test_an_edge_that_differs_is_not_waited_for_and_its_overlay_is_not_taken(dis
     assert "width 1" in odd.trouble.why
     sent(here, device().hello(online=True))
     for number in (1, 2):
-        sent(here, Update("run", "d", number, 4, 0.5, here.weights), number)
+        sent(here, Update("run", "d", number, 4, 0.5, here.state.weights), number)
     list(here.tick(3.0))
-    assert here.phase == "done"
+    assert here.state.phase == "done"
     sent(here, OverlayWeights("run", "e", 5, 1, 1, {}), 4.0)
-    assert here.overlays == {}
+    assert here.state.overlays == {}
     assert "going on without the overlays of e (model is" in caplog.text
 
 

@@ -11,6 +11,7 @@ from fleet import MODEL, dataset
 
 from cloud_app.aggregation import exact_mean
 from cloud_app.rounds.node import CloudNode
+from cloud_app.rounds.state import begin
 from device_app.node import DeviceNode
 from emo.config import CloudConfig, DeviceConfig, Partition, Training
 from emo.data.batches import FixedBatches
@@ -48,7 +49,7 @@ def cloud(model="fp32", **training):
             "training": {"lr": 0.05, "epochs": 2} | training,
         }
     )
-    return CloudNode(config, "run", start(), Journal())
+    return CloudNode(config, begin(config, "run", start()), Journal())
 
 
 def device(name):
@@ -143,7 +144,7 @@ def test_a_delta_is_added_to_the_model_that_was_sent_and_not_to_what_was_rounded
         rounded = average[name] if array.ndim < 2 else average[name].astype(np.float16)
         np.testing.assert_array_equal(array, rounded)
     # What the cloud measures and exports is what devices hold.
-    assert bits(node.weights) == bits(restore(sent[-1].weights, "fp16", start()))
+    assert bits(node.state.weights) == bits(restore(sent[-1].weights, "fp16", start()))
 
 
 def test_a_fleet_may_mix_forms():
@@ -152,12 +153,12 @@ def test_a_fleet_may_mix_forms():
 
     def changed(update):
         # As a device would whose own setting differs: the same weights in another form.
-        form, base = next(forms), node.weights
+        form, base = next(forms), node.state.weights
         return Update(**(vars(update) | {"weights": shrink(update.weights, form, base), "form": form}))
 
     mixed, updates = run(node, change=changed)
     assert {update.form for update in updates} == {"fp32", "fp16", "delta-int8"}
-    assert node.round == ROUNDS
+    assert node.state.round == ROUNDS
     assert not node._journal.counts["updates.refused"]
     exact, _ = run(cloud())
     for name, array in exact[-1].weights.items():

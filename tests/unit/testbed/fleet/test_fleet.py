@@ -147,7 +147,7 @@ def test_the_devices_are_those_that_the_cloud_asks(make):
 
 def test_bytes_are_those_of_frames_and_kinds(make):
     emo = make()
-    model = sum(array.nbytes for array in emo._cloud.node.weights.values())
+    model = sum(array.nbytes for array in emo._cloud.state.weights.values())
     work, _ = emo.round(1)
     assert work.attempted == work.sent == 4 * 4  # 50 samples make four batches; all of them are new
     for each in work.devices:

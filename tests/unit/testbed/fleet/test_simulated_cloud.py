@@ -34,7 +34,7 @@ def update(device, number, value):
 
 
 def value(made):
-    (found,) = {float(number) / UNIT for array in made.node.weights.values() for number in array.ravel()}
+    (found,) = {float(number) / UNIT for array in made.state.weights.values() for number in array.ravel()}
     return found
 
 
@@ -45,13 +45,13 @@ def test_all_updates_close_the_round_when_the_last_one_comes():
     assert value(made) == pytest.approx((10 * 1 + 20 * 2 + 30 * 4) / 60)
     assert made.close([(at, update(at, 2, 1)) for at in range(3)]) == 2.0
     assert made.now == 9.0
-    (model,), (state,) = packets.decode(made.model), packets.decode(made.state)
+    (model,), (state,) = packets.decode(made.model), packets.decode(made.run_state)
     assert isinstance(model, GlobalModel)
     assert model.round == 3
     assert state == RunState(RUN, 3, 3, "training")
     made.close([(at, update(at, 3, 1)) for at in range(3)])
     assert made.node.done
-    (state,) = packets.decode(made.state)
+    (state,) = packets.decode(made.run_state)
     assert state.phase == "done"
 
 
@@ -77,10 +77,10 @@ def test_a_cloud_that_hears_nothing_gives_up():
 def test_it_goes_on_from_a_round_and_a_time():
     first = cloud()
     first.close([(1.0, update(d, 1, d)) for d in range(3)])
-    then = Cloud(PLAN, first.node.weights, [10, 20, 30], 300.0, number=2, now=first.now)
+    then = Cloud(PLAN, first.state.weights, [10, 20, 30], 300.0, number=2, now=first.now)
     assert [data[OVERHEAD:] for _, data in then.model] == [data[OVERHEAD:] for _, data in first.model]
     assert then.close([(1.0, update(d, 2, d)) for d in range(3)]) == 1.0
-    over = Cloud(PLAN, first.node.weights, [10, 20, 30], 300.0, number=4)
+    over = Cloud(PLAN, first.state.weights, [10, 20, 30], 300.0, number=4)
     assert not over.model
 
 

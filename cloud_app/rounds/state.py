@@ -1,0 +1,117 @@
+"""What the cloud knows of its run: its node's memory, as a checkpoint writes it and the next process goes on from it."""
+
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cloud_app.aggregation import exact_mean
+from cloud_app.ensemble.run_archive import Edge
+from emo.config import CloudConfig, Id, Positive, Section
+from emo.wire.compression import restore, shrink
+from emo.wire.messages import Count, Weights
+
+Phase = Literal["waiting", "collecting", "overlays", "done"]
+MOVES: dict[Phase, set[Phase]] = {
+    "waiting": {"collecting"},
+    "collecting": {"waiting", "overlays"},
+    "overlays": {"done"},
+    "done": set(),
+}
+Reason = Literal["offline", "late", "refused", "cannot-train"]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+# What may change between two processes of one run: it changes no bit of what is trained.
+_FREE = {
+    "rounds": {"min_devices", "quorum", "deadline_s", "give_up_s", "evaluate_every"},
+    "overlays": {"start_s", "wait_s", "combine", "head", "fit"},
+    "data": {"dir"},
+}
+
+
+class Closed(Section):
+    """A round that is over, as it will stand in the journal. `members`: device -> samples; `left_out`: device -> why. Of the
+    members: whose update was shortened, and whose the rule did not take (aggregator.py)."""
+
+    round: Positive
+    updates: Count
+    sampled: Count
+    loss: Finite
+    seconds: Finite
+    members: dict[Id, Count]
+    left_out: dict[Id, Reason]
+    clipped: tuple[Id, ...] = ()
+    outvoted: tuple[Id, ...] = ()
+
+
+class _Memory(BaseModel):
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), arbitrary_types_allowed=True)
+
+
+class Opened(_Memory):
+    """A round that collects updates. `sampled`: who was asked; `cap`: the most samples that one device counts for;
+    `heard`: device -> samples that it counts for, of the updates that have come; `loss`: the sum of their losses, each
+    times these."""
+
+    sampled: tuple[Id, ...]
+    cap: Positive | None = None
+    heard: dict[Id, Positive] = Field(default_factory=dict)
+    loss: Finite = 0.0
+
+
+class Record(_Memory):
+    """The fields of `State`. `settings`: those that the run cannot change any more. `devices`: those that are here and take
+    part, with their samples; `edges`: those that are here. `opened`: the round, while it collects; `before`: the last
+    closed round, and who was counted in it; `closed`: a round whose line is still to be written. `trained`: samples that
+    passed through training; `updates`: averaged so far. `answered`: edges that have sent an overlay, trained or not;
+    `overlays`: the trained ones."""
+
+    settings: dict[str, Any]
+    run: Id
+    phase: Phase = "waiting"
+    round: Positive = 1
+    devices: dict[Id, Count] = Field(default_factory=dict)
+    edges: set[Id] = Field(default_factory=set)
+    opened: Opened | None = None
+    before: tuple[Count, list[Id]] = (0, [])
+    closed: Closed | None = None
+    trained: Count = 0
+    updates: Count = 0
+    answered: set[Id] = Field(default_factory=set)
+    overlays: dict[Id, Edge] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _agrees(self) -> "Record":
+        if (self.opened is None) == (self.phase == "collecting"):
+            raise ValueError("a round is open in phase collecting, and only there")
+        return self
+
+
+class State(Record):
+    """`weights`: the global model that the round starts from. `sum`: of the updates in `opened.heard`; None where they
+    are kept one by one, and before the first round. `overlay_weights` by edge, of those in `overlays`."""
+
+    weights: Weights = Field(exclude=True)
+    sum: exact_mean.Sum | None = Field(default=None, exclude=True)
+    overlay_weights: dict[str, dict[str, np.ndarray]] = Field(default_factory=dict, exclude=True)
+
+
+def begin(config: CloudConfig, run: str, weights: Weights) -> State:
+    """Of a run that nobody has begun yet, from the `weights` of the untrained FL model."""
+    return State(settings=settings(config), run=run, weights=as_sent(config, weights))
+
+
+def as_sent(config: CloudConfig, weights: Weights) -> Weights:
+    """What devices read: the cloud goes on from that, and their deltas are made against it."""
+    form = config.rounds.model
+    return restore(shrink(weights, form, weights), form, weights)
+
+
+def settings(config: CloudConfig) -> dict[str, Any]:
+    """Of `config`, section.key -> value: all that a run must end with as it has begun."""
+    whole = config.model_dump(mode="json", include={"model", "data", "rounds", "training", "overlays"})
+    return {
+        f"{section}.{key}": value
+        for section, values in whole.items()
+        for key, value in values.items()
+        if key not in _FREE.get(section, ())
+    }
