@@ -37,12 +37,10 @@ class ConnectionState:
         self._broker, self._id = broker, client_id
         self.failures, self._flaps = 0, 0
         self._limit = self._learned = math.inf  # bytes of a frame: as the broker says; as it turned out
-        # `_said`: the next connection is news, since it is the first or follows on a complaint.
-        self._next_line, self._said = 0.0, True
-        self._opened, self._since = (
-            math.inf,
-            -math.inf,
-        )  # when TCP was made and waits for CONNACK; when that came
+        # `_is_news`: the next connection is news, since it is the first or follows on a complaint.
+        self._next_line, self._is_news = 0.0, True
+        # When TCP was made, while it waits for CONNACK; when CONNACK came.
+        self._opened, self._since = math.inf, -math.inf
 
     def chunk(self) -> int:
         """Bytes of the largest frame to send. Raises TooLarge if the broker takes next to nothing."""
@@ -71,9 +69,9 @@ class ConnectionState:
         """CONNACK came. `max_packet`: the broker's Maximum Packet Size in bytes, if it names one."""
         self._opened, self.failures, self._since = math.inf, 0, time.monotonic()
         self._limit = max_packet - _AROUND if max_packet else math.inf
-        level = logging.INFO if self._said else logging.DEBUG
+        level = logging.INFO if self._is_news else logging.DEBUG
         log.log(level, "%s: connected to %s:%d", self._id, self._broker.host, self._broker.port)
-        self._said = False
+        self._is_news = False
 
     def disconnected(self, was_connected: bool, reason: object, unsent: bool) -> bool:
         """`was_connected`: CONNACK had come; `unsent`: packets were in flight. True if these must be sent again smaller.
@@ -110,7 +108,7 @@ class ConnectionState:
             return
         text = what() if callable(what) else what
         if text:
-            self._next_line, self._said = time.monotonic() + _LINE_S, True
+            self._next_line, self._is_news = time.monotonic() + _LINE_S, True
             log.warning(
                 "%s: broker %s:%d %s. Trying again.", self._id, self._broker.host, self._broker.port, text
             )
