@@ -1,7 +1,6 @@
 """Devices that are nothing but a connection: for bench.scale, a thousand of them on one thread.
 
-Knows as much of MQTT 3.1.1 as a subscriber at QoS 1 needs, and EMO's own frames. Trains nothing: an update is the global
-model that it was given.
+They speak as much of MQTT 3.1.1 as a subscriber at QoS 1 needs, and train nothing: an update is the global model itself.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""So many clients that ask an endpoint without a pause, in one process and by hand: what they cost is not the server's.
+"""Clients that ask an endpoint without a pause, in one process, with as little of their own cost as possible.
 
     python -m bench.load http://HOST:PORT/PATH BODY_FILE [HEADER:VALUE ...] --clients 32 --requests 10000
 
@@ -44,8 +44,8 @@ class _Client:
         self.answer = self.answer + data if self.answer else data
         if len(self.answer) == self.size and self.answer.startswith(_GOOD):
             return True
-        head, found, body = self.answer.partition(b"\r\n\r\n")
-        length = _LENGTH.search(head + b"\r\n") if found else None
+        head, end, body = self.answer.partition(b"\r\n\r\n")
+        length = _LENGTH.search(head + b"\r\n") if end else None
         if length is None or len(body) < int(length[1]):
             return False
         self.size = len(self.answer)

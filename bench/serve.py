@@ -1,4 +1,4 @@
-"""What the endpoint makes of the processor that onnxruntime would have for itself, and what a naive one does.
+"""Compares the endpoint with onnxruntime alone and with a naive endpoint.
 
     python -m bench.serve [--json FILE] [--requests 100000 --clients 32]
 
@@ -135,20 +135,20 @@ def _endpoint(folder: Path, image: np.ndarray[Any, Any], args: argparse.Namespac
         path = f"{url}/v2/models/cifar/infer"
         first = _load(path, folder / "binary", headers, args.clients, args.requests // 10)
         rss, busy = process.memory_info().rss, sum(process.cpu_times()[:2])
-        found, highest = dict[str, Any](), rss
+        figures, highest = dict[str, Any](), rss
         for _ in range(9):
             each = _load(path, folder / "binary", headers, args.clients, args.requests // 10)
             highest = max(highest, process.memory_info().rss)
-            found = {key: [*found.get(key, []), value] for key, value in each.items()}
+            figures = {key: [*figures.get(key, []), value] for key, value in each.items()}
         busy = sum(process.cpu_times()[:2]) - busy
     return {
-        "rps": round(sum(found["requests"]) / sum(found["seconds"]), 1),
-        "requests": sum(found["requests"]),
-        "seconds": round(sum(found["seconds"]), 3),
-        "errors": int(first["errors"] + sum(found["errors"])),
-        "p50_ms": sorted(found["p50_ms"])[len(found["p50_ms"]) // 2],
-        "p99_ms": max(found["p99_ms"]),
-        "cpu_us": round(1e6 * (busy + sum(found["cpu_seconds"])) / sum(found["requests"]), 1),
+        "rps": round(sum(figures["requests"]) / sum(figures["seconds"]), 1),
+        "requests": sum(figures["requests"]),
+        "seconds": round(sum(figures["seconds"]), 3),
+        "errors": int(first["errors"] + sum(figures["errors"])),
+        "p50_ms": sorted(figures["p50_ms"])[len(figures["p50_ms"]) // 2],
+        "p99_ms": max(figures["p99_ms"]),
+        "cpu_us": round(1e6 * (busy + sum(figures["cpu_seconds"])) / sum(figures["requests"]), 1),
         "resident_mib": round(highest / 2**20, 1),
         "resident_growth": round(highest / rss, 4),
     }
@@ -161,10 +161,10 @@ def _naive(folder: Path, onnx: Path, image: np.ndarray[Any, Any], args: argparse
         headers = ["Content-Type: application/json"]
         requests = max(args.clients, args.requests // 50)
         _load(f"{url}/infer", folder / "json", headers, args.clients, requests // 4)
-        found = _load(f"{url}/infer", folder / "json", headers, args.clients, requests)
-    if found["errors"]:
-        sys.exit(f"the naive endpoint answered {found['errors']} requests with an error")
-    return found["rps"]
+        figures = _load(f"{url}/infer", folder / "json", headers, args.clients, requests)
+    if figures["errors"]:
+        sys.exit(f"the naive endpoint answered {figures['errors']} requests with an error")
+    return figures["rps"]
 
 
 @contextmanager
@@ -173,10 +173,10 @@ def _running(command: list[str]) -> Iterator[tuple[psutil.Process, str]]:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            found = re.search(r"http://\S+", line)
-            if found is None:
+            url = re.search(r"http://\S+", line)
+            if url is None:
                 sys.exit(f"{' '.join(command)}: did not start: {line}")
-            yield psutil.Process(process.pid), found[0]
+            yield psutil.Process(process.pid), url[0]
         finally:
             process.terminate()
 
@@ -188,8 +188,8 @@ def _load(url: str, body: Path, headers: list[str], clients: int, requests: int)
         stdout=subprocess.PIPE,
         check=True,
     )
-    found: dict[str, float] = json.loads(out.stdout)
-    return found
+    figures: dict[str, float] = json.loads(out.stdout)
+    return figures
 
 
 if __name__ == "__main__":

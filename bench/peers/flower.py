@@ -46,7 +46,7 @@ def main() -> None:
         share = asked.per_round / asked.devices
         strategy = FedAvg(fraction_train=share, fraction_evaluate=0.0, min_available_nodes=asked.devices)
         result = strategy.start(grid, first, num_rounds=args.rounds, evaluate_fn=evaluated)
-        trained.extend(number for number, found in result.train_metrics_clientapp.items() if found)
+        trained.extend(number for number, metrics in result.train_metrics_clientapp.items() if metrics)
 
     def train(message: Message, context: Context) -> Message:
         return _train(message, int(context.node_config["partition-id"]), asked, folder)
@@ -76,11 +76,11 @@ def _train(message: Message, device: int, asked: Plan, folder: Path | None) -> M
         optimizer.zero_grad()
         cross_entropy(net(batch.inputs), batch.labels).backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped
         optimizer.step()
-    found = {
+    records = {
         "arrays": ArrayRecord(net.state_dict()),
         "metrics": MetricRecord({"num-examples": batches.samples, "batches": len(batches)}),
     }
-    return Message(content=RecordDict(found), reply_to=message)
+    return Message(content=RecordDict(records), reply_to=message)
 
 
 @lru_cache(maxsize=1)

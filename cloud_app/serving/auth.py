@@ -1,7 +1,6 @@
-"""Who may ask, and the log of who did.
+"""API keys, the origins of web pages that may ask (CORS), and the access log.
 
-Knows keys and lines of text; knows neither HTTP's messages nor models. Keys are compared in constant time and
-never logged; nor is what a request holds.
+Keys are compared in constant time and never logged; nor is what a request holds.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ def keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> list[byt
     """One key a line of `file` (empty lines and # do not count), then that of EMO_API_KEY; none where neither is given.
 
     Raises ServeError: no such file, none in it, or one shorter than 16 characters."""
-    found = []
+    known = []
     if file is not None:
         try:
             with file.open("rb") as opened:
@@ -40,18 +39,18 @@ def keys(file: Path | None, environ: Mapping[str, str] = os.environ) -> list[byt
         if len(text) > _LARGEST_FILE:
             raise ServeError(f"{file}: is over {_LARGEST_FILE:,} bytes; is it the file of API keys?")
         lines = [line.strip() for line in text.splitlines()]
-        found = [line for line in lines if line and not line.startswith(b"#")]
-        if not found:
+        known = [line for line in lines if line and not line.startswith(b"#")]
+        if not known:
             raise ServeError(f"{file}: holds no API key; write one a line")
     if environ.get(VARIABLE):
-        found.append(environ[VARIABLE].encode())
-    if any(len(key) < _SHORTEST for key in found):
+        known.append(environ[VARIABLE].encode())
+    if any(len(key) < _SHORTEST for key in known):
         raise ServeError(f"an API key needs {_SHORTEST} characters or more: `openssl rand -hex 16` makes one")
-    return found
+    return known
 
 
 class Keys:
-    """The keys of which one has to come with a request; none at all where everybody may ask."""
+    """The API keys, one of which has to come with a request; false where there are none and everybody may ask."""
 
     def __init__(self, known: list[bytes]) -> None:
         self._digests = [hashlib.sha256(key).digest() for key in known]
@@ -62,9 +61,9 @@ class Keys:
     def fit(self, headers: Mapping[bytes, bytes]) -> bool:
         """Does `Authorization: Bearer KEY` or `X-API-Key: KEY` (names in lower case) hold one of the keys?"""
         kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = bearer if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
-        digest = hashlib.sha256(given.strip()).digest()
-        # All of them, whatever the first says: time tells nothing.
+        key = bearer if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        digest = hashlib.sha256(key.strip()).digest()
+        # All of them, whatever the first comparison says, so that the time tells nothing.
         return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
 
 
@@ -84,20 +83,20 @@ class Origins:
         return bool(self._known)
 
     def headers(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        """What an answer to a request with the headers `asked` says."""
-        found = [] if b"*" in self._known else [(b"vary", b"origin")]
+        """The headers of an answer to a request with the headers `asked`."""
+        vary = [] if b"*" in self._known else [(b"vary", b"origin")]
         origin = asked.get(b"origin")
         if origin is None or not self._known & {origin, b"*"}:
-            return found
+            return vary
         shown = b"*" if b"*" in self._known else origin
         return [
-            *found,
+            *vary,
             (b"access-control-allow-origin", shown),
             (b"access-control-expose-headers", _READABLE),
         ]
 
-    def before(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
-        """What a browser is told that asks before it asks; empty where it does not, or may not."""
+    def preflight(self, asked: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+        """The headers of an answer to a browser's preflight request; empty where it is none, or the page may not ask."""
         allowed = self.headers(asked)
         if b"access-control-request-method" not in asked or len(allowed) < 2:
             return []

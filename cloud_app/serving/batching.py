@@ -1,7 +1,6 @@
-"""Requests of one model become runs of several samples.
+"""Joins requests of one model into runs of several samples.
 
-Knows arrays, futures and the loop's clock; knows neither HTTP nor onnxruntime. A batcher belongs to one event loop
-and needs no closing: one that is dropped still answers what waits in it.
+A batcher belongs to one event loop and needs no closing: one that is dropped still answers what waits in it.
 
 While runs are under way the next batch gathers by itself, so a delay of 0 gives large batches where there is load
 and none where there is none; a longer one waits for company on an idle machine too.

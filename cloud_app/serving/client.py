@@ -1,8 +1,5 @@
-"""Asks an endpoint for the label of an image file.
-
-Knows HTTP and the endpoint's `predict` path; knows neither Pillow, onnxruntime nor torch, so it runs anywhere. The
-endpoint is asked directly: proxies in the environment do not count.
-"""
+"""Asks an endpoint for the label of an image file. Needs the standard library only, and takes no notice of proxies in the
+environment."""
 
 import http.client
 import json
@@ -60,7 +57,7 @@ def predict(
 
 
 def first_key(file: Path | None) -> str | None:
-    """The first of `access.keys`; None where there is none."""
+    """The first of `auth.keys`; None where there is none."""
     known = auth.keys(file)
     return known[0].decode("latin-1") if known else None
 

@@ -1,4 +1,4 @@
-"""An image file's bytes -> the pixels that a model takes, read as training reads them (emo/data/image.py)."""
+"""Decodes an image file to the pixels that a model takes, as training reads them (emo/data/image.py)."""
 
 import io
 from typing import Any
@@ -32,9 +32,9 @@ def pixels(data: bytes, takes: Signature) -> tuple[np.ndarray[Any, np.dtype[np.u
     ):  # nowhere else may these bytes stand in its values
         raise Refused(413, f"this JPEG has over {MAX_SCANS} scans; save it again, as any program writes it")
     try:
-        found = image.read(io.BytesIO(data), channels, (width, height))
+        picture = image.read(io.BytesIO(data), channels, (width, height))
     except ImageTooLarge as error:
         raise Refused(413, f"this has {error}") from error
     except DataError as error:
         raise Refused(400, f"this is {error}") from error
-    return found.pixels[None], found.size
+    return picture.pixels[None], picture.size

@@ -1,7 +1,7 @@
-"""An inference request's bytes -> one checked array and what is wanted of the answer.
+"""Parses an inference request: its bytes -> one checked array and the outputs that are asked for. JSON tensors of the Open
+Inference Protocol, and Triton's binary ones.
 
-Knows the Open Inference Protocol's JSON tensors, Triton's binary ones, and what a model takes. Knows neither HTTP
-nor onnxruntime. Sources: kserve/open-inference-protocol, inference_rest.md; triton-inference-server/server,
+Sources: kserve/open-inference-protocol, inference_rest.md; triton-inference-server/server,
 docs/protocol/extension_binary_data.md and extension_classification.md.
 """
 
@@ -62,7 +62,7 @@ class Signature:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedOutput:
     """One output: as binary or in JSON; `classes`: only that many, the largest first, as VALUE:INDEX:LABEL."""
 
     name: str
@@ -71,12 +71,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Call:
+class InferRequest:
     """`images`: (batch, *sample) uint8 or float32. `timeout_s`: the client's own limit of time, if it set one."""
 
     id: str | None
     images: np.ndarray[Any, Any]
-    outputs: tuple[Asked, ...]
+    outputs: tuple[RequestedOutput, ...]
     timeout_s: float | None = None
 
 
@@ -123,7 +123,7 @@ class _Request(BaseModel):
     outputs: list[_Output] | None = None
 
 
-def parse(body: bytes, takes: Signature, header: int | None = None) -> Call:
+def parse(body: bytes, takes: Signature, header: int | None = None) -> InferRequest:
     """`header`: Inference-Header-Content-Length, the bytes of JSON before the binary tensors; None where all is JSON,
     0 where all is the one input's values (the answer is binary then).
 
@@ -132,7 +132,7 @@ def parse(body: bytes, takes: Signature, header: int | None = None) -> Call:
     if header == 0:
         batch = len(body) // max(1, _bytes(takes, 1))
         images = _binary(body, (batch, *takes.sample), takes)
-        return Call(None, images, tuple(Asked(name, binary=True) for name in takes.outputs))
+        return InferRequest(None, images, tuple(RequestedOutput(name, binary=True) for name in takes.outputs))
     if header is not None and not 0 < header <= len(body):
         raise Refused(400, f"Inference-Header-Content-Length is {header}, the body has {len(body)} bytes")
     try:
@@ -144,7 +144,7 @@ def parse(body: bytes, takes: Signature, header: int | None = None) -> Call:
         raise Refused(400, f"not an inference request: {place}: {first['msg'][:200]}") from error
     rest = b"" if header is None else body[header:]
     timeout = request.parameters.timeout
-    return Call(
+    return InferRequest(
         request.id,
         _images(request.inputs, rest, takes),
         _outputs(request.outputs, takes, binary=request.parameters.binary_data_output),
@@ -161,14 +161,14 @@ def _remembered(head: bytes) -> _Request:
     return _Request.model_validate_json(head)
 
 
-def _outputs(asked: list[_Output] | None, takes: Signature, *, binary: bool) -> tuple[Asked, ...]:
+def _outputs(asked: list[_Output] | None, takes: Signature, *, binary: bool) -> tuple[RequestedOutput, ...]:
     if not asked:
-        return tuple(Asked(name, binary) for name in takes.outputs)
+        return tuple(RequestedOutput(name, binary) for name in takes.outputs)
     names = [each.name for each in asked]
     if len(set(names)) < len(names) or any(name not in takes.outputs for name in names):
         shown = [name[:40] for name in names[:8]]
         raise Refused(400, f"outputs: ask for each of {', '.join(takes.outputs)} at most once, found {shown}")
-    found = []
+    requested = []
     for each in asked:
         wants = each.parameters
         if wants.shared_memory_region is not None:
@@ -176,8 +176,8 @@ def _outputs(asked: list[_Output] | None, takes: Signature, *, binary: bool) -> 
         if wants.classification and len(takes.outputs[each.name]) != 1:
             raise Refused(400, f"output {each.name}: has no classes, its shape is {takes.outputs[each.name]}")
         as_binary = binary if wants.binary_data is None else wants.binary_data
-        found.append(Asked(each.name, as_binary, wants.classification))
-    return tuple(found)
+        requested.append(RequestedOutput(each.name, as_binary, wants.classification))
+    return tuple(requested)
 
 
 def _images(inputs: list[_Tensor], rest: bytes, takes: Signature) -> np.ndarray[Any, Any]:

@@ -1,7 +1,6 @@
-"""A model's results -> the bytes of an inference answer.
+"""Writes an inference answer: a model's results -> JSON tensors, or Triton's binary and classification extensions.
 
-Knows the protocol's JSON tensors, Triton's binary and classification extensions; knows neither HTTP nor
-onnxruntime. Sources: as in `cloud_app.serving.infer_request`.
+Sources: as in `cloud_app.serving.infer_request`.
 """
 
 import json
@@ -12,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from cloud_app.serving.infer_request import Call, Refused, Signature
+from cloud_app.serving.infer_request import InferRequest, Refused, Signature
 
 MAX_VALUES = 1 << 20  # that are no binary, of one answer: 20 MB, a second's work
 _AT_ONCE = 4096  # values; Python's encoder lets no other thread in before it has written what it was given
 
 
-def must_be_short(call: Call, gives: Signature) -> None:
+def must_be_short(call: InferRequest, gives: Signature) -> None:
     """Raises Refused (400) where the answer to `call` would hold over MAX_VALUES values in JSON, or as text."""
     values = 0
     for asked in call.outputs:
@@ -35,7 +34,7 @@ def must_be_short(call: Call, gives: Signature) -> None:
 
 
 def answer(
-    call: Call, results: Mapping[str, np.ndarray[Any, Any]], gave: Signature
+    call: InferRequest, results: Mapping[str, np.ndarray[Any, Any]], gave: Signature
 ) -> tuple[bytes, int | None]:
     """The body, and how many of its bytes are JSON where binary tensors follow (else None).
 
@@ -68,10 +67,10 @@ def answer(
 
 def _head(name: str, version: int, outputs: list[str], request: str | None = None) -> bytes:
     """`outputs`: in JSON."""
-    found: dict[str, Any] = {"model_name": name, "model_version": str(version)}
+    about: dict[str, Any] = {"model_name": name, "model_version": str(version)}
     if request is not None:
-        found["id"] = request
-    return f'{json.dumps(found)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode()
+        about["id"] = request
+    return f'{json.dumps(about)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode()
 
 
 def _with_data(entry: dict[str, Any], values: list[Any]) -> str:

@@ -1,7 +1,5 @@
-"""A stored request with its known answer: is this version, on this machine, still the model that was exported?
-
-Knows the protocol's JSON, in which both are stored. Knows no repository: the text is kept and read there.
-"""
+"""A stored request with its known answer: is this version, on this machine, still the model that was exported? Both are stored
+in the protocol's JSON."""
 
 import json
 from pathlib import Path
@@ -76,10 +74,10 @@ def _zeros(served: Served) -> None:
 
 
 def _compare(served: Served, test: _Stored) -> None:
-    found = _Answer.model_validate_json(served.infer(json.dumps(test.request).encode()))
-    if [each.name for each in test.answer.outputs] != [each.name for each in found.outputs]:
+    actual = _Answer.model_validate_json(served.infer(json.dumps(test.request).encode()))
+    if [each.name for each in test.answer.outputs] != [each.name for each in actual.outputs]:
         raise ServeError("the model has other outputs than when it was stored")
-    for wanted, got in zip(test.answer.outputs, found.outputs, strict=True):
+    for wanted, got in zip(test.answer.outputs, actual.outputs, strict=True):
         expected, values = np.array(wanted.data), np.array(got.data)
         if expected.shape != values.shape:
             raise ServeError(f"{got.name} has {values.size} values, {expected.size} are stored")

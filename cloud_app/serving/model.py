@@ -1,7 +1,6 @@
-"""One version of a model, loaded: what it takes, what it says of itself, and its answers.
+"""One version of a model, loaded: its signature, its metadata, and its answers to inference requests.
 
-Knows a repository, a session and the Open Inference Protocol, version 2; knows no HTTP and imports no web
-framework. Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
+Source: github.com/kserve/open-inference-protocol, specification/protocol/inference_rest.md.
 """
 
 import hashlib
@@ -39,12 +38,12 @@ class Served:
     ) -> "Served":
         """Raises ServeError when it is not one that this endpoint can serve, or its file has not this `digest`."""
         content = repository.model(name, version)
-        found = hashlib.sha256(content).hexdigest()
+        actual = hashlib.sha256(content).hexdigest()
         path = repository.path(name, version)
-        if found != (digest or found):
+        if digest not in {None, actual}:
             raise ServeError(f"{path}: has changed since it was tested; a version must not")
         served = cls.open(path, name, version, repository.labels(name), threads, content)
-        return replace(served, digest=found)
+        return replace(served, digest=actual)
 
     @classmethod
     def open(

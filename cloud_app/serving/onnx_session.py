@@ -1,8 +1,4 @@
-"""Opens an ONNX file with onnxruntime; the one place where that library is imported.
-
-Knows this process's share of processors and memory, and that no telemetry may leave. Knows nothing of HTTP, of torch, or of
-what the model is for.
-"""
+"""Opens an ONNX file with onnxruntime, within this process's share of the processors and without telemetry."""
 
 import os
 from pathlib import Path

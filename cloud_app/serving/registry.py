@@ -1,6 +1,6 @@
-"""Which version of each model answers, and how another takes its place.
+"""Loads models, and replaces a version by another while requests come in.
 
-Knows a repository and loaded models; knows no HTTP. A version answers only after its self-test, in a process of its own:
+A version answers only after its self-test, in a process of its own:
 a model may take any time and memory, or the process with it. Until then, and where it fails, the one before goes on.
 What waits for the old version is still answered by it.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakSet
 
-from cloud_app.serving import child as worker
+from cloud_app.serving import worker
 from cloud_app.serving.batching import Batcher, Limits
 from cloud_app.serving.infer_request import Refused
 from cloud_app.serving.metrics import Stats
@@ -57,7 +57,7 @@ class Models:
         self._batchers = WeakSet[Batcher]()  # also of versions that are no longer found
         self._trial: subprocess.Popen[bytes] | None = None
         self._closed = False
-        self._said: str | None = None
+        self._logged_faults = ""
         self.loads = 0
         self.load_failures = 0
 
@@ -85,10 +85,10 @@ class Models:
                     wrong.append(str(error))
         except ServeError as error:
             wrong.append(str(error))
-        said = "; ".join(wrong)
-        if said and said != self._said:
-            log.warning("%s", said)
-        self._said = said
+        faults = "; ".join(wrong)
+        if faults and faults != self._logged_faults:
+            log.warning("%s", faults)
+        self._logged_faults = faults
 
     def _refresh(self, name: str) -> None:
         if name in self._unloaded:
@@ -142,11 +142,11 @@ class Models:
     def _tested(self, name: str, version: int) -> str:
         """The digest of a model that has passed its self-test. Raises ServeError."""
         try:
-            found = self._try(name, version, self._repository.path(name, version).stat().st_size)
+            output = self._try(name, version, self._repository.path(name, version).stat().st_size)
         except OSError as error:
             raise ServeError(f"its self-test cannot be started: {error}") from error
         try:
-            answer = json.loads(found[worker.LENGTHS.size :])
+            answer = json.loads(output[worker.LENGTHS.size :])
         except ValueError as error:
             raise ServeError(
                 f"its self-test takes over {TEST_SECONDS:g} s, or more memory than there is for it, or ends its process"

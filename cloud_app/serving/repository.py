@@ -2,9 +2,8 @@
 
     models/NAME/config.pbtxt  labels.txt  1/model.onnx  1/selftest.json  2/model.onnx ...
 
-Knows names, versions and files; never looks into a model. A version is written whole or not at all, and is never
-changed afterwards. Which one is current: the newest, unless config.pbtxt's version policy names one; Triton reads
-the same line. Source: Triton's model repository and model configuration documents.
+A version is written whole or not at all, and never changed afterwards. The current version is the newest, unless
+config.pbtxt's version policy names one; Triton reads the same line. Source: Triton's model repository and model configuration documents.
 """
 
 import contextlib
@@ -135,7 +134,7 @@ class Repository:
     ) -> int:
         """Copies `onnx` in as the next version, and returns its number (from 1).
 
-        `input_shape`: of one sample, (C, H, W). `dtype`: "uint8" or "float32". `selftest`: what `selftest.make` made
+        `input_shape`: of one sample, (C, H, W). `dtype`: "uint8" or "float32". `selftest`: what `known_answer.make` made
         of this file, for the endpoint to ask before it serves it. Another process sees the whole version or none.
         Raises ServeError as `check` does, or when a file cannot be read or written.
         """
@@ -276,15 +275,11 @@ def _staged(parent: Path) -> Iterator[Path]:
 
 
 def _fill(folder: Path, onnx: Path, selftest: str | None) -> None:
-    _copy(onnx, folder / "model.onnx")
+    shutil.copyfile(onnx, folder / "model.onnx")
+    _sync(folder / "model.onnx")
     if selftest is not None:
         (folder / "selftest.json").write_text(selftest, encoding="utf-8")
         _sync(folder / "selftest.json")
-
-
-def _copy(onnx: Path, to: Path) -> None:
-    shutil.copyfile(onnx, to)
-    _sync(to)
 
 
 def _sync(path: Path) -> None:

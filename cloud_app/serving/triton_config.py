@@ -1,6 +1,5 @@
-"""The text of a model's `config.pbtxt` and `labels.txt`, as Triton reads them.
+"""Writes the text of a model's `config.pbtxt` and `labels.txt` for Triton, and reads the version policy that others wrote.
 
-Knows Triton's model configuration where we write it, and its version policy where others did. Knows no files.
 Source: Triton's model configuration document.
 """
 
@@ -46,10 +45,10 @@ dynamic_batching {{ }}
 
 def unpinned(config: str) -> str:
     """`config` without its version policy: what all versions share."""
-    found = _policy(config)
-    if found is None:
+    policy = _policy(config)
+    if policy is None:
         return config
-    begin, end = found
+    begin, end = policy
     line = config.rfind("\n", 0, begin) + 1
     if config[line:begin].isspace():
         begin = line
@@ -67,10 +66,10 @@ def pin(config: str, version: int | None) -> str:
 
 def pinned(config: str) -> list[int]:
     """The versions that a specific policy names; empty for any other, or none."""
-    found = _policy(config)
-    if found is None:
+    policy = _policy(config)
+    if policy is None:
         return []
-    words = [word[0].strip(":,") for word in _TOKENS.finditer(config, *found)]
+    words = [word[0].strip(":,") for word in _TOKENS.finditer(config, *policy)]
     if "specific" not in words:
         return []
     numbers = [number for word in words if not word.startswith("#") for number in word.split(",")]
@@ -78,7 +77,7 @@ def pinned(config: str) -> list[int]:
 
 
 def _policy(config: str) -> tuple[int, int] | None:
-    """Where the version policy begins and ends, if there is one: a field of the whole, not of another."""
+    """Where the version policy begins and ends, if there is one at the top level."""
     depth, begin = 0, None
     for token in _TOKENS.finditer(config):
         text = token[0]

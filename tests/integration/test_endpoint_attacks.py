@@ -23,7 +23,7 @@ from cloud_app.serving.repository import Repository
 BEFORE = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
-import cloud_app.serving.http.server as endpoint, cloud_app.serving.http.connections as connections, cloud_app.serving.children as workers
+import cloud_app.serving.http.server as endpoint, cloud_app.serving.http.connections as connections, cloud_app.serving.workers as workers
 endpoint.MAX_HELD, endpoint.DRAIN_SECONDS, connections.WRITE_SECONDS, workers.CPU_SECONDS = 32 << 20, 1, 0.5, 1.0
 """
 

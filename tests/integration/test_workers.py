@@ -9,10 +9,10 @@ import pytest
 from attackers import picture, progressive, values
 from serving import request
 
-from cloud_app.serving import children as workers
-from cloud_app.serving.children import Workers
+from cloud_app.serving import workers
 from cloud_app.serving.images import pixels
 from cloud_app.serving.infer_request import Refused, Signature, parse
+from cloud_app.serving.workers import Workers
 
 TAKES = Signature("tiny", 1, "images", (3, 2, 2), "UINT8", {"logits": (3,)}, ("a", "b", "c"), 64)
 SMALL = picture(9, 5)

@@ -18,7 +18,7 @@ from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from cloud_app.serving.auth import AccessLog, Keys, Origins
-from cloud_app.serving.fair_share import Rooms
+from cloud_app.serving.fair_share import Shares
 from cloud_app.serving.http.body import Answer, Incoming, as_json, no_room, packed, reply
 from cloud_app.serving.http.handlers import Handlers
 from cloud_app.serving.infer_request import Refused
@@ -121,14 +121,14 @@ class Endpoint:
         self,
         models: Models,
         keys: Keys,
-        rooms: Rooms,
+        shares: Shares,
         access: AccessLog | None = None,
         poll_s: float = 2.0,
         origins: Origins | None = None,
     ) -> None:
-        self.rooms = rooms
+        self.shares = shares
         self._poll_s = poll_s
-        self._handlers = Handlers(models, rooms, read_only=not keys)
+        self._handlers = Handlers(models, shares, read_only=not keys)
         dispatch = _Dispatch(models, keys, access, origins or Origins())
         routes = [
             Route(path, partial(dispatch, operation))
@@ -141,7 +141,7 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope["request"] = Incoming(scope, receive, self.rooms.held)
+            scope["request"] = Incoming(scope, receive, self.shares.held)
             path = scope["path"].strip("/")
             scope["path"] = (
                 f"/{path}" if path[-1:] != "\n" else f"/{path}/"
@@ -187,7 +187,7 @@ class _Dispatch:
             answer = _refusal(error)
         except asyncio.CancelledError:
             ends = Refused(503, "the endpoint is being stopped")
-            answer = _refusal(no_room() if request.shown_out else ends)
+            answer = _refusal(no_room() if request.evicted else ends)
         except Exception:
             log.exception("%s %s failed", request.method, request.path[:200])
             answer = as_json({"error": f"{request}: the endpoint failed; its log says why"}, 500)
@@ -217,7 +217,7 @@ class _Dispatch:
         """Raises Refused: 404, 405, 401, or as the handler does."""
         method = request.method
         # Before keys: a browser sends none with it.
-        if method == "OPTIONS" and self.origins and (headers := self.origins.before(request.headers)):
+        if method == "OPTIONS" and self.origins and (headers := self.origins.preflight(request.headers)):
             return Answer(b"", 204, headers=headers)
         if self.keys and not scope["path"].startswith("/v2/health/") and not self.keys.fit(request.headers):
             raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")

@@ -14,7 +14,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from cloud_app.serving.fair_share import Guest, Room, client
+from cloud_app.serving.fair_share import FairShare, Holder, client
 from cloud_app.serving.infer_request import Refused
 from cloud_app.serving.registry import Slot
 
@@ -40,12 +40,12 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 class Incoming:
     """One request. `headers`: lower-case names; of those sent twice the last. `held`: where its bytes take room, for the
-    client `who`. Where it has to give way `shown_out` is set, and its task is cancelled. `slot`: whose figures it counts
+    client `who`. Where it has to give way `evicted` is set, and its task is cancelled. `slot`: whose figures it counts
     in, once that is known."""
 
     busy = False
 
-    def __init__(self, scope: Scope, receive: Receive, held: Room[Guest]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, held: FairShare[Holder]) -> None:
         self.began = perf_counter_ns()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -53,7 +53,7 @@ class Incoming:
         self.client: str = (scope.get("client") or ("",))[0]
         self.who = client(self.client)
         self.size = 0
-        self.shown_out = False
+        self.evicted = False
         self.slot: Slot | None = None
         self._uncounted = 0
         self._counted = False
@@ -65,7 +65,7 @@ class Incoming:
         return f"{self.method} {self.path[:200]}"
 
     def leave(self) -> None:
-        self.shown_out = True
+        self.evicted = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
@@ -141,7 +141,7 @@ class Incoming:
             return
         self._held.take(self, self._uncounted)
         self._uncounted, self._counted = 0, True
-        if self.shown_out:
+        if self.evicted:
             raise no_room()
 
     def release(self) -> None:

@@ -1,8 +1,8 @@
-"""HTTP connections within bounds: how many there are, how large the head of a request is, how slowly a client may send
-and read. uvicorn parses HTTP and calls the application; it bounds none of these.
+"""Bounds HTTP connections: their number, the size of a request's head, how slowly a client may send and read. uvicorn
+parses HTTP and calls the application; it bounds none of these.
 
-Who has most connections gives way when there are too many, with the oldest whose request is not being answered just
-now: a client that takes all that it can get is in its own way, not in that of others.
+When there are too many connections, the client with most of them loses its oldest whose request is not being answered just
+now, so that a greedy client harms itself only.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any, cast
 import uvicorn
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
-from cloud_app.serving.fair_share import Rooms, client
+from cloud_app.serving.fair_share import Shares, client
 
 HEAD_SECONDS = 20.0  # for TLS, and for a request's line and fields; uvicorn waits for ever
 WRITE_SECONDS = 10.0  # in which a client has to take WRITE_LEAST bytes of its answer
@@ -75,11 +75,11 @@ class _Joined:
 class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of two classes, by what is installed
     """`who`: its client."""
 
-    def __init__(self, who: str, rooms: Rooms, **uvicorns: Any) -> None:
+    def __init__(self, who: str, shares: Shares, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self.who = who
         self.opening: asyncio.Task[None] | None = None
-        self._rooms = rooms
+        self._shares = shares
         self._head: TimerHandle | None = None
         self._reading: TimerHandle | None = None
         self._extra = 0  # bytes of this request that are no body
@@ -109,7 +109,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_here()
         self._has_read()
-        self._rooms.connections.free(self)
+        self._shares.connections.free(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -156,7 +156,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unsent = self.transport.get_write_buffer_size()
-        self._rooms.held.take(self, self._unsent)
+        self._shares.held.take(self, self._unsent)
         self._reading = self.loop.call_later(WRITE_SECONDS, self._is_reading)
 
     def resume_writing(self) -> None:
@@ -174,7 +174,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
             self._reading = self.loop.call_later(WRITE_SECONDS, self._is_reading)
 
     def _has_read(self) -> None:
-        self._rooms.held.free(self)
+        self._shares.held.free(self)
         if self._reading is not None:
             self._reading.cancel()
             self._reading = None
@@ -191,10 +191,10 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
 class Server(uvicorn.Server):
     """Takes connections from `listener` itself, so that they are counted before they cost more than a descriptor."""
 
-    def __init__(self, config: uvicorn.Config, listener: socket.socket, rooms: Rooms) -> None:
+    def __init__(self, config: uvicorn.Config, listener: socket.socket, shares: Shares) -> None:
         super().__init__(config)
         self._listener = listener
-        self._rooms = rooms
+        self._shares = shares
         self._opening = set[asyncio.Task[None]]()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:  # noqa: ARG002 - uvicorn's
@@ -231,12 +231,12 @@ class Server(uvicorn.Server):
                 return
             who = client(address[0])
             taken[who] += 1
-            if taken[who] > _OF_ONE and self._rooms.connections.is_most(who):
+            if taken[who] > _OF_ONE and self._shares.connections.is_most(who):
                 sock.close()
                 continue
             made = Connection(
                 who,
-                self._rooms,
+                self._shares,
                 config=self.config,
                 server_state=self.server_state,
                 app_state=self.lifespan.state,
@@ -244,7 +244,7 @@ class Server(uvicorn.Server):
             made.opening = loop.create_task(self._begin(made, sock))
             self._opening.add(made.opening)
             made.opening.add_done_callback(self._opening.discard)
-            self._rooms.connections.take(made)
+            self._shares.connections.take(made)
 
     async def _begin(self, made: Connection, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -255,7 +255,7 @@ class Server(uvicorn.Server):
                 lambda: made, sock, ssl=secure, ssl_handshake_timeout=HEAD_SECONDS if secure else None
             )
         except OSError:  # no TLS, or gone
-            self._rooms.connections.free(made)
+            self._shares.connections.free(made)
         except BaseException:
-            self._rooms.connections.free(made)
+            self._shares.connections.free(made)
             raise

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
-from cloud_app.serving.children import Workers
-from cloud_app.serving.fair_share import Rooms
+from cloud_app.serving.fair_share import Shares
 from cloud_app.serving.http.body import Answer, Incoming, as_json
 from cloud_app.serving.infer_request import Refused, parse
 from cloud_app.serving.infer_response import answer, must_be_short, ranked
 from cloud_app.serving.onnx_session import cpus
 from cloud_app.serving.registry import Models, Slot
+from cloud_app.serving.workers import Workers
 from emo import __version__
 from emo.errors import ServeError
 
@@ -30,9 +30,9 @@ class Handlers:
     """One method a path: an Answer, or what goes out as JSON. Each may raise Refused. With `read_only` models are neither
     loaded nor unloaded on request."""
 
-    def __init__(self, models: Models, rooms: Rooms, *, read_only: bool) -> None:
+    def __init__(self, models: Models, shares: Shares, *, read_only: bool) -> None:
         self._models = models
-        self._rooms = rooms
+        self._shares = shares
         self._read_only = read_only
         self._workers = Workers(min(2, cpus()))
         self._threads = ThreadPoolExecutor(2, "parse")
@@ -171,10 +171,10 @@ class Handlers:
         from cloud_app.serving.http.prometheus import exposition  # noqa: PLC0415
 
         process = {
-            "emo_held_bytes": self._rooms.held.taken,
-            "emo_held_shown_out_total": self._rooms.held.shown_out,
-            "emo_connections": self._rooms.connections.taken,
-            "emo_connections_shown_out_total": self._rooms.connections.shown_out,
+            "emo_held_bytes": self._shares.held.taken,
+            "emo_held_shown_out_total": self._shares.held.evicted,
+            "emo_connections": self._shares.connections.taken,
+            "emo_connections_shown_out_total": self._shares.connections.evicted,
             "emo_workers_lost_total": self._workers.lost,
             "emo_model_loads_total": self._models.loads,
             "emo_model_load_failures_total": self._models.load_failures,

@@ -11,7 +11,7 @@ import uvicorn
 
 from cloud_app.serving.auth import AccessLog, Keys, Origins, keys
 from cloud_app.serving.batching import Limits
-from cloud_app.serving.fair_share import Room, Rooms
+from cloud_app.serving.fair_share import FairShare, Shares
 from cloud_app.serving.http.app import Endpoint
 from cloud_app.serving.http.connections import Server, most_connections
 from cloud_app.serving.registry import Models
@@ -25,9 +25,9 @@ IDLE_SECONDS = 65  # over the minute after which load balancers drop a connectio
 
 @dataclass(frozen=True)
 class Options:
-    """`threads`: onnxruntime's (the container's processors when None). `api_key_file`: as `access.keys` says.
+    """`threads`: onnxruntime's (the container's processors when None). `api_key_file`: as `auth.keys` says.
     `tls`: files of the certificate chain and its key, PEM. `access_log`: a file, or - for stdout. `poll_s`: how often
-    the repository is looked at for another version; 0: never. `origins`: as `access.Origins`."""
+    the repository is looked at for another version; 0: never. `origins`: as `auth.Origins`."""
 
     threads: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -46,8 +46,8 @@ def app(models: Path, options: Options | None = None) -> tuple[Endpoint, Models]
     access = AccessLog(options.access_log) if options.access_log is not None else None
     loaded = Models(Repository(models), options.limits, options.threads)
     loaded.start()
-    rooms = Rooms(Room(most_connections(), oldest=True), Room(MAX_HELD))
-    return Endpoint(loaded, known, rooms, access, options.poll_s, origins), loaded
+    shares = Shares(FairShare(most_connections(), oldest=True), FairShare(MAX_HELD))
+    return Endpoint(loaded, known, shares, access, options.poll_s, origins), loaded
 
 
 def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Options | None = None) -> None:
@@ -84,7 +84,7 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
             timeout_graceful_shutdown=DRAIN_SECONDS,
         ),
         listener,
-        api.rooms,
+        api.shares,
     )
 
     def stop(*_: object) -> None:
@@ -93,11 +93,11 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
     # Also after uvicorn's own handlers: it raises the signal again when it has drained, and we exit with 0.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    there = ", ".join(
+    versions = ", ".join(
         f"{slot.served.signature.name} version {slot.served.signature.version}" for slot in loaded.loaded()
     )
     scheme, shown = "https" if options.tls else "http", f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"serving {there} at {scheme}://{shown}:{listener.getsockname()[1]}\n")
+    sys.stdout.write(f"serving {versions} at {scheme}://{shown}:{listener.getsockname()[1]}\n")
     sys.stdout.flush()
     server.run()
 

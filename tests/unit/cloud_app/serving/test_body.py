@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from cloud_app.serving.fair_share import Room
+from cloud_app.serving.fair_share import FairShare
 from cloud_app.serving.http import body as asgi
 from cloud_app.serving.http.body import Answer, Incoming, packed, reply
 from cloud_app.serving.infer_request import Refused
@@ -29,7 +29,7 @@ def incoming(parts, held=None, disconnect=False, stalls=False, client="", **head
 
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": "http", "method": "POST", "path": "/", "headers": pairs, "client": (client, 1)}
-    return Incoming(scope, receive, held or Room(MOST))
+    return Incoming(scope, receive, held or FairShare(MOST))
 
 
 def read(*args, most=MOST, **more):
@@ -77,14 +77,14 @@ def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way(monkeypatc
     monkeypatch.setattr(asgi, "_LITTLE", 1)
 
     async def main():
-        held = Room(10)
+        held = FairShare(10)
 
         async def one(parts, client, **more):
             request = incoming(parts, held, client=client, **more)
             try:
                 return await request.body(100)
             except asyncio.CancelledError:
-                assert request.shown_out
+                assert request.evicted
                 return "shown out"
 
         greedy = [asyncio.ensure_future(one([b"123", b""], "10.0.0.1", stalls=True)) for _ in range(3)]
@@ -105,7 +105,7 @@ def test_all_bodies_together_are_bounded_and_who_holds_most_gives_way(monkeypatc
 
 def test_a_request_gives_back_what_it_held():
     async def main():
-        held = Room(10_000)
+        held = FairShare(10_000)
         first = incoming([bytes(6000)], held)
         await first.body(9000)
         assert held.taken == 6000
@@ -119,7 +119,7 @@ def test_a_request_gives_back_what_it_held():
 
 def test_little_is_counted_where_it_adds_up():
     async def main():
-        held = Room(10_000)
+        held = FairShare(10_000)
         request = incoming([bytes(100)] * 90, held)
         await request.body(9000)
         assert held.taken == 41 * 100 * 2
@@ -129,7 +129,7 @@ def test_little_is_counted_where_it_adds_up():
 
 def test_what_a_compressed_body_became_counts_too():
     with pytest.raises(Refused, match="try again"):
-        read([gzip.compress(bytes(9001))], Room(9000), most=10_000, content_encoding="gzip")
+        read([gzip.compress(bytes(9001))], FairShare(9000), most=10_000, content_encoding="gzip")
 
 
 def sent(method, answer, **headers):
@@ -139,7 +139,7 @@ def sent(method, answer, **headers):
         messages.append(message)
 
     async def main():
-        request = incoming([b""], Room(10_000), **headers)
+        request = incoming([b""], FairShare(10_000), **headers)
         request.method = method
         await reply(send, request, await packed(request, answer))
 

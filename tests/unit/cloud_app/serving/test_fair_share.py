@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_app.serving.fair_share import Room, client
+from cloud_app.serving.fair_share import FairShare, client
 
 
-class Guest:
+class Holder:
     def __init__(self, who, busy=False):
         self.who, self.busy, self.left = who, busy, False
 
@@ -16,23 +16,23 @@ class Guest:
 
 
 def test_the_largest_of_who_takes_most_gives_way():
-    room = Room(10)
-    large, larger, other = Guest("a"), Guest("a"), Guest("b")
+    room = FairShare(10)
+    large, larger, other = Holder("a"), Holder("a"), Holder("b")
     room.take(large, 3)
     room.take(larger, 4)
     room.take(other, 3)
-    newcomer = Guest("c")
+    newcomer = Holder("c")
     room.take(newcomer, 2)
     assert (larger.left, large.left, other.left, newcomer.left) == (True, False, False, False)
-    assert (room.taken, room.shown_out) == (8, 1)
+    assert (room.taken, room.evicted) == (8, 1)
 
 
 def test_a_newcomer_that_would_take_most_is_itself_shown_out():
-    room = Room(10)
-    honest = [Guest(f"{number}") for number in range(5)]
+    room = FairShare(10)
+    honest = [Holder(f"{number}") for number in range(5)]
     for each in honest:
         room.take(each, 2)
-    greedy = Guest("g")
+    greedy = Holder("g")
     room.take(greedy, 3)
     assert greedy.left
     assert not any(each.left for each in honest)
@@ -40,28 +40,28 @@ def test_a_newcomer_that_would_take_most_is_itself_shown_out():
 
 def test_where_all_are_equal_the_newest_goes_or_the_oldest():
     for oldest, gone in ((False, 3), (True, 0)):
-        room, guests = Room(3, oldest=oldest), [Guest(f"{number}") for number in range(4)]
-        for each in guests:
+        room, holders = FairShare(3, oldest=oldest), [Holder(f"{number}") for number in range(4)]
+        for each in holders:
             room.take(each)
-        assert [each.left for each in guests] == [number == gone for number in range(4)]
+        assert [each.left for each in holders] == [number == gone for number in range(4)]
 
 
 def test_who_is_busy_goes_last_of_its_client_and_never_in_the_place_of_another():
-    room = Room(3, oldest=True)
-    busy, idle, other, new = Guest("a", busy=True), Guest("a"), Guest("b"), Guest("b")
+    room = FairShare(3, oldest=True)
+    busy, idle, other, new = Holder("a", busy=True), Holder("a"), Holder("b"), Holder("b")
     for each in (busy, idle, other):
         room.take(each)
     room.take(new)
     assert [each.left for each in (busy, idle, other, new)] == [False, True, False, False]
-    for each in (Guest("a", busy=True), Guest("a", busy=True)):
+    for each in (Holder("a", busy=True), Holder("a", busy=True)):
         room.take(each)
     assert (busy.left, other.left, new.left) == (True, False, False)
 
 
 def test_turns_go_round_the_clients_that_may():
-    room = Room(10)
+    room = FairShare(10)
     for who in "aaabbc":
-        room.take(Guest(who))
+        room.take(Holder(who))
     assert [room.next(lambda who: who != "a").who for _ in range(2)] == ["b", "c"]
     assert [room.next(lambda who: True).who for _ in range(4)] == list("abaa")
     assert room.next(lambda who: True) is None
@@ -69,20 +69,20 @@ def test_turns_go_round_the_clients_that_may():
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 9), st.integers(1, 9)), max_size=60))
 def test_it_never_holds_more_than_it_may_and_counts_right(steps):
-    room, guests = Room(20), {}
+    room, holders = FairShare(20), {}
     for who, number, size in steps:
-        guest = guests.setdefault((who, number), Guest(who))
-        if guest.left:
-            room.free(guest)
-            guest.left = False
+        holder = holders.setdefault((who, number), Holder(who))
+        if holder.left:
+            room.free(holder)
+            holder.left = False
         else:
-            room.take(guest, size)
+            room.take(holder, size)
         assert room.taken <= 20
-        assert room.taken == sum(sum(each.values()) for each in room._guests.values())
-        assert room._sums == {who: sum(each.values()) for who, each in room._guests.items()}
-    for guest in guests.values():
-        room.free(guest)
-    assert (room.taken, room._guests, room._sums) == (0, {}, {})
+        assert room.taken == sum(sum(each.values()) for each in room._holders.values())
+        assert room._sums == {who: sum(each.values()) for who, each in room._holders.items()}
+    for holder in holders.values():
+        room.free(holder)
+    assert (room.taken, room._holders, room._sums) == (0, {}, {})
 
 
 @pytest.mark.parametrize(

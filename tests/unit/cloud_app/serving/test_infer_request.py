@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_app.serving.infer_request import MAX_BODY, Asked, Call, Refused, Signature, parse
+from cloud_app.serving.infer_request import MAX_BODY, InferRequest, Refused, RequestedOutput, Signature, parse
 from cloud_app.serving.infer_response import MAX_VALUES, answer, must_be_short
 
 TINY = Signature(
@@ -53,16 +53,16 @@ def test_what_is_wanted_of_the_answer():
     def wanted(**more):
         return parse(*packed(head(**more), IMAGES.tobytes())[:1], TINY, packed(head(**more), b"")[1])
 
-    assert wanted().outputs == (Asked("logits", binary=False), Asked("map", binary=False))
+    assert wanted().outputs == (RequestedOutput("logits", binary=False), RequestedOutput("map", binary=False))
     everything = wanted(parameters={"binary_data_output": True, "timeout": 1500, "priority": 3})
-    assert everything.outputs == (Asked("logits", binary=True), Asked("map", binary=True))
+    assert everything.outputs == (RequestedOutput("logits", binary=True), RequestedOutput("map", binary=True))
     assert everything.timeout_s == pytest.approx(0.0015)
     assert wanted(parameters={"timeout": 0}).timeout_s is None
     one = wanted(
         parameters={"binary_data_output": True},
         outputs=[{"name": "logits", "parameters": {"binary_data": False, "classification": 2}}],
     )
-    assert one.outputs == (Asked("logits", binary=False, classes=2),)
+    assert one.outputs == (RequestedOutput("logits", binary=False, classes=2),)
     raw = parse(IMAGES.tobytes(), TINY, 0)
     assert all(each.binary for each in raw.outputs)
 
@@ -243,7 +243,7 @@ def test_an_id_that_would_be_sent_back_is_short():
 def test_values_are_written_as_pythons_encoder_writes_them(size):
     values = np.random.default_rng(0).standard_normal((2, size)).astype(np.float32)
     wide = Signature("wide", 3, "images", (1,), "UINT8", {"logits": (size,)}, (), 4)
-    call = Call('"', np.zeros((2, 1), np.uint8), (Asked("logits", binary=False),))
+    call = InferRequest('"', np.zeros((2, 1), np.uint8), (RequestedOutput("logits", binary=False),))
     data, length = answer(call, {"logits": values}, wide)
     output = {"name": "logits", "datatype": "FP32", "shape": [2, size], "data": values.ravel().tolist()}
     whole = {"model_name": "wide", "model_version": "3", "id": '"', "outputs": [output]}
@@ -253,16 +253,22 @@ def test_values_are_written_as_pythons_encoder_writes_them(size):
 @pytest.mark.parametrize(
     ("asked", "fits"),
     [
-        ([Asked("a", binary=False)], False),
-        ([Asked("a", binary=True)], True),
-        ([Asked("a", binary=True), Asked("b", binary=False)], True),
-        ([Asked("a", binary=True, classes=10**9)], False),
-        ([Asked("a", binary=False, classes=5), Asked("b", binary=False, classes=10**9)], True),
+        ([RequestedOutput("a", binary=False)], False),
+        ([RequestedOutput("a", binary=True)], True),
+        ([RequestedOutput("a", binary=True), RequestedOutput("b", binary=False)], True),
+        ([RequestedOutput("a", binary=True, classes=10**9)], False),
+        (
+            [
+                RequestedOutput("a", binary=False, classes=5),
+                RequestedOutput("b", binary=False, classes=10**9),
+            ],
+            True,
+        ),
     ],
 )
 def test_an_answer_in_json_is_short_or_refused_before_it_is_computed(asked, fits):
     gives = Signature("any", 1, "images", (1,), "UINT8", {"a": (MAX_VALUES // 2 + 1,), "b": (9,)}, (), 64)
-    call = Call(None, np.zeros((2, 1), np.uint8), tuple(asked))
+    call = InferRequest(None, np.zeros((2, 1), np.uint8), tuple(asked))
     if fits:
         must_be_short(call, gives)
     else:

@@ -154,7 +154,7 @@ def test_a_failed_copy_leaves_no_trace(repository, onnx, monkeypatch, already):
         to.write_bytes(b"ha")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "_copy", full)
+    monkeypatch.setattr(module.shutil, "copyfile", full)
     with pytest.raises(ServeError, match="No space left"):
         repository.add("emo", onnx, LABELS, (1, 8, 8))
     assert repository.versions("emo") == [1] * already

@@ -1,7 +1,7 @@
-"""A child process that reads what strangers made, one job after the other: what a decoder, a parser or a model does with
-it costs this process at worst. `cloud_app.serving.children` starts it for requests, `cloud_app.serving.registry` for new versions.
+"""A child process that reads untrusted input, one job after the other: a decoder, a parser or a model that fails on it
+takes this process with it at worst. `cloud_app.serving.workers` starts it for requests, `cloud_app.serving.registry` for new versions.
 
-    python -m cloud_app.serving.child MEMORY_BYTES
+    python -m cloud_app.serving.worker MEMORY_BYTES
 
 Jobs come on stdin, answers go to stdout, each a frame: two lengths, JSON, bytes. No pickle: what comes from a child that
 was taken over is bytes to be checked, too.
@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cloud_app.serving.infer_request import Asked, Call, Refused, Signature, parse
+from cloud_app.serving.infer_request import InferRequest, Refused, RequestedOutput, Signature, parse
 from emo.errors import ServeError
 from emo.logs import printable
 
@@ -33,13 +33,13 @@ Job = dict[str, Any]
 
 def command(memory: int) -> list[str]:
     """What starts one. `memory`: bytes that it may have above what it starts with."""
-    return [sys.executable, "-P", "-m", "cloud_app.serving.child", str(memory)]
+    return [sys.executable, "-P", "-m", "cloud_app.serving.worker", str(memory)]
 
 
 def environment() -> dict[str, str]:
     """It imports what we do, and nothing that lies where we were started."""
-    found = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, found)), "OPENBLAS_NUM_THREADS": "1"}
+    paths = [str(Path(__file__).parents[2]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def frame(head: Job, size: int) -> bytes:
@@ -56,10 +56,10 @@ def call_job(takes: Signature, header: int | None) -> Job:
     return {"work": "call", "takes": asdict(replace(takes, labels=())), "header": header}
 
 
-def as_call(answer: Job, images: Any) -> Call:
+def as_call(answer: Job, images: Any) -> InferRequest:
     """Of the answer to a `call_job`, and the array that came with it."""
-    outputs = tuple(Asked(name, binary, classes) for name, binary, classes in answer["outputs"])
-    return Call(answer["id"], images, outputs, answer["timeout_s"])
+    outputs = tuple(RequestedOutput(name, binary, classes) for name, binary, classes in answer["outputs"])
+    return InferRequest(answer["id"], images, outputs, answer["timeout_s"])
 
 
 def main() -> None:
@@ -129,9 +129,9 @@ _WORK: dict[str, Callable[[Job, bytes], tuple[Job, bytes]]] = {
 
 
 def _signature(job: Job) -> Signature:
-    found = job["takes"]
-    outputs = {name: tuple(size) for name, size in found["outputs"].items()}
-    return Signature(**{**found, "sample": tuple(found["sample"]), "outputs": outputs, "labels": ()})
+    fields = job["takes"]
+    outputs = {name: tuple(size) for name, size in fields["outputs"].items()}
+    return Signature(**{**fields, "sample": tuple(fields["sample"]), "outputs": outputs, "labels": ()})
 
 
 def _confine(memory: int) -> None:

@@ -1,4 +1,4 @@
-"""Has what is costly to read of a request read in child processes (`cloud_app.serving.child`), and ends those that take too long.
+"""Child processes (`cloud_app.serving.worker`) for images and large bodies; ends those that take too long.
 
 Threads would not do. Pydantic holds the interpreter's lock for as long as a body of many values takes it, so that nobody
 else is answered; and a thread inside a decoder can be neither ended nor bounded in memory.
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from cloud_app.serving import child as worker
-from cloud_app.serving.fair_share import Room
-from cloud_app.serving.infer_request import Call, Refused, Signature
+from cloud_app.serving import worker
+from cloud_app.serving.fair_share import FairShare
+from cloud_app.serving.infer_request import InferRequest, Refused, Signature
 
 MEMORY = (
     512 << 20
@@ -49,7 +49,7 @@ class Workers:
     def __init__(self, count: int = 2, queue: int = 64, wait_s: float = 10.0) -> None:
         self._count = count
         self._wait_s = wait_s
-        self._queue = Room[_Waiting](queue)
+        self._queue = FairShare[_Waiting](queue)
         self._busy = Counter[str]()
         self._idle: list[Process] = []
         self._all = set[Process]()
@@ -63,7 +63,7 @@ class Workers:
         width, height = answer["size"]
         return array, (int(width), int(height))
 
-    async def call(self, body: bytes, takes: Signature, header: int | None, who: str) -> Call:
+    async def call(self, body: bytes, takes: Signature, header: int | None, who: str) -> InferRequest:
         """As `cloud_app.serving.infer_request.parse`; also raises Refused as `_run`."""
         answer, array = await self._run(worker.call_job(takes, header), body, takes, who)
         return worker.as_call(answer, array)
