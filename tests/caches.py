@@ -19,6 +19,13 @@ def acts(value, shape=(4, 3, 2, 2)):
 ONE = 3200 + 4 * 8 + acts(0).nbytes  # bytes of a file of these, not less
 
 
+def remove(disk, device, batch):
+    """As when its file is damaged."""
+    version = disk.version(device, batch)
+    if version is not None:
+        disk.set_aside(device, batch, version)
+
+
 def batch_files(root):
     return sorted(Path(root, "batches").rglob("*.h5"))
 

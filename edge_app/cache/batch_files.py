@@ -4,10 +4,8 @@
     ROOT/damaged/     files that were not what their name says: 256 at most
     ROOT/run          the run that the batches are of
 
-Knows folders and names. Knows no index, no budget, and not which version is the newest.
-
-The name carries version and checksum: so to list the folder is to know what it should hold, and no byte is believed, nor
-given to HDF5, that was not compared. Consecutive batches share folders: fewer of them are to be synced together.
+A name carries version and checksum: so a listing says what the folder should hold, and no byte is believed, or given to HDF5,
+before it was compared. Consecutive batches share folders, so that fewer folders have to be synced together.
 """
 
 import errno
@@ -50,7 +48,7 @@ class Entry:
     codec: str = ""
 
 
-class Found(NamedTuple):
+class ScannedFile(NamedTuple):
     """`mtime`: nanoseconds since 1970. `key`: None where the name is none of ours."""
 
     path: str
@@ -59,9 +57,9 @@ class Found(NamedTuple):
     mtime: int
 
 
-class Shelf:
-    """`root`: exists. `aside`: how many files are in ROOT/damaged, and their bytes; `damaged`: how many were set aside
-    since this was made. Any thread may call; what is set aside has a lock, under which a file is moved or removed."""
+class BatchFiles:
+    """`root`: must exist. `aside`: how many files are in ROOT/damaged, and their bytes; `damaged`: how many were set aside
+    since this was made. Any thread may call; a lock of its own guards what is set aside."""
 
     def __init__(self, root: Path) -> None:
         self.batches, self._damaged = root / "batches", root / "damaged"
@@ -82,7 +80,7 @@ class Shelf:
         return self._folder(key) / f"{key[1]}-{row.version}-{row.crc:08x}.h5"
 
     def write(self, key: Key, row: Row, pieces: Iterable[files.Buffer], *, synced: bool) -> None:
-        """The file is there, and if `synced` on the disk; or an OSError was raised and it is not."""
+        """Write the file, and sync it if `synced`. Raises OSError: then there is no such file."""
         folder = self._folder(key)
         if folder not in self._known:
             folder.mkdir(0o700, parents=True, exist_ok=True)
@@ -97,7 +95,7 @@ class Shelf:
             raise
 
     def sync(self, rows: dict[Key, Row]) -> dict[Key, OSError]:
-        """These are on the disk, but for those returned: first all files, then each folder once."""
+        """Sync these: first all files, then each folder once. Returns those that failed."""
         places = {key: self.path(key, row) for key, row in rows.items()}
         folders = {
             key: (path.parent,) if path.parent in self._known else (path.parent, *list(path.parents)[1:3])
@@ -115,8 +113,8 @@ class Shelf:
         return errors
 
     def read(self, key: Key, row: Row) -> Entry | None:
-        """None unless the file is there and what was written under its name. Raises CacheError when the disk cannot be
-        read for another reason."""
+        """None where there is no such file, or it is not what was written under this name. Raises CacheError when the disk
+        cannot be read for another reason."""
         path = self.path(key, row)
         try:
             data = files.read(path, row.size)
@@ -126,10 +124,12 @@ class Shelf:
             raise CacheError(f"{path}: cannot be read: {error.strerror}") from error
         if len(data) != row.size or zlib.crc32(data) != row.crc:
             return None
-        found = hdf5_template.unpack(data)
-        if found is None or (found[0].device, found[0].batch, found[0].version) != (*key, row.version):
+        content = hdf5_template.unpack(data)
+        if content is None:
             return None
-        parts, activations, labels = found
+        parts, activations, labels = content
+        if (parts.device, parts.batch, parts.version) != (*key, row.version):
+            return None
         return Entry(*key, row.version, activations, labels, parts.form.codec)
 
     def remove(self, rows: Iterable[tuple[Key, Row]]) -> None:
@@ -137,7 +137,7 @@ class Shelf:
             files.remove(self.path(key, row))
 
     def set_aside(self, path: Path, size: int) -> None:
-        """Out of the way: moved to ROOT/damaged while there are few, else removed."""
+        """Move the file to ROOT/damaged while there are few, else remove it."""
         with self._lock:
             self.damaged += 1
             count, total = self.aside
@@ -145,7 +145,7 @@ class Shelf:
                 try:
                     path.replace(self._damaged / "-".join(path.relative_to(self.batches).parts))
                 except OSError:
-                    pass  # the disk may be failing: what cannot be moved is at least not met again
+                    pass  # the disk may be failing: what cannot be moved is removed
                 else:
                     self.aside = count + 1, total + size
                     return
@@ -162,7 +162,7 @@ class Shelf:
         return files.read(self._run, 100).decode("ascii", "replace") if self._run.is_file() else ""
 
     def begin(self, run: str) -> None:
-        """No batches any more; those to come are of `run`. Raises OSError: then they are of no run."""
+        """Remove all batches; those to come are of `run`. Raises OSError: then they are of no run."""
         self._known.clear()
         files.remove(self._run)
         shutil.rmtree(self._old, ignore_errors=True)
@@ -172,8 +172,8 @@ class Shelf:
         self.batches.mkdir(0o700)
         files.write(self._run, run.encode())
 
-    def scan(self) -> Iterator[Found]:
-        """All files, in no order. What a killed process left half-written is removed. Raises OSError."""
+    def scan(self) -> Iterator[ScannedFile]:
+        """All files, in no order; those that a killed process left half-written are removed. Raises OSError."""
         for device in _folders(self.batches):
             known = bool(ID.fullmatch(device.name))
             for folder in _folders(device.path):
@@ -182,7 +182,7 @@ class Shelf:
                         if files.is_left_over(entry.name):
                             files.remove(Path(entry.path))
                         else:
-                            yield _found(entry, device.name if known else "", folder.name)
+                            yield _scanned(entry, device.name if known else "", folder.name)
 
     def _folder(self, key: Key) -> Path:
         return self.batches / key[0] / f"{key[1] >> 8:02x}"
@@ -198,13 +198,13 @@ def advice(error: OSError) -> str:
     return f"{error.strerror}; look after this disk, or set another cache.dir"
 
 
-def _found(entry: os.DirEntry[str], device: str, folder: str) -> Found:
+def _scanned(entry: os.DirEntry[str], device: str, folder: str) -> ScannedFile:
     stat = entry.stat(follow_symlinks=False)
     match = _NAME.fullmatch(entry.name) if device and entry.is_file(follow_symlinks=False) else None
     if not match or folder != f"{int(match[1]) >> 8:02x}":
-        return Found(entry.path, None, Row(0, 0, stat.st_size), 0)
+        return ScannedFile(entry.path, None, Row(0, 0, stat.st_size), 0)
     row = Row(int(match[2]), int(match[3], 16), stat.st_size)
-    return Found(entry.path, (device, int(match[1])), row, max(stat.st_mtime_ns, 0))
+    return ScannedFile(entry.path, (device, int(match[1])), row, max(stat.st_mtime_ns, 0))
 
 
 def _folders(parent: Path | str) -> list[os.DirEntry[str]]:

@@ -1,7 +1,7 @@
 """What the cache knows of each batch beside its arrays: version, times trained on, loss, whether it is new.
 
-Knows keys and numbers. Knows no tensor, no disk, no chance. Not thread-safe: the cache around it holds its lock.
-Batches lie at places 0, 1, ... without gaps, one row each: so a state of 100,000 is one copy of four megabytes.
+Not thread-safe: the replay cache holds its lock. Batches have places 0, 1, ... without gaps, one row each, so the state of
+100,000 is one copy of four megabytes.
 """
 
 import base64
@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_app.cache.index import Key
 from emo.errors import CacheError
-
-Key = tuple[str, int]
 
 _ROW = np.dtype(
     [
@@ -29,7 +28,7 @@ _ROW = np.dtype(
 )
 
 
-class Ledger:
+class BatchRecords:
     """A batch is new from `add` until it is trained on, or a policy calls it `seen`."""
 
     def __init__(self) -> None:
@@ -73,7 +72,7 @@ class Ledger:
         self._changed(place)
 
     def trained(self, key: Key, loss: float) -> None:
-        """`loss`: averaged with what was known. One that is not finite counts as 0: it is to be met rarely."""
+        """`loss`: averaged with the known one. One that is not finite counts as 0, so that it is drawn rarely."""
         place = self._places.get(key)
         if place is None:
             return
@@ -113,11 +112,11 @@ class Ledger:
         return self._rows[name][: len(self)].copy()
 
     def state(self) -> dict[str, Any]:
-        """All of it, copied, for `as_json`."""
+        """A copy of everything, for `as_json`."""
         return {"devices": list(self._devices), "rows": self._rows[: len(self)].copy()}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Of the batches that are here, what `state` says of the same version, and their order. Others are new.
+        """Take over what `state` has of batches that are here in the same version, and their order. Others are new.
 
         Raises CacheError, and changes nothing, when `state` is not what `as_json` gave.
         """
@@ -158,9 +157,9 @@ class Ledger:
         return place
 
     def _changed(self, place: int) -> None:
-        """For policies: what lies at `place` is other than before, or nothing any more."""
+        """For policies: the row at `place` has changed, or is gone."""
 
 
 def as_json(state: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a `state` as text. Of many this takes milliseconds: it is not for under the cache's lock."""
+    """A `state` with its rows as text. Takes milliseconds for many rows: not to be called with the cache's lock held."""
     return {**state, "rows": base64.b64encode(state["rows"].tobytes()).decode()}

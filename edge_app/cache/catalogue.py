@@ -1,10 +1,8 @@
-"""What is on the disk, and what has to go when something comes.
-
-Knows batches, versions and sizes; decides. Knows no file and no lock: whoever uses it holds one, and then removes the
-files of what it was told is gone. Every file is charged to its device until then.
+"""What is on the disk, and what has to be removed when something is added. Not thread-safe: the disk cache holds its lock, and
+then removes the files that it is told of. Until then each file counts as its device's.
 
 A batch has one file, its newest version. Where versions are synced in groups it has up to three: the newest, which the
-index names; the one that is being synced; and the newest that is synced, to which all falls back.
+index names; the one that is being synced; and the newest synced one, which is there if all else fails.
 """
 
 from collections.abc import Container
@@ -15,17 +13,17 @@ from edge_app.cache.index import Index, Key, Row
 
 
 class Entered(NamedTuple):
-    """What follows when a batch has come. `gone`: files to remove; `evicted`: batches."""
+    """What follows from a new batch. `gone`: files to remove; `evicted`: batches."""
 
     gone: list[tuple[Key, Row]]
     evicted: list[Key]
 
 
 class Catalogue:
-    """`budget`: bytes of all files, None: no limit. `turn`: of what came last; it only grows.
+    """`budget`: bytes of all files, None: no limit. `turn`: of what was stored last; it only grows.
 
-    `waiting`: batches whose newest version waits for a sync, `syncing`: that waited when the sync under way began; each
-    with the row of the version below, None where there is none.
+    `waiting`: batches whose newest version waits for a sync; `syncing`: those that waited when the sync under way began; each
+    with the row of the version before, None where there is none.
     """
 
     def __init__(self, policy: Policy, budget: int | None = None, turn: int = 0) -> None:
@@ -40,14 +38,14 @@ class Catalogue:
         unsynced = len(self.waiting.keys() | self.syncing.keys())
         return {"entries": len(self.index), "bytes": self.index.total, "unsynced": unsynced}
 
-    def found(self, key: Key, row: Row, turn: int) -> None:
-        """A file of the newest version that there is."""
+    def add(self, key: Key, row: Row, turn: int) -> None:
+        """The file of a batch's newest version."""
         self.index.charge(key[0], row.size)
         self._newest(key, row, turn)
 
     def enter(self, key: Key, row: Row, *, settled: bool) -> Entered | None:
-        """`row`, newer than what is there, is in its file now: for certain if `settled`; else the version before
-        stays until a sync. None, and nothing changed, where there is no room that this device may take.
+        """The file of `row`, newer than what is stored, is written; if `settled`, synced too, else the version before stays
+        until a sync. None, and nothing changed, where there is no room that this device may take.
         """
         old = self.index.get(key)
         superseded = [old] if old and (settled or key in self.waiting) else []
@@ -64,16 +62,16 @@ class Catalogue:
         else:
             self.waiting.setdefault(key, old)
         gone = self._gone(key, superseded)
-        self.found(key, row, self.turn + 1)
+        self.add(key, row, self.turn + 1)
         return self._evicted(victims, gone)
 
     def shrink(self, gone: list[tuple[Key, Row]]) -> Entered:
-        """To the budget as it is now. `gone`: what goes anyway."""
+        """To the budget as it is now. `gone`: what is removed anyway."""
         victims = self._evictor.victims(None, 0, self._freed) if self._evictor else []
         return self._evicted(victims or [], gone)
 
     def forget(self, key: Key) -> list[tuple[Key, Row]]:
-        """All files of a batch that is no more; the newest version's first."""
+        """Drop a batch; all its files, the newest version's first."""
         rows = self._all(key)
         self.index.pop(key)
         self.waiting.pop(key, None)
@@ -81,13 +79,13 @@ class Catalogue:
         return self._gone(key, rows)
 
     def begin_sync(self) -> dict[Key, Row]:
-        """What waits; it is being synced from now on. One sync at a time."""
+        """What waits, which is being synced from now on. One sync at a time."""
         self.syncing, self.waiting = self.waiting, {}
         return {key: row for key in self.syncing if (row := self.index.get(key))}
 
     def end_sync(self, failed: Container[Key]) -> list[tuple[Key, Row]]:
-        """What was being synced is on the disk; what `failed` is lost, and the version below takes its place. The files that
-        nobody needs any more."""
+        """What was being synced is on the disk, but for what `failed`: there the version before takes its place. Returns the
+        files that nobody needs any more."""
         gone: list[tuple[Key, Row]] = []
         for key, below in self.syncing.items():
             if key not in failed:
@@ -111,7 +109,7 @@ class Catalogue:
                 self._place(key, row._replace(rank=rank))
 
     def _below(self, key: Key) -> list[Row]:
-        """What is kept of a batch beside its newest version."""
+        """A batch's files other than the newest version's."""
         return [row for rows in (self.waiting, self.syncing) if (row := rows.get(key))]
 
     def _all(self, key: Key) -> list[Row]:

@@ -3,11 +3,9 @@
     ROOT/lock     held while a DiskCache is open
     ROOT/...      one HDF5 file a batch: batch_files.py says where, hdf5.py what is inside
 
-Knows when a file is written, synced, indexed and removed. Knows no name, no HDF5, no tensor, no sampling, no level 1.
-
-The older version goes only when the newer one is whole under its own name; and on the disk, unless `durability` is
+The older version is removed only when the newer one is whole under its own name; and on the disk, unless `durability` is
 "none". So a kill or a power cut leaves the older version, the newer one or both, never a mix; and the next start keeps
-the newest that is whole. It reads names; and files, only where a batch has several.
+the newest that is whole. A start reads names, and files only where a batch has several.
 """
 
 import os
@@ -20,34 +18,32 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge_app.cache import hdf5_template
-from edge_app.cache.batch_files import LIMIT, Entry, Shelf, advice
+from edge_app.cache.batch_files import LIMIT, BatchFiles, Entry, advice
 from edge_app.cache.catalogue import Catalogue, Entered
 from edge_app.cache.eviction import POLICIES
 from edge_app.cache.index import Key, Row
-from edge_app.cache.startup import rebuild
 from emo import files
 from emo.config import ID
 from emo.errors import CacheError, nearest
 
-__all__ = ["DiskCache", "Entry"]
-
 Array = NDArray[Any]
 
 DURABILITIES = ("batch", "group", "none")
+_PROGRESS = 10_000  # files
 _COUNTS = ("stored", "ignored", "hits", "misses", "evicted", "refused")
 
 
 class DiskCache(AbstractContextManager["DiskCache"]):
     """One HDF5 file a (device, batch) under `root`, which is made when missing.
 
-    `budget_bytes`: of all files, whenever no put is under way; what goes when it is full says `eviction`, one of
-    eviction.POLICIES, in fair shares a device. `durability`: "batch": a put is on the disk when it returns;
-    "group": when `flush` has returned; "none": at some time. `say`: is told at start how many files were seen so far.
-    `on_evict`: to be set; is told device and batch of each that was evicted, with no lock held.
+    `budget_bytes`: of all files, whenever no put is under way; `eviction`, one of eviction.POLICIES, says what is removed when
+    it is full, in fair shares a device. `durability`: "batch": a put is on the disk when it returns; "group": when `flush` has
+    returned; "none": at some time. `say`: is told at start how many files were seen so far. `on_evict`: to be set; is
+    told device and batch of each that was evicted, with no lock held.
 
     Any thread may call, `flush` one; of two puts of one key at a time the newer version stays. One lock guards index
-    and counters, and no I/O is done under it; another keeps a flush, and what else syncs or clears, to itself. Raises
-    CacheError when the folder cannot be used or another DiskCache, of this process or another, has it open.
+    and counters, and no I/O is done under it; another lets one flush or `begin` run at a time. Raises CacheError when the
+    folder cannot be used or another DiskCache, of this process or another, has it open.
     """
 
     def __init__(
@@ -72,11 +68,11 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         try:
             files.make_folder(self._root)
             self._handle = files.lock(self._root / "lock")
-            self._shelf = Shelf(self._root)
-            older = rebuild(self._shelf, self._catalogue, say)
+            self._files = BatchFiles(self._root)
+            older = self._rebuild(say)
             if durability != "none" and self._catalogue.index.total:
-                os.sync()  # then an older version may go, and who puts a batch again may hold it to be on the disk
-            self._leave(self._catalogue.shrink(older))
+                os.sync()  # now older versions may go, and a batch that is put again is on the disk
+            self._carry_out(self._catalogue.shrink(older))
         except BaseException as error:
             self._unlock()
             if not isinstance(error, OSError):
@@ -108,7 +104,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         stored = None
         try:
             if self._budget is None or row.size <= self._budget:
-                self._shelf.write(key, row, pieces, synced=self._durability == "batch")
+                self._files.write(key, row, pieces, synced=self._durability == "batch")
                 stored = self._enter(key, row)
         except OSError as error:
             raise self._refused(key, advice(error)) from error
@@ -128,7 +124,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
                 if row is None:
                     self._counts["misses"] += 1
                     return None
-            entry = self._shelf.read(key, row)
+            entry = self._files.read(key, row)
             with self._lock:
                 if entry is not None:
                     self._counts["hits"] += 1
@@ -137,8 +133,8 @@ class DiskCache(AbstractContextManager["DiskCache"]):
                 if now is None or now.version != row.version:
                     continue  # another version took its place meanwhile: read that
                 _, *below = self._catalogue.forget(key)
-            self._shelf.set_aside(self._shelf.path(key, row), row.size)
-            self._shelf.remove(below)
+            self._files.set_aside(self._files.path(key, row), row.size)
+            self._files.remove(below)
 
     def version(self, device: str, batch: int) -> int | None:
         """The stored version, from the index: no file is opened."""
@@ -156,35 +152,27 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         with self._lock:
             self._catalogue.trained((device, batch), loss)
 
-    def delete(self, device: str, batch: int) -> bool:
-        """Remove a batch. False when there is none."""
-        key = self._key(device, batch)
-        with self._lock:
-            gone = self._catalogue.forget(key)
-        self._shelf.remove(gone)
-        return bool(gone)
-
     def set_aside(self, device: str, batch: int, version: int) -> None:
-        """Give up this version of a batch; its file is moved to ROOT/damaged."""
+        """Drop a batch, if this is its version; the file is moved to ROOT/damaged."""
         key = self._key(device, batch)
         with self._lock:
             row = self._catalogue.index.get(key)
             if row is None or row.version != version:
                 return
             _, *below = self._catalogue.forget(key)
-        self._shelf.set_aside(self._shelf.path(key, row), row.size)
-        self._shelf.remove(below)
+        self._files.set_aside(self._files.path(key, row), row.size)
+        self._files.remove(below)
 
     def begin(self, run: str) -> bool:
-        """Remove all batches, at once and for good; False when they are of `run` already. Raises CacheError."""
+        """Remove all batches, unless they are of `run` already: then False. Raises CacheError."""
         self._require_open()
         try:
             with self._flushing:
-                if self._shelf.run() == run:
+                if self._files.run() == run:
                     return False
                 with self._lock:
                     self._catalogue = Catalogue(self._policy, self._budget, self._catalogue.turn)
-                self._shelf.begin(run)
+                self._files.begin(run)
         except OSError as error:
             raise CacheError(f"{self._root}: cannot be cleared: {error.strerror}") from error
         return True
@@ -199,11 +187,11 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         with self._flushing:
             with self._lock:
                 rows = self._catalogue.begin_sync()
-            failed = self._shelf.sync(rows) if rows else {}
+            failed = self._files.sync(rows) if rows else {}
             with self._lock:
                 lost = [failed[key] for key in self._catalogue.syncing if key in failed]
                 gone = self._catalogue.end_sync(failed)
-            self._shelf.remove(gone)
+            self._files.remove(gone)
         if lost:
             raise CacheError(
                 f"{self._root}: {len(lost)} of {len(rows)} batches could not be synced: {lost[0].strerror}. Of these the "
@@ -215,7 +203,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         this was opened: `stored ignored hits misses damaged evicted`, and puts `refused` by the disk or for want of room.
         """
         with self._lock:
-            return {**self._catalogue.stats(), "damaged": self._shelf.damaged, **self._counts}
+            return {**self._catalogue.stats(), "damaged": self._files.damaged, **self._counts}
 
     def close(self) -> None:
         """Flush, and leave the folder to others; harmless twice. Other calls then raise CacheError, as may this one."""
@@ -234,6 +222,35 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
+
+    def _rebuild(self, say: Callable[[int], None] | None) -> list[tuple[Key, Row]]:
+        """Fill the catalogue from the files; what is not ours is set aside. Raises OSError.
+
+        Of a batch's versions, which a killed process or a power cut may have left, the newest that is whole counts. Returns
+        the older ones, to be removed when the others are on the disk.
+        """
+        several: dict[Key, list[Row]] = {}
+        for count, (name, key, row, mtime) in enumerate(self._files.scan(), 1):
+            if say and count % _PROGRESS == 0:
+                say(count)
+            if key is None:
+                self._files.set_aside(Path(name), row.size)
+            elif self._catalogue.index.get(key):
+                several.setdefault(key, []).append(row)
+            else:
+                self._catalogue.add(key, row, mtime)
+        older: list[tuple[Key, Row]] = []
+        for key, rows in several.items():
+            rows += [row for _, row in self._catalogue.forget(key)]
+            for row in sorted(rows, reverse=True):
+                path = self._files.path(key, row)
+                if self._catalogue.index.get(key):
+                    older.append((key, row))
+                elif self._files.read(key, row):
+                    self._catalogue.add(key, row, path.stat().st_mtime_ns)
+                else:
+                    self._files.set_aside(path, row.size)
+        return older
 
     def _require_open(self) -> None:
         if self._handle < 0:
@@ -259,18 +276,18 @@ class DiskCache(AbstractContextManager["DiskCache"]):
         )
 
     def _enter(self, key: Key, row: Row) -> bool | None:
-        """Index what was written. None where it has no room, False where it is not the newest; then, as where an OSError
-        is raised, its file is removed."""
+        """Index what was written. None where there is no room, False where it is not the newest; in both cases, and where
+        OSError is raised, its file is removed."""
         grouped = self._durability == "group"
         stored = self._try(key, row, settled=not grouped)
-        if stored is None and grouped:  # its own older versions take the room, until this one is synced
-            failed = self._shelf.sync({key: row})
+        if stored is None and grouped:  # its own older versions take room until this one is synced
+            failed = self._files.sync({key: row})
             if failed:
-                self._shelf.remove([(key, row)])
+                self._files.remove([(key, row)])
                 raise failed[key]
             stored = self._try(key, row, settled=True)
         if stored is None:
-            self._shelf.remove([(key, row)])
+            self._files.remove([(key, row)])
         return stored
 
     def _try(self, key: Key, row: Row, *, settled: bool) -> bool | None:
@@ -284,14 +301,14 @@ class DiskCache(AbstractContextManager["DiskCache"]):
             if entered is None:
                 return None
             self._counts["stored"] += stored
-        self._leave(entered)
+        self._carry_out(entered)
         return stored
 
-    def _leave(self, entered: Entered) -> None:
-        """Files go, what was set aside first where the budget needs that, and who is to know is told."""
-        self._shelf.remove(entered.gone)
-        if self._budget is not None and self._catalogue.index.total + self._shelf.aside[1] > self._budget:
-            self._shelf.drop_aside()
+    def _carry_out(self, entered: Entered) -> None:
+        """Remove files, those set aside too where the budget is short, and report what was evicted."""
+        self._files.remove(entered.gone)
+        if self._budget is not None and self._catalogue.index.total + self._files.aside[1] > self._budget:
+            self._files.drop_aside()
         with self._lock:
             self._counts["evicted"] += len(entered.evicted)
         if self.on_evict:

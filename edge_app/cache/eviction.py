@@ -1,10 +1,8 @@
-"""What goes when the disk's budget is full.
+"""Which batches are removed when the disk's budget is full. Not thread-safe: the disk cache holds its lock.
 
-Knows ranks, sizes and shares. Knows no file and no lock: whoever uses it holds one.
-
-Two questions, answered apart. From which device: from the one that holds most, so that none loses what is within its
-fair share, budget / devices, to what another one sends. Which of its batches: the one of the lowest rank,
-and a rank is a policy's. Finding a batch costs O(log of the device's batches), finding the device O(devices).
+From which device: from the one that holds most bytes, so that no device loses what is within its fair share, budget /
+devices, to what another one sends. Which of its batches: the one of the lowest rank, which a policy gives. Finding a
+batch takes O(log of the device's batches), finding the device O(devices).
 """
 
 import heapq
@@ -18,11 +16,13 @@ _BATCH = 2**64 - 1
 
 
 class Policy:
-    """Gives ranks, whole numbers below 2**64; the lowest goes first. Among equals the lowest batch number."""
+    """Gives ranks, whole numbers below 2**64; the lowest is removed first, among equals the lowest batch number. This one:
+    the oldest version first."""
 
     def stored(self, version: int, turn: int) -> int:
-        """Of what comes as the `turn`-th, counted on through restarts."""
-        raise NotImplementedError
+        """Of what is stored as the `turn`-th, counted on through restarts."""
+        del turn
+        return version
 
     def trained(self, rank: int, loss: float) -> int:
         """Of what had `rank` and was trained on with this loss."""
@@ -30,16 +30,8 @@ class Policy:
         return rank
 
 
-class Oldest(Policy):
-    """The lowest version goes first."""
-
-    def stored(self, version: int, turn: int) -> int:
-        del turn
-        return version
-
-
 class Fifo(Policy):
-    """What was stored first goes first; a new version of a batch is stored anew."""
+    """What was stored first; a new version of a batch is stored anew."""
 
     def stored(self, version: int, turn: int) -> int:
         del version
@@ -47,8 +39,8 @@ class Fifo(Policy):
 
 
 class LowestLoss(Policy):
-    """What the overlay has learnt best goes first. Versions not trained on yet come last, the oldest of them first: so do
-    all after a restart, for losses are not stored."""
+    """What the overlay has learnt best. Versions not trained on yet come last, the oldest of them first; so do all after a
+    restart, since losses are not stored."""
 
     _INFINITY = 0x7FF << 52  # floats that are not negative are ordered as their bits are
 
@@ -63,7 +55,7 @@ class LowestLoss(Policy):
         return bits
 
 
-POLICIES: dict[str, Policy] = {"oldest": Oldest(), "fifo": Fifo(), "lowest-loss": LowestLoss()}
+POLICIES: dict[str, Policy] = {"oldest": Policy(), "fifo": Fifo(), "lowest-loss": LowestLoss()}
 
 
 class Evictor:
@@ -71,11 +63,11 @@ class Evictor:
 
     def __init__(self, index: Index, budget: int) -> None:
         self._index, self._budget = index, budget
-        # Of devices that had to give: rank << 64 | batch, also what is outdated.
+        # rank << 64 | batch, outdated ones too; only of devices that had to give.
         self._heaps: dict[str, list[int]] = {}
 
     def ranked(self, key: Key, rank: int) -> None:
-        """Its row has this rank now."""
+        """The row of `key` has this rank now."""
         device, batch = key
         heap = self._heaps.get(device)
         if heap is None:
@@ -86,9 +78,8 @@ class Evictor:
             heapq.heappush(heap, rank << 64 | batch)
 
     def victims(self, coming: Key | None, more: int, freed: Callable[[Key], int]) -> list[Key] | None:
-        """What has to go so that `more` bytes of `coming` have room, `coming` itself never. `freed`: by the loss of a key.
-
-        None where that would take something from a device that is within its share. The caller gives them all up.
+        """What has to be removed to make room for `more` bytes of `coming`, never `coming` itself; the caller removes them all.
+        `freed`: bytes that the loss of a key frees. None where a device would lose what is within its share.
         """
         excess = self._index.total + more - self._budget
         if excess <= 0:
@@ -105,11 +96,11 @@ class Evictor:
                 for (name, _), item in taken.items():
                     heapq.heappush(self._heaps[name], item)
                 return None
-            found = self._lowest(device, coming, taken)
-            if found is None:  # what it holds is `coming`, or older versions that wait for a sync
+            lowest = self._lowest(device, coming, taken)
+            if lowest is None:  # it holds only `coming`, or older versions that wait for a sync
                 del held[device]
                 continue
-            key, taken[key] = found
+            key, taken[key] = lowest
             size = freed(key)
             held[device] -= size
             excess -= size
@@ -123,11 +114,11 @@ class Evictor:
         return most if most in held else None
 
     def _lowest(self, device: str, coming: Key | None, taken: Container[Key]) -> tuple[Key, int] | None:
-        """The next to go, and its item off the heap."""
+        """The batch of the lowest rank, and its item, which is off the heap."""
         heap = self._heap(device)
         kept = []
-        found = None
-        while heap and found is None:
+        lowest = None
+        while heap and lowest is None:
             item = heapq.heappop(heap)
             key = (device, item & _BATCH)
             row = self._index.get(key)
@@ -136,10 +127,10 @@ class Evictor:
             if key == coming:
                 kept.append(item)
             else:
-                found = key, item
+                lowest = key, item
         for item in kept:
             heapq.heappush(heap, item)
-        return found
+        return lowest
 
     def _heap(self, device: str) -> list[int]:
         if device not in self._heaps:

@@ -5,7 +5,7 @@
     attributes     device, batch, version; shape, dtype of the activations once decoded; codec, "" for an array;
                    checksum: crc32 of what is in /activations
 
-Knows HDF5; the only file that imports h5py. Knows no folder, no codec, and copies no array.
+The only file that imports h5py. Copies no array.
 """
 
 import math
@@ -29,7 +29,7 @@ _lock = threading.Lock()  # two files of one name in memory are one file to libh
 
 
 class Form(NamedTuple):
-    """What like batches have in common. `shape`, `dtype` (as numpy writes it): of the activations once decoded.
+    """What similar batches have in common. `shape`, `dtype` (as numpy writes it): of the activations once decoded.
     `codec`: as emo.wire.codec.Head has it, "" for an array. `labels`: their shape and dtype."""
 
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ class Form(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a file says, and where its arrays begin; `length`: bytes of what is in /activations."""
+    """A file's attributes, and where its arrays begin; `length`: bytes of /activations."""
 
     form: Form
     device: str
@@ -54,7 +54,7 @@ class Parts(NamedTuple):
 def build(
     form: Form, device: bytes, batch: int, version: int, checksum: int, length: int
 ) -> tuple[bytes, Parts]:
-    """A file whose arrays have their place and no content. `device`: ID_BYTES; `length`: of a frame, if it is to hold one.
+    """A file with room for its arrays. `device`: ID_BYTES long; `length`: of the frame, if it is to hold one.
 
     In HDF5's earliest format: no checksum covers the metadata, so numbers in it may be replaced. Takes about 1 ms.
     """
@@ -72,8 +72,8 @@ def build(
         file.attrs["dtype"], file.attrs["codec"] = np.bytes_(form.dtype), np.bytes_(form.codec)
         places = []
         for name, (shape, dtype) in ((b"labels", form.labels), (b"activations", stored)):
-            there = h5t.py_create(np.dtype(dtype), logical=True)
-            dataset = h5d.create(file.id, name, there, h5s.create_simple(shape), contiguous)
+            stored_as = h5t.py_create(np.dtype(dtype), logical=True)
+            dataset = h5d.create(file.id, name, stored_as, h5s.create_simple(shape), contiguous)
             places.append(dataset.get_offset())
         length = dataset.get_storage_size()
         file.flush()
@@ -83,15 +83,15 @@ def build(
 
 
 def read(image: bytearray) -> Parts | None:
-    """None where it is not what `build` makes, with other values. The arrays are not looked at.
+    """None unless it is a file as `build` makes them. The arrays are not looked at. Takes about 0.5 ms.
 
-    The caller has compared the checksum of the whole: libhdf5 may not survive other bytes. Takes about 0.5 ms.
+    The caller has compared the checksum of the whole: libhdf5 may not survive other bytes.
     """
     try:
         with _lock, h5py.File(h5f.open_file_image(image, _IN_PLACE)) as file:
-            labels, activations, said = file["labels"], file["activations"], file.attrs
-            codec, dtype = _text(said["codec"]), np.dtype(_text(said["dtype"]))
-            shape = tuple(int(extent) for extent in said["shape"])
+            labels, activations, attributes = file["labels"], file["activations"], file.attrs
+            codec, dtype = _text(attributes["codec"]), np.dtype(_text(attributes["dtype"]))
+            shape = tuple(int(extent) for extent in attributes["shape"])
             stored = ((activations.size,), np.dtype("u1")) if codec else (shape, dtype)
             if (activations.shape, activations.dtype) != stored or math.prod(
                 shape
@@ -101,10 +101,10 @@ def read(image: bytearray) -> Parts | None:
                 return None
             return Parts(
                 Form(shape, dtype.str, codec, (labels.shape, labels.dtype.str)),
-                _text(said["device"]),
-                int(said["batch"]),
-                int(said["version"]),
-                int(said["checksum"]),
+                _text(attributes["device"]),
+                int(attributes["batch"]),
+                int(attributes["version"]),
+                int(attributes["checksum"]),
                 int(labels.id.get_offset()),
                 int(activations.id.get_offset()),
                 int(activations.id.get_storage_size()),
@@ -114,7 +114,7 @@ def read(image: bytearray) -> Parts | None:
 
 
 def unknown_layout() -> CacheError:
-    """When `build` gives what cannot be filled in."""
+    """For a file of `build` that cannot serve as a template."""
     return CacheError(
         f"HDF5 {h5py.version.hdf5_version} lays out a file in a way that is not known here; "
         "install the h5py that constraints.txt names"

@@ -1,11 +1,9 @@
 """Batches <-> files, as bytes: put together from a template, taken apart as views of the bytes.
 
-Knows of an HDF5 file where its numbers are, and of the codec's frames the head. Knows no folder and no index.
-
-h5py takes a millisecond to build a file and half of one to open it. But files of like batches differ in a few numbers
-and in their arrays: so hdf5.py builds one, the template, with numbers in it that are found again, and in every
-other these places are filled anew. The other way, an image that is a template with other numbers in it needs no
-HDF5. No array is copied either way.
+h5py takes a millisecond to build a file and half of one to open it. But files of similar batches differ in a few numbers and
+in their arrays only. So hdf5.py builds one, the template, with numbers in it that are easy to find again, and every other
+file is the template with these places filled anew. Likewise a file that is a template with other numbers in it is
+read without HDF5. No array is copied either way.
 """
 
 import functools
@@ -67,12 +65,12 @@ def pack(
 
 
 def unpack(image: bytearray) -> tuple[Parts, Array, Array] | None:
-    """(what it says, activations, labels); None when it is no file of ours. Activations that were encoded are decoded,
-    else they are the bytes of `image`, as are labels: writable, for the caller alone.
+    """(attributes, activations, labels); None when it is no file of ours. Encoded activations are decoded; others, and
+    labels, are views of `image`, writable.
 
     The caller has compared the checksum of the whole, as hdf5.read asks for.
     """
-    parts = next((found for each in tuple(_recent) if (found := each.read(image))), None)
+    parts = next((parts for template in tuple(_recent) if (parts := template.read(image))), None)
     if parts is None:
         parts = hdf5.read(image)
         if parts is None:
@@ -91,14 +89,14 @@ def unpack(image: bytearray) -> tuple[Parts, Array, Array] | None:
     return (parts, activations, labels) if activations.shape == parts.form.shape else None
 
 
-# What is looked for in a template: nothing else in it is likely to be the same.
+# Numbers to look for in a template: nothing else in it is likely to be the same.
 _DEVICE = bytes(range(0x80, 0x80 + hdf5.ID_BYTES))
 _BATCH, _VERSION, _CHECKSUM = 0xD1CE5AFE0BA7C401, 0xD1CE5AFE7E251042, 0xC0DE5EA1
 _LENGTH = 0x35A7B  # of frames: theirs vary
 
 
 class _Template:
-    """The file of a Form, with places for all that two such files differ in. Raises CacheError without them."""
+    """The file of a Form, and the places of all in which two such files differ. Raises CacheError where they are not found."""
 
     def __init__(self, form: Form) -> None:
         image, parts = hdf5.build(form, _DEVICE, _BATCH, _VERSION, _CHECKSUM, _LENGTH)
@@ -147,7 +145,7 @@ class _Template:
         return head
 
     def read(self, image: bytearray) -> Parts | None:
-        """None when it is not this one with other values."""
+        """None when it is not this template with other values."""
         length = len(image) - len(self._head) - len(self.tail)
         if length <= 0 or self._length not in (0, length):
             return None
@@ -162,15 +160,14 @@ class _Template:
 
 
 _template = functools.lru_cache(maxsize=64)(_Template)
-_recent: deque[_Template] = deque(
-    maxlen=4
-)  # most batches are of one form, the last one of a device may not be
+# Most batches have one form; the last one of a device may have another.
+_recent: deque[_Template] = deque(maxlen=4)
 
 
 @functools.lru_cache(maxsize=64)
 def _shift(length: int) -> tuple[int, ...]:
-    """What each bit of a crc32 becomes when `length` bytes follow: so the crc of head and payload comes from the
-    crc of each. For crc(payload after x) is crc(payload) xor a linear function of x."""
+    """What each bit of a crc32 becomes when `length` bytes follow; with it the crc of head and payload comes from the crc of
+    each, since crc(payload after x) is crc(payload) xor a linear function of x."""
     zeros = bytes(length)
     nothing = zlib.crc32(zeros)
     return tuple(zlib.crc32(zeros, 1 << bit) ^ nothing for bit in range(32))

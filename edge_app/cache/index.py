@@ -1,7 +1,5 @@
-"""What is stored, by device and batch, in little memory; and how many bytes each device holds.
-
-Knows keys and numbers. Knows no file and no lock: whoever uses it holds one. A batch takes about 170 bytes.
-"""
+"""Which files are stored, by device and batch, in about 170 bytes a batch; and how many bytes each device holds. Not
+thread-safe: the disk cache holds its lock."""
 
 import struct
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ class Row(NamedTuple):
 
 
 class Index:
-    """`held`: device -> bytes of its files, also of those that no row names any more but are still there."""
+    """`held`: device -> bytes of its files, those included that no row names any more but that are not removed yet."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[int, bytes]] = {}
@@ -60,7 +58,7 @@ class Index:
         return [(device, batch) for _, device, batch in sorted(rows)]
 
     def charge(self, device: str, size: int) -> None:
-        """A file of that many bytes is there now; with a negative size, it is not any more."""
+        """A file of that many bytes has been added; with a negative size, removed."""
         self.total += size
         self.held[device] = self.held.get(device, 0) + size
         if not self.held[device]:

@@ -1,7 +1,4 @@
-"""What will be trained on next, and a thread that fetches it while training goes on.
-
-`Plan` knows keys alone; `Prefetcher` joins it to the disk and level 1. Neither knows a message or training.
-"""
+"""What will be trained on next, and a thread that fetches it from the disk while training goes on."""
 
 import contextlib
 import math
@@ -9,20 +6,21 @@ import threading
 from collections import deque
 from typing import Any
 
-from edge_app.cache.batch_records import Key
-from edge_app.cache.disk import DiskCache, Entry
+from edge_app.cache.batch_files import Entry
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.index import Key
 from edge_app.cache.sampling import Sampler
-from edge_app.cache.tensor_slots import Memory, Shapes
+from edge_app.cache.tensor_slots import Shapes, TensorSlots
 from emo.errors import CacheError
 
 AHEAD = 32  # batches: eight steps of four
 
 
 class Plan:
-    """The sampler's picks, drawn ahead of their use: `next` draws one for one, whoever looks `ahead` changes nothing.
+    """The sampler's picks, drawn ahead of their use: each `next` draws one more; `ahead` changes nothing.
 
-    What is due goes before what was planned. A planned batch that is gone is skipped, a new version of it is
-    what will be used. Not thread-safe: the cache around it holds its lock.
+    What is due goes before what was planned. A planned batch that is gone is skipped; of one with a new version, that is
+    used. Not thread-safe: the replay cache holds its lock.
     """
 
     def __init__(self, sampler: Sampler) -> None:
@@ -74,27 +72,27 @@ class Plan:
 
 
 class Prefetcher:
-    """Fills level 1: `place` with what is at hand, and a thread, once `wake` was called, with what is `lacking`.
+    """Fills level 1: `place` with a batch that is at hand, and a thread, after `wake`, with what is `lacking`.
 
-    `lock` is the cache's; `lacking`, `forget`, `begin` are called with it held, the others without. The thread moves
-    tensors and draws nothing. A file that it cannot read it leaves to `sample`, which meets the same error.
+    `lock` is the replay cache's; `lacking`, `forget` and `begin` are called with it held, the others without. The thread moves
+    tensors and draws nothing. A file that it cannot read is left to `sample`, which meets the same error.
     """
 
     def __init__(
-        self, lock: threading.Lock, disk: DiskCache, memory: Memory, sampler: Sampler, plan: Plan
+        self, lock: threading.Lock, disk: DiskCache, memory: TensorSlots, sampler: Sampler, plan: Plan
     ) -> None:
         self._lock, self._disk, self._memory, self._sampler, self._plan = lock, disk, memory, sampler, plan
         self._loaded = threading.Condition(lock)  # one of `_loading` is done
         self._loading: set[Key] = set()
-        # Version that the disk does not have, or no slot of that pool takes: not to be tried again.
+        # (version, pool): the disk does not have that version, or no slot of that pool takes it. Not to be tried again.
         self._unfit: dict[Key, tuple[int | None, int]] = {}
         self._wanted, self._closed = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self.runs = 0  # how many have begun: what was read before one belongs to none of the batches now here
+        self.runs = 0  # how many have begun: a batch that was read in an earlier one is of no use any more
         self.fetched = 0
 
     def lacking(self) -> Key | None:
-        """What will be needed first of what is not in level 1, if there is room for it."""
+        """The batch that will be needed first and is not in level 1, if there is room for it."""
         ahead = self._plan.ahead()
         for key in ahead:
             unfit = self._unfit.get(key) == (self._sampler.version(key), self._memory.pool)
@@ -103,7 +101,7 @@ class Prefetcher:
         return None
 
     def forget(self, key: Key) -> None:
-        """It is gone, or other than before."""
+        """`key` is gone, or has a new version."""
         self._unfit.pop(key, None)
 
     def begin(self) -> None:
@@ -111,10 +109,7 @@ class Prefetcher:
         self.runs += 1
 
     def place(self, entry: Entry, runs: int) -> bool:
-        """Whether it went to level 1: not when something newer has come, or where there is no room for it.
-
-        `runs`: as it was when `entry` was read.
-        """
+        """Put `entry` into level 1; False when there is a newer version, or no room. `runs`: as it was when it was read."""
         key, newest = (entry.device, entry.batch), False
         with self._lock:
             if self.runs != runs or self._sampler.version(key) != entry.version:
@@ -135,7 +130,7 @@ class Prefetcher:
         return placed
 
     def wait(self, key: Key) -> None:
-        """Until the thread is not reading this one."""
+        """Until the thread is not reading `key`."""
         with self._loaded:
             while key in self._loading:
                 self._loaded.wait()
@@ -163,7 +158,7 @@ class Prefetcher:
                     pass
 
     def _fetch(self) -> bool:
-        """Bring the first batch that is lacking; False when there is none."""
+        """Fetch the first batch that is lacking; False when there is none."""
         with self._lock:
             key, runs = self.lacking(), self.runs
             if key is None:

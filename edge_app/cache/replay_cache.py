@@ -1,12 +1,11 @@
 """The activation replay cache (paper, section IV-B): takes batches from devices, gives them to the overlay.
 
-Knows which version of a batch is the newest and joins disk, memory, sampling and prefetch. Knows no message,
-no score and no training. It never waits for a batch: what is not there is None.
+It joins disk, memory, sampling and prefetch. It never waits for a batch: one that is not there is None.
 
 One thread receives (`put`, `get`, `begin`, `flush`), one trains (`sample`, `trained`, `state`); a third, of the
 cache's own, fetches what will be sampled next. Any may ask for what is seen from outside. Locks:
 
-    ReplayCache._lock   ledger, sampler, plan, who is in which slot of level 1, counters
+    ReplayCache._lock   sampler and its records, plan, which batch is in which slot of level 1, counters
     DiskCache._lock     the index of files
 
 Both are held for dictionary work and for copies of a few numbers a batch; not during disk I/O, decoding or the copy
@@ -14,8 +13,8 @@ of a batch; and the first is never held while the second is taken. So a batch ma
 level 1 takes only what is still the newest, and the newer one stays fresh. `sample` waits for the third thread only
 where that is reading the very batch it needs.
 
-What `sample` returns depends on the calls before it, on no thread's timing: what is to come is drawn in `sample` alone, and
-the third thread moves tensors, nothing else. (One exception: a file that turns out damaged.)
+What `sample` returns depends on the calls before it, on no thread's timing: only `sample` draws what comes next, and the third
+thread moves tensors, nothing else. (One exception: a file that turns out damaged.)
 """
 
 import math
@@ -27,13 +26,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_app.cache.batch_records import Key
-from edge_app.cache.disk import DiskCache, Entry
+from edge_app.cache.batch_files import Entry
+from edge_app.cache.disk import DiskCache
+from edge_app.cache.index import Key
 from edge_app.cache.prefetch import Plan, Prefetcher
-from edge_app.cache.sampling import POLICIES, Sampler, as_json
-from edge_app.cache.tensor_slots import Memory, Sample, Slot, tensor
+from edge_app.cache.sampling import POLICIES, as_json
+from edge_app.cache.tensor_slots import Sample, Slot, TensorSlots, tensor
 
-__all__ = ["DiskCache", "Entry", "ReplayCache", "Sample"]
+__all__ = ["ReplayCache", "Sample"]
 
 Array = NDArray[Any]
 
@@ -43,8 +43,8 @@ class ReplayCache:
     that share of the batches either. `sampling`: one of sampling.POLICIES, `seed` its chance. `prefetch`: whether there
     is a third thread; it starts when level 1 lacks something, and ends with `close`.
 
-    What `disk` holds already counts as never trained on, the newest version as the newest. The cache hears of
-    evictions by `disk.on_evict`.
+    What `disk` holds already counts as never trained on, the newest version as what came last. The cache sets
+    `disk.on_evict`.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class ReplayCache:
     ) -> None:
         self._disk, self._device, self._share = disk, torch.device(device), memory_share
         self._lock = threading.Lock()
-        self._memory = Memory(memory_bytes, device)
-        self._sampler: Sampler = POLICIES[sampling](np.random.default_rng(seed))
+        self._memory = TensorSlots(memory_bytes, device)
+        self._sampler = POLICIES[sampling](np.random.default_rng(seed))
         self._plan = Plan(self._sampler)
         self._prefetcher = Prefetcher(self._lock, disk, self._memory, self._sampler, self._plan)
         self._prefetch = prefetch
@@ -155,9 +155,8 @@ class ReplayCache:
             self._lost(key, expected)
 
     def trained(self, sample: Sample, loss: float) -> None:
-        """Tell that `sample` was trained on, with this mean loss before the step, not weighted; NaN where it was refused.
-
-        For sampling, eviction and the counts. Of a version that is no longer the newest nothing is noted.
+        """Note, for sampling, eviction and the counts, that `sample` was trained on: with this mean loss before the step, not
+        weighted; NaN where the step was refused. Nothing is noted of a version that is no longer the newest.
         """
         key = (sample.device, sample.batch)
         with self._lock:
@@ -169,7 +168,7 @@ class ReplayCache:
             self._disk.note_loss(*key, loss)
 
     def set_aside(self, sample: Sample) -> None:
-        """It is not to be trained on again: gone, until a newer version comes. Its file is kept with the damaged ones."""
+        """Drop `sample` until a newer version comes. Its file is kept with the damaged ones."""
         key = (sample.device, sample.batch)
         with self._lock:
             if self._sampler.version(key) != sample.version:
@@ -184,8 +183,8 @@ class ReplayCache:
         return {"sampler": as_json(sampler), "plan": plan}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from `state()` of a cache over this disk, before anything is sampled. What came to the disk since
-        is fresh; what is gone is skipped. Raises CacheError when it is damaged: then nothing changes.
+        """Go on from `state()` of a cache over this disk, before anything is sampled. Batches that came since are fresh, those
+        that are gone are skipped. Raises CacheError, and changes nothing, when it is damaged.
         """
         with self._lock:
             before = self._plan.state()

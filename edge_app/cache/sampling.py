@@ -1,82 +1,56 @@
-"""Which batch the overlay trains on next.
+"""Which batch the overlay trains on next. Not thread-safe: the replay cache holds its lock.
 
-Knows the ledger of batches and the laws below. Knows no tensor and no disk. Not thread-safe: the cache around it
-holds its lock. Which device is next says `Shares`; of the N batches that it has in the cache the next one is
+`Sampler` says which device is next. Of the N batches that it has in the cache the next one is
 
     mixed        the newest that was never trained on; when there is none, each with 1/N  (paper, section IV-B)
     uniform      each with 1/N
     importance   each with FLOOR/N + (1 - FLOOR) * its loss / sum of losses: harder ones more often
     fresh        each with FLOOR/N + (1 - FLOOR) * h / sum of h, h = 2 ** (-age in versions / HALF_LIFE)
 
-The loss is the one that the overlay had, averaged over its last times; one that is not known counts as the highest
-known. After Katharopoulos & Fleuret 2018 (arXiv 1803.00942), who sample by a bound of the gradient's norm and
-have the loss as its cheaper stand-in; the weight 1 / (N p) keeps the expected gradient that of uniform sampling.
-FLOOR bounds it by 1 / FLOOR, and starves nothing. All chance comes from one generator: same calls, same keys.
+The loss is a batch's own when it was trained on, averaged over the last times; an unknown one counts as the highest known.
+After Katharopoulos & Fleuret 2018 (arXiv 1803.00942), who sample by a bound of the gradient's norm and name the loss as
+its cheaper stand-in. The weight 1 / (N p) keeps the expected gradient that of uniform sampling; FLOOR bounds it by
+1 / FLOOR, and starves nothing. All randomness comes from one generator: same calls, same keys.
 """
 
 import heapq
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_app.cache import batch_records
-from edge_app.cache.batch_records import Key, Ledger
+from edge_app.cache.batch_records import BatchRecords
+from edge_app.cache.index import Key
 from edge_app.cache.sum_tree import SumTree
 from emo.errors import CacheError
 
 FLOOR = 0.2
 HALF_LIFE = 8
-_TIMES = 4  # what the median device has had
+_TIMES = 4  # new batches of a device, relative to the median device
 _NOTHING = 1e-300  # a loss below is 0: sums of such have no digits to draw by
 _STEEPEST = 500  # powers of two between the base and the newest version; a float has 1,000
 
 
-class Sampler(Protocol):
-    """What the cache asks of a policy; what is not said here is as in Ledger."""
-
-    @property
-    def fresh(self) -> int: ...
-    def __len__(self) -> int: ...
-    def __contains__(self, key: Key) -> bool: ...
-    def version(self, key: Key) -> int | None: ...
-    def add(self, key: Key, version: int) -> None: ...
-    def remove(self, key: Key) -> None: ...
-    def clear(self) -> None: ...
-    def trained(self, key: Key, loss: float) -> None: ...
-    def column(self, name: str) -> NDArray[Any]: ...
-    def state(self) -> dict[str, Any]: ...
-    def resume(self, state: dict[str, Any]) -> None: ...
-
-    def pick(self) -> tuple[Key, float] | None:
-        """The next key and the weight of its loss, 1 on average; None when there is none."""
-
-    def due(self, count: int) -> list[Key]:
-        """What `pick` names for certain, whatever chance has: at most `count`, in order."""
-
-
-class Uniform(Ledger):
-    """Each with 1/N. The base of the others, which change `pick`."""
+class Uniform(BatchRecords):
+    """Each with 1/N. Base of the others, which override `pick`."""
 
     def __init__(self, random: np.random.Generator) -> None:
         super().__init__()
         self._random = random
 
     def pick(self) -> tuple[Key, float] | None:
+        """The next key and the weight of its loss, 1 on average; None when there is none."""
         return (self._keys[self._random.integers(len(self))], 1.0) if len(self) else None
-
-    def due(self, count: int) -> list[Key]:
-        del count
-        return []
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "random": self._random.bit_generator.state}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """As Ledger.resume; of the same batches `pick` then names the same keys."""
+        """As BatchRecords.resume; with the same batches `pick` then names the same keys."""
         before = self._random.bit_generator.state
         try:
             self._random.bit_generator.state = state["random"]
@@ -93,15 +67,16 @@ class Uniform(Ledger):
 class Importance(Uniform):
     def __init__(self, random: np.random.Generator) -> None:
         super().__init__(random)
-        self._losses, self._unknown = SumTree(), SumTree()  # of the others 0 in the first, 1 in the second
+        # The loss of a batch stands in the first, with 0 in the second; an unknown one is 0 in the first and 1 in the second.
+        self._losses, self._unknown = SumTree(), SumTree()
         self._highest = 0.0
 
     def pick(self) -> tuple[Key, float] | None:
         if not len(self):
             return None
-        highest = self._highest or 1.0  # nothing is known: all are alike
+        highest = self._highest or 1.0  # none is known: all are equal
         total = self._losses.total + self._unknown.total * highest
-        if not total:  # all are known, and 0
+        if not total:  # all are known to be 0
             return super().pick()
         place = int(self._random.integers(len(self)))
         if self._random.random() >= FLOOR:
@@ -134,10 +109,8 @@ class Importance(Uniform):
 class Fresh(Uniform):
     def __init__(self, random: np.random.Generator) -> None:
         super().__init__(random)
-        self._tree, self._base = (
-            SumTree(),
-            0,
-        )  # weights are relative to a version, a whole number of half-lives
+        # Weights are relative to the version `_base`, a whole number of half-lives.
+        self._tree, self._base = SumTree(), 0
 
     def pick(self) -> tuple[Key, float] | None:
         if not len(self):
@@ -169,12 +142,12 @@ class Fresh(Uniform):
         self._tree.fill(np.exp2((versions - self._base) / HALF_LIFE))
 
 
-class Shares:
-    """All devices' batches, each device with a `kind` of its own; the Sampler of a cache.
+class Sampler:
+    """The batches of all devices, those of each in a `kind` of its own.
 
-    Every device has the same part of what is drawn, whatever number of batches it has, or versions, or losses it claims;
-    one with fewer batches than the median device has as much less. `first`: what is new comes before that, from each
-    device in turn, as long as it has not had more than four times as many new ones as the median.
+    Each device is drawn equally often, whatever numbers of batches, versions or losses it claims; one with fewer batches than
+    the median device, less often in proportion. `first`: new batches come before all others, from each device in turn, as
+    long as it has not had more than four times as many new ones as the median device.
     """
 
     def __init__(self, random: np.random.Generator, kind: type[Uniform], *, first: bool = False) -> None:
@@ -215,9 +188,12 @@ class Shares:
             self._of[key[0]].trained(key, loss)
 
     def column(self, name: str) -> NDArray[Any]:
-        return np.concatenate([Ledger().column(name), *(each.column(name) for each in self._of.values())])
+        return np.concatenate(
+            [BatchRecords().column(name), *(each.column(name) for each in self._of.values())]
+        )
 
     def pick(self) -> tuple[Key, float] | None:
+        """The next key and the weight of its loss, 1 on average; None when there is none."""
         for key in self.due(1):
             self._of[key[0]].seen(key)
             self._given[key[0]] = self._given.get(key[0], 0) + 1
@@ -231,7 +207,7 @@ class Shares:
         return list(self._of.values())[place].pick()
 
     def due(self, count: int) -> list[Key]:
-        """What `pick` names next; beyond the first, if nothing else happens."""
+        """What `pick` names next, whatever chance has; beyond the first, if nothing else happens. At most `count`, in order."""
         new = {device: each for device, each in self._of.items() if each.fresh} if self._first else {}
         if not new:
             return []
@@ -254,15 +230,15 @@ class Shares:
         }
 
     def resume(self, state: dict[str, Any]) -> None:
-        """As Ledger.resume, with all chance: of the same batches `pick` then names the same keys."""
+        """As BatchRecords.resume; with the same batches `pick` then names the same keys."""
         before = self._random.bit_generator.state
         of: dict[str, Uniform] = {}
         try:
-            for device, said in state["of"].items():
+            for device, records in state["of"].items():
                 of[str(device)] = self._kind(self._random)
                 for key, version in self._keys(device):
                     of[device].add(key, version)
-                of[device].resume(said)
+                of[device].resume(records)
             given = {str(device): int(count) for device, count in state["given"].items()}
             self._random.bit_generator.state = state["random"]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
@@ -279,13 +255,13 @@ class Shares:
 
 
 def as_json(state: dict[str, Any]) -> dict[str, Any]:
-    """A `state` whose rows are text. Of many this takes milliseconds: it is not for under the cache's lock."""
+    """A `state` with its rows as text; as batch_records.as_json."""
     return {**state, "of": {device: batch_records.as_json(each) for device, each in state["of"].items()}}
 
 
 POLICIES: dict[str, Callable[[np.random.Generator], Sampler]] = {
-    "mixed": partial(Shares, kind=Uniform, first=True),
-    "uniform": partial(Shares, kind=Uniform),
-    "importance": partial(Shares, kind=Importance),
-    "fresh": partial(Shares, kind=Fresh),
+    "mixed": partial(Sampler, kind=Uniform, first=True),
+    "uniform": partial(Sampler, kind=Uniform),
+    "importance": partial(Sampler, kind=Importance),
+    "fresh": partial(Sampler, kind=Fresh),
 }

@@ -1,7 +1,7 @@
 """A tree of sums over weights at places 0, 1, ...: O(log n) to change one and to find where a draw falls.
 
-Knows numbers only. Sums are made anew from below at every change, so no rounding error adds up, and equal weights
-give equal sums whatever came before.
+Each change computes the sums above it anew, so rounding errors do not add up, and equal weights give equal sums whatever
+came before.
 """
 
 from array import array

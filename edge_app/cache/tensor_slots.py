@@ -1,12 +1,11 @@
 """Level 1 of the replay cache: tensors on the overlay's device, bounded in bytes (paper, section IV-B).
 
-Knows slots, who is in them, and which was used longest ago. Knows no disk, no sampling, and no version but as a number.
-
 A slot holds one batch, activations float32 (N, ...) and labels int64, of the first batch's shapes; a batch with
-fewer samples fits, another shape is not kept. Slots are made in blocks and stay: nothing is allocated in steady state.
+fewer samples fits, one of another shape is not kept. Slots are made in blocks and stay: nothing is allocated in steady
+state.
 
-Not thread-safe but for `write` and `read`: the cache around it holds its lock, and lets go of it while these copy.
-Who was given a slot (`use`, `reserve`) has it until `release`; till then no one else is given it to write.
+Not thread-safe but for `write` and `read`: the replay cache holds its lock, and releases it while these copy. A slot that was
+given out (`use`, `reserve`) is nobody else's to write until `release`.
 """
 
 import itertools
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edge_app.cache.batch_records import Key
+from edge_app.cache.index import Key
 
 Array = NDArray[Any]
 Shapes = tuple[tuple[int, ...], tuple[int, ...]]  # of activations, of labels
@@ -46,7 +45,7 @@ class Sample:
 class Slot:
     activations: torch.Tensor
     labels: torch.Tensor
-    pool: int  # Memory.pool when it was made
+    pool: int  # TensorSlots.pool when it was made
     key: Key | None = None
     version: int = 0
     samples: int = 0
@@ -54,7 +53,7 @@ class Slot:
     was_read: torch.cuda.Event | None = None
 
 
-class Memory:
+class TensorSlots:
     """At most `limit` bytes on `device`. `pool`: how many times it was made anew."""
 
     def __init__(self, limit: int, device: torch.device | str = "cpu") -> None:
@@ -67,7 +66,7 @@ class Memory:
         self.clear()
 
     def clear(self) -> None:
-        """Empty, as new: the next batch decides the shape."""
+        """Empty it; the next batch decides the shape."""
         self._held: OrderedDict[Key, Slot] = OrderedDict()  # used longest ago first
         self._free: deque[Slot] = deque()
         self._shapes: Shapes | None = None
@@ -86,13 +85,13 @@ class Memory:
         return self._made * self._slot_bytes
 
     def hold(self, most: int) -> None:
-        """From now on at most `most` batches."""
+        """Keep at most `most` batches from now on."""
         self._most = most
         while len(self._held) > most:
             self.drop(next(iter(self._held)))
 
     def use(self, key: Key) -> Slot | None:
-        """The batch's slot, to be read and released, noted as used last; None when it is not here."""
+        """The batch's slot, to be read and released; it counts as the one used last. None when it is not here."""
         slot = self._held.get(key)
         if slot is not None:
             self._held.move_to_end(key)
@@ -115,8 +114,8 @@ class Memory:
     def reserve(self, key: Key, shapes: Shapes, ahead: Sequence[Key]) -> Slot | None:
         """A slot to write and release; None if there is no room for `key`.
 
-        Who was used longest ago makes room, of those that are not needed soon; `ahead` are, in this order. When all
-        are, the one that is needed last, if that is after `key`.
+        The batch that was used longest ago makes room, if it is not in `ahead`, the batches needed soon, in order. When all
+        are, the one that is needed last does, if that is after `key`.
         """
         if not self._fits(shapes):
             return None
@@ -134,7 +133,7 @@ class Memory:
         return slot
 
     def commit(self, slot: Slot, key: Key, version: int) -> bool:
-        """What was written to a reserved slot is `key`'s from now on, used last. False after a `clear` in between."""
+        """A reserved slot that was written is `key`'s from now on, used last. False after a `clear` in between."""
         if slot.pool != self.pool:
             return False
         self.drop(key)
@@ -157,7 +156,7 @@ class Memory:
                 self._free.append(slot)
 
     def write(self, slot: Slot, activations: Array, labels: Array) -> None:
-        """Copies; on return they are in the slot. Needs no lock."""
+        """Copy into the slot. Needs no lock."""
         slot.samples = len(activations)
         to = slot.activations[: slot.samples], slot.labels[: slot.samples]
         if self._uploads is None:
@@ -194,8 +193,8 @@ class Memory:
         return next((other for other in later if other in self._held and not self._held[other].users), None)
 
     def _fits(self, shapes: Shapes) -> bool:
-        """The first batch decides the shape. More misfits in a row than batches held: it was the odd one. So it was where
-        slots have run out and most of what comes needs no half of one."""
+        """The first batch decides the shape. It was the odd one if more misfits come in a row than batches are held, or if most
+        batches need no half of a slot: then all slots are made anew."""
         if not self.takes(shapes):
             self._misfits += 1
             if self._misfits <= len(self._held) or _nbytes(shapes) > self._limit:
@@ -211,7 +210,7 @@ class Memory:
         return True
 
     def _grow(self) -> None:
-        """One more block. Where the device has no more memory, level 1 stays as large as it is."""
+        """Make one more block of slots. Where the device has no more memory, level 1 stays as large as it is."""
         assert self._shapes is not None
         count = min(_BLOCK_SLOTS, max(1, _BLOCK_BYTES // self._slot_bytes), self._slots - self._made)
         try:

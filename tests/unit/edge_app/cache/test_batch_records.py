@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_app.cache.batch_records import Ledger
+from edge_app.cache.batch_records import BatchRecords
 from edge_app.cache.sum_tree import SumTree
 
 
@@ -28,7 +28,7 @@ def test_the_tree_finds_what_a_running_sum_would(todo):
 
 
 def test_a_ledger_grows_and_forgets():
-    one = Ledger()
+    one = BatchRecords()
     for batch in range(300):
         one.add(("d", batch), batch)
     for batch in range(0, 300, 2):

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from caches import LABELS, acts
+from caches import LABELS, acts, remove
 from replays import caches_over, fill
 
 from edge_app.cache.prefetch import AHEAD
@@ -42,7 +42,7 @@ def test_what_was_trained_on_is_not_fresh_after_a_restart_and_what_came_later_is
         cache.trained(cache.sample(), 1.0)
     state = cache.state()
     disk.put("d", 3, 5, acts(3), LABELS)
-    disk.delete("d", 1)
+    remove(disk, "d", 1)
     again = make()
     again.resume(state)
     assert [again.sample().batch for _ in range(2)] == [3, 0]

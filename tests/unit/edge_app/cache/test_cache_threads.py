@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from caches import LABELS, acts
+from caches import LABELS, acts, remove
 from replays import ONE, caches_over, fill
 
 from edge_app.cache.disk import DiskCache
@@ -138,7 +138,7 @@ def test_threads_that_hammer_it_never_see_anything_stale(tmp_path, sampling):
                 puts += 1
                 if puts % 7 == 0:
                     key = ("d", int(chance.integers(30)))
-                    disk.delete(*key)
+                    remove(disk, *key)
                     disk.on_evict(*key)
                 if puts % 97 == 0:
                     cache.begin(f"run-{run + 1}")

@@ -7,7 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caches import KEYS, LABELS, ONE, Power, acts, batch_files, drop, fail_at, size_of, unsynced, version_of
+from caches import (
+    KEYS,
+    LABELS,
+    ONE,
+    Power,
+    acts,
+    batch_files,
+    drop,
+    fail_at,
+    remove,
+    size_of,
+    unsynced,
+    version_of,
+)
 
 from edge_app.cache.disk import DiskCache
 from emo.errors import CacheError
@@ -65,7 +78,7 @@ def test_in_a_group_no_version_is_left_over(tmp_path):
         disk.flush()
         assert [path.name[:4] for path in batch_files(tmp_path)] == ["0-8-", "1-8-"]
         disk.put("d", 0, 9, acts(9), LABELS)
-        disk.delete("d", 0)
+        remove(disk, "d", 0)
         assert len(batch_files(tmp_path)) == 1
         assert disk.stats()["unsynced"] == 0
 
@@ -82,7 +95,7 @@ def test_a_version_that_comes_during_a_flush_waits_for_the_next(tmp_path, monkey
             if disk.version("d", 0) == 2:
                 disk.put("d", 0, 3, acts(3), LABELS)
                 disk.put("d", 0, 4, acts(4), LABELS)
-                disk.delete("d", 1)
+                remove(disk, "d", 1)
             real(handle)
 
         with monkeypatch.context() as patch:

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 
 import pytest
-from caches import LABELS, acts
+from caches import LABELS, acts, remove
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from replays import ONE, caches_over, fill, settled, until
@@ -52,7 +52,7 @@ def test_no_threads_timing_changes_what_is_sampled(sampling, todo, slots, seed, 
                 if call == "put":
                     cache.put("d", batch, version, acts(100 * version + batch), LABELS)
                 elif call == "evict":
-                    disk.delete("d", batch)
+                    remove(disk, "d", batch)
                     disk.on_evict("d", batch)
                 else:
                     step = [sample for sample in (cache.sample() for _ in range(4)) if sample]

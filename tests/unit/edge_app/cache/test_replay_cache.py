@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from caches import LABELS, acts, batch_files, fail_at
+from caches import LABELS, acts, batch_files, fail_at, remove
 from replays import ONE, caches_over, fill, settled
 
 from edge_app.cache.disk import DiskCache
@@ -63,7 +63,7 @@ def test_what_is_compared_with_comes_from_memory_while_the_disk_has_the_same(mak
     assert (entry.activations == 1).all()
     entry.activations[:] = 5  # a copy
     assert (cache.get("d", 0).activations == 1).all()
-    disk.delete("d", 0)
+    remove(disk, "d", 0)
     assert cache.get("d", 0) is None
 
 
@@ -136,7 +136,7 @@ def test_level_one_is_a_share_of_what_there_is(make, disk):
         cache.put("d", count, 0, acts(count), LABELS)
         assert cache.stats()["memory_entries"] == count // 4
     for batch in range(1, 9):
-        disk.delete("d", batch)
+        remove(disk, "d", batch)
         disk.on_evict("d", batch)
     settled(cache)
     assert cache.stats()["memory_entries"] == 1

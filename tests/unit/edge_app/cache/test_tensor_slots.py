@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edge_app.cache import tensor_slots as module
-from edge_app.cache.tensor_slots import Memory
+from edge_app.cache.tensor_slots import TensorSlots
 
 N, SHAPE = 4, (4, 3, 2)
 ONE = 4 * 4 * 3 * 2 + 8 * 4  # bytes of a slot
@@ -50,7 +50,7 @@ def look(memory, batch):
 
 
 def test_what_was_used_longest_ago_makes_room():
-    memory = Memory(3 * ONE + 5)
+    memory = TensorSlots(3 * ONE + 5)
     for batch in range(3):
         assert place(memory, batch)
     assert look(memory, 0) == (0, N)
@@ -60,7 +60,7 @@ def test_what_was_used_longest_ago_makes_room():
 
 
 def test_what_is_needed_soon_stays_and_of_these_what_is_needed_last_goes():
-    memory = Memory(3 * ONE)
+    memory = TensorSlots(3 * ONE)
     for batch in (0, 1, 2):
         place(memory, batch)
     assert place(memory, 3, ahead=[0, 3, 2])  # 1 is not needed
@@ -73,7 +73,7 @@ def test_what_is_needed_soon_stays_and_of_these_what_is_needed_last_goes():
 
 
 def test_other_floats_and_integers_become_ours():
-    memory = Memory(ONE)
+    memory = TensorSlots(ONE)
     slot = memory.reserve(key(0), (SHAPE, (N,)), [])
     memory.write(slot, np.full(SHAPE, 2, np.float16), np.full(N, 2, np.uint8))
     assert memory.commit(slot, key(0), 7)
@@ -83,7 +83,7 @@ def test_other_floats_and_integers_become_ours():
 
 
 def test_a_smaller_batch_fits_and_is_given_back_as_small():
-    memory = Memory(4 * ONE)
+    memory = TensorSlots(4 * ONE)
     place(memory, 0)
     assert place(memory, 1, n=3)
     assert look(memory, 1) == (1, 3)
@@ -92,7 +92,7 @@ def test_a_smaller_batch_fits_and_is_given_back_as_small():
 
 
 def test_another_shape_is_not_kept_unless_it_is_the_usual_one():
-    memory = Memory(4 * ONE)
+    memory = TensorSlots(4 * ONE)
     place(memory, 0, n=1)  # a device's last batch came first
     assert not place(memory, 1)
     assert place(memory, 1)  # two in a row, one held: the first was the odd one
@@ -107,7 +107,7 @@ def test_another_shape_is_not_kept_unless_it_is_the_usual_one():
 
 
 def test_one_large_batch_first_does_not_leave_the_others_a_few_large_slots():
-    memory = Memory(64 * ONE)
+    memory = TensorSlots(64 * ONE)
     place(memory, 0, n=16 * N)
     for batch in range(1, 40):
         place(memory, batch)
@@ -121,7 +121,7 @@ def test_one_large_batch_first_does_not_leave_the_others_a_few_large_slots():
 
 @pytest.mark.parametrize("limit", [0, ONE - 1])
 def test_a_level_too_small_for_one_batch_keeps_none(limit):
-    memory = Memory(limit)
+    memory = TensorSlots(limit)
     assert not place(memory, 0)
     assert (len(memory), memory.nbytes) == (0, 0)
 
@@ -131,7 +131,7 @@ def test_it_grows_in_blocks_and_never_past_its_limit(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_SLOTS", 8)
     real = torch.empty
     monkeypatch.setattr(module.torch, "empty", lambda shape, **kw: made.append(shape) or real(shape, **kw))
-    memory = Memory(21 * ONE)
+    memory = TensorSlots(21 * ONE)
     place(memory, 0)
     assert memory.nbytes == 8 * ONE
     for batch in range(60):
@@ -143,14 +143,14 @@ def test_it_grows_in_blocks_and_never_past_its_limit(monkeypatch):
 
 def test_large_batches_come_in_small_blocks(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_BYTES", 3 * ONE)
-    memory = Memory(64 * ONE)
+    memory = TensorSlots(64 * ONE)
     place(memory, 0)
     assert memory.nbytes == 3 * ONE
 
 
 def test_a_device_that_has_no_more_memory_leaves_it_as_large_as_it_is(monkeypatch):
     monkeypatch.setattr(module, "_BLOCK_SLOTS", 2)
-    memory = Memory(100 * ONE)
+    memory = TensorSlots(100 * ONE)
     place(memory, 0)
 
     def full(*_args, **_keywords):
@@ -162,7 +162,7 @@ def test_a_device_that_has_no_more_memory_leaves_it_as_large_as_it_is(monkeypatc
 
 
 def test_a_share_is_never_passed():
-    memory = Memory(100 * ONE)
+    memory = TensorSlots(100 * ONE)
     memory.hold(0)
     assert not memory.has_room(key(0), [])
     assert not place(memory, 0)
@@ -177,7 +177,7 @@ def test_a_share_is_never_passed():
 
 
 def test_a_slot_that_someone_reads_is_given_to_no_one():
-    memory = Memory(2 * ONE)
+    memory = TensorSlots(2 * ONE)
     place(memory, 0)
     place(memory, 1)
     reading = memory.use(key(0))
@@ -194,7 +194,7 @@ def test_a_slot_that_someone_reads_is_given_to_no_one():
 
 
 def test_what_was_reserved_before_a_clear_is_not_found_after_it():
-    memory = Memory(2 * ONE)
+    memory = TensorSlots(2 * ONE)
     place(memory, 0)
     late, reading = memory.reserve(key(1), (SHAPE, (N,)), []), memory.use(key(0))
     memory.clear()
@@ -210,7 +210,7 @@ def test_what_was_reserved_before_a_clear_is_not_found_after_it():
 
 
 def test_a_sample_is_the_callers_own():
-    memory = Memory(ONE)
+    memory = TensorSlots(ONE)
     place(memory, 0)
     slot = memory.use(key(0))
     activations, labels = memory.read(slot)
@@ -228,7 +228,7 @@ steps = st.tuples(st.sampled_from(["place", "use", "release", "drop", "hold", "c
 @given(st.lists(steps, max_size=60))
 @settings(deadline=None)
 def test_whatever_is_done_a_slot_holds_what_it_says(todo):
-    memory, limit, reading, held = Memory(4 * ONE), 4, [], OrderedDict()
+    memory, limit, reading, held = TensorSlots(4 * ONE), 4, [], OrderedDict()
     for number, (what, batch) in enumerate(todo):
         if what == "place" and place(memory, batch, value=number, version=number):
             held[batch] = number
@@ -259,7 +259,7 @@ def test_whatever_is_done_a_slot_holds_what_it_says(todo):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu_a_slot_is_not_overwritten_while_its_copy_is_still_to_run():
-    memory = Memory(2 * ONE, "cuda")
+    memory = TensorSlots(2 * ONE, "cuda")
     busy = torch.zeros(4000, 4000, device="cuda")
     for number in range(200):
         assert place(memory, 0, value=number)
