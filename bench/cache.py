@@ -12,7 +12,6 @@ figures without a case are those of the first: MobileNet's batches, fp32, each s
 `rebuild_s_100k`: a start on 100,000 small batches of 20 devices, whose names are in the system's memory.
 """
 
-import json
 import os
 import shutil
 import statistics
@@ -27,8 +26,8 @@ import numpy as np
 from bench import replay
 from edge_app.cache.disk import DiskCache
 from emo import files
-from emo.parser import Parser
 from emo.wire import codec
+from testbed import figures
 
 GROUP = 16
 MOBILENET, VGG = (16, 128, 16, 16), (16, 256, 4, 4)
@@ -57,19 +56,15 @@ CASES = [
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__, turns=7)
     parser.add_argument(
         "--dir",
         type=Path,
         help="on the disk that is to be measured; a folder in it is made and removed (default: the system's for temporary files)",
     )
     parser.add_argument("--batches", type=int, default=48, help="a turn; of at most 100 MB")
-    parser.add_argument("--turns", type=int, default=7, help="how often each is measured")
     parser.add_argument("--overwrites", type=int, default=100, help="of one batch")
     parser.add_argument("--entries", type=int, default=100_000, help="that a start finds")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.dir, prefix="bench-cache-") as name:
         folder = Path(name)
@@ -79,11 +74,9 @@ def main() -> None:
         found["space_amplification"] = _amplification(folder, args.overwrites)
         found["rebuild_s_100k"] = _rebuild(folder, args.entries) * 100_000 / args.entries
     found |= replay.measure()
-    for key, value in found.items():
-        print(f"{key:<24}{value:>10.3f}")
-    if args.json:
-        named = [{"name": name, **figures} for name, figures in cases.items()]
-        args.json.write_text(json.dumps({**found, "cases": named}, indent=1) + "\n", encoding="utf-8")
+    figures.show(found)
+    named = [{"name": name, **case} for name, case in cases.items()]
+    figures.write(args.json, {**found, "cases": named})
 
 
 def _content(case: Case, seed: int) -> Content:
@@ -221,8 +214,8 @@ def _files(place: Path) -> Iterator[Path]:
 def _table(cases: dict[str, Figures]) -> None:
     names = list(cases[CASES[0].name])
     print(f"{'':<24}" + "".join(f"{name.replace('_MBps', ''):>14}" for name in names) + "   (MB/s, us)")
-    for name, figures in cases.items():
-        print(f"{name:<24}" + "".join(f"{figures[each]:>14.0f}" for each in names))
+    for name, case in cases.items():
+        print(f"{name:<24}" + "".join(f"{case[figure]:>14.0f}" for figure in names))
 
 
 if __name__ == "__main__":

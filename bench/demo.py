@@ -16,51 +16,31 @@ from typing import Any
 
 import psutil
 
-from emo.parser import Parser
+from testbed import figures
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="so many, from 0 on")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args, options = parser.parse_known_args()
     runs = [_run(seed, [option for option in options if option != "--"]) for seed in range(args.seeds)]
     gains = [run["bagged"] - run["fl"] for run in runs]
-    figures = {
-        "runs": runs,
+    found = {
         "gain_points": [round(100 * gain, 2) for gain in gains],
         "mean_gain_points": round(100 * sum(gains) / len(gains), 2),
         "seconds": max(run["seconds"] for run in runs),
         "peak_mib": max(run["peak_mib"] for run in runs),
     }
-    for key in ("gain_points", "mean_gain_points", "seconds", "peak_mib"):
-        print(f"{key:17} {figures[key]}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    figures.show(found)
+    figures.write(args.json, {"runs": runs, **found})
 
 
 def _run(seed: int, options: list[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "figures.json"
         began = time.perf_counter()
-        process = psutil.Popen(
-            [
-                sys.executable,
-                "-m",
-                "emo.cli",
-                "demo",
-                "--seed",
-                str(seed),
-                "--json",
-                str(out),
-                "--out",
-                folder,
-                *options,
-            ],
-            stdout=subprocess.DEVNULL,
-        )
+        words = ["demo", "--seed", str(seed), "--json", str(out), "--out", folder, *options]
+        process = psutil.Popen([sys.executable, "-m", "emo.cli", *words], stdout=subprocess.DEVNULL)
         peak = 0
         while process.poll() is None:
             peak = max(peak, _memory(process))
@@ -72,10 +52,7 @@ def _run(seed: int, options: list[str]) -> dict[str, Any]:
     accuracy = {name: found["accuracy"][name] for name in ("fl", "boosted", "bagged", "bagged_logits")}
     run = {"seed": seed, **accuracy, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
     run |= {"bytes": found["bytes"], "sent_fraction": found["sent_fraction"], "broker": found["broker"]}
-    print(
-        f"seed {seed}: " + ", ".join(f"{key} {value}" for key, value in run.items() if key != "seed"),
-        flush=True,
-    )
+    figures.line(run)
     return run
 
 

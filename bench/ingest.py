@@ -27,11 +27,11 @@ from emo.journal import Journal
 from emo.models import split_network
 from emo.models.split_network import inference
 from emo.mqtt.channel import MqttChannel
-from emo.parser import Parser
 from emo.runtime.channel import Listener
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch, Interval, Message, RunState, TapReport
 from emo.wire.topics import subscription
+from testbed import figures
 from testbed.processes.broker import LocalBroker
 from testbed.processes.child import Child
 
@@ -60,11 +60,8 @@ def cases() -> list[Case]:
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each window")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     cores = sorted(os.sched_getaffinity(0))
@@ -72,16 +69,15 @@ def main() -> None:
     rows = []
     for case in cases():
         rows.append(_case(case, cores, args.seconds))
-        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        figures.line(rows[-1], "  ")
     first = rows[0]
-    figures = {
+    found = {
         "MBps_fp32": {"idle": first["idle"], "training": first["training"]},
         "trainer_slowdown": first["trainer_slowdown"],
         "codec": first["codec"],
         "cases": rows,
     }
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    figures.write(args.json, found)
 
 
 def _case(case: Case, cores: list[int], seconds: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ these figures.
 """
 
 import contextlib
-import json
 import tempfile
 import threading
 import time
@@ -29,9 +28,9 @@ from edge_app.node import EdgeNode
 from emo.config import EdgeConfig, Model, Tap
 from emo.journal import Journal
 from emo.models import split_network
-from emo.parser import Parser
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch, RunState
+from testbed import figures
 
 _BATCHES, _SAMPLES, _VERSIONS = 512, 16, 2
 _MODEL = Model(name="mobilenet6", width=1.0, input=(3, 32, 32))
@@ -71,11 +70,8 @@ class Timed:
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--seconds", type=float, default=20.0, help="each measurement lasts")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with (
@@ -83,11 +79,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         _edge(Path(folder)) as (node, locks),
     ):
-        figures = _measure(node, locks, args.seconds)
-    for key, value in figures.items():
-        print(f"{key:24} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        found = _measure(node, locks, args.seconds)
+    figures.show(found)
+    figures.write(args.json, found)
 
 
 @contextlib.contextmanager
@@ -144,26 +138,24 @@ def _measure(node: EdgeNode, locks: list[Timed], seconds: float) -> dict[str, An
             counts["steps"] += len(list(node.work(0.0)))
             slowest["steps"] = max(slowest["steps"], time.perf_counter() - began)
 
-    threads = [
-        threading.Thread(target=receive, name="receiving"),
-        threading.Thread(target=train, name="training"),
-    ]
+    works = {"receiving": receive, "training": train}
+    threads = [threading.Thread(target=work, name=name) for name, work in works.items()]
     for thread in threads:
         thread.start()
     time.sleep(seconds)
     stop.set()
     for thread in threads:
         thread.join()
-    figures: dict[str, Any] = {"locks": len(locks), **counts}
+    found: dict[str, Any] = {"locks": len(locks), **counts}
     for name in ("receiving", "training"):
         waits = np.array([wait for lock in locks for wait in list(lock.waits[name])]) * 1e3
         held = np.array([hold for lock in locks for hold in list(lock.held[name])]) * 1e3
-        figures[f"{name}_waits"] = len(waits)
-        figures[f"{name}_longest_ms"] = round(float(waits.max()), 2)
-        figures[f"{name}_999_ms"] = round(float(np.quantile(waits, 0.999)), 3)
-        figures[f"{name}_held_ms"] = round(float(held.max()), 2)
-    figures |= {f"slowest_{name}_ms": round(1e3 * value, 1) for name, value in slowest.items()}
-    return figures
+        found[f"{name}_waits"] = len(waits)
+        found[f"{name}_longest_ms"] = round(float(waits.max()), 2)
+        found[f"{name}_999_ms"] = round(float(np.quantile(waits, 0.999)), 3)
+        found[f"{name}_held_ms"] = round(float(held.max()), 2)
+    found |= {f"slowest_{name}_ms": round(1e3 * value, 1) for name, value in slowest.items()}
+    return found
 
 
 if __name__ == "__main__":

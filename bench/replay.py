@@ -13,13 +13,11 @@ batches that were brought in time.
 """
 
 import itertools
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,8 +29,8 @@ from edge_app.cache.tensor_slots import Sample
 from edge_app.overlay.trainer import Trainer
 from emo.config import CODECS, DELTA, Model, Overlay, Tap
 from emo.models import split_network
-from emo.parser import Parser
 from emo.wire import codec
+from testbed import figures
 
 _SAMPLES, _CLASSES, _TOGETHER = 16, 10, 4
 _PLAIN = "plain"  # arrays as they are, without a codec
@@ -40,9 +38,7 @@ Step = Callable[[], object]
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="mobilenet6", help="cnn, vgg6, mobilenet6, ...")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
+    parser = figures.parser(__doc__, model="mobilenet6", width=1.0, turns=24)
     parser.add_argument(
         "--codec",
         choices=[_PLAIN, *(c for c in CODECS if DELTA not in c)],
@@ -50,16 +46,10 @@ def main() -> None:
     )
     parser.add_argument("--batches", type=int, default=100, help="in the cache")
     parser.add_argument("--steps", type=int, default=8, help="that are timed at a time")
-    parser.add_argument("--turns", type=int, default=24, help="how often each is measured")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     found = measure(args.model, args.width, args.codec, args.batches, args.steps, args.turns)
-    for name, value in found.items():
-        print(f"{name:<22}{value:>10.3f}")
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    figures.show(found)
+    figures.write(args.json, found)
 
 
 def measure(

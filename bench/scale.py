@@ -30,7 +30,7 @@ import yaml
 
 from bench.light import MODEL, Device, Shared
 from emo.errors import BrokerError
-from emo.parser import Parser
+from testbed import figures
 from testbed.chaos.process import Program
 from testbed.processes import broker
 
@@ -155,11 +155,8 @@ def _peak(pid: int) -> int:
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--devices", type=int, nargs="+", default=[10, 1000], help="a run with each")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the broker too: two a device and some
@@ -168,8 +165,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="emo-scale-") as folder:
             found.append(asyncio.run(run(count, Path(folder))))
         print(json.dumps(found[-1]), flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    figures.write(args.json, found)
 
 
 if __name__ == "__main__":

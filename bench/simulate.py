@@ -33,8 +33,7 @@ from emo.config import Data, Model
 from emo.data import registry
 from emo.data.dataset import Dataset
 from emo.models import split_network
-from emo.parser import Parser
-from testbed import node_configs
+from testbed import figures, node_configs
 from testbed.plan import Plan
 from testbed.simulation import run as simulate
 from testbed.timing import scenario
@@ -63,32 +62,19 @@ def main() -> None:
         medians["pfl_s"] = min(medians["pfl_one_s"], medians["pfl_many_s"])
     emo = medians["emo_s"]
     ratios = {f"ratio_{name[:-2]}": seconds / emo for name, seconds in medians.items() if name != "emo_s"}
-    figures: dict[str, object] = {
-        "workers": args.workers,
-        "cores": os.cpu_count(),
-        **medians,
-        **ratios,
-        "rounds": found,
-    }
-    for name, value in (medians | ratios).items():
-        print(f"{name:16} {value:.2f}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    figures.show(medians | ratios)
+    machine = {"workers": args.workers, "cores": os.cpu_count()}
+    figures.write(args.json, {**machine, **medians, **ratios, "rounds": found})
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    parser = figures.parser(__doc__, workers=os.cpu_count(), turns=3)
     parser.add_argument("--samples", type=int, default=500, help="of a device; fewer for a trial")
     parser.add_argument("--rounds", type=int, default=2, help="measured a turn")
-    parser.add_argument("--turns", type=int, default=3, help="how often each is measured")
     parser.add_argument(
         "--data-dir", type=Path, metavar="DIR", help="CIFAR-10 lies there (default: noise of its shape)"
     )
     parser.add_argument("--peers", action="store_true", help="Flower and pfl-research too")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     return parser
 
 

@@ -7,12 +7,11 @@ over the first. `apart`: the L2 distance between their weights after a round, ov
 there is nothing to gain: its cores are busy with one device.
 """
 
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,35 +21,24 @@ from emo.config import Model, Training
 from emo.data.batches import Batch
 from emo.local_sgd import train
 from emo.models import split_network
-from emo.parser import Parser
 from emo.wire.messages import Weights
+from testbed import figures
 from testbed.fleet.vmap_sgd import Stack
 
 Streams = list[list[Batch]]
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
-    parser.add_argument("--width", type=float, default=0.25, help="width multiplier of the network")
-    parser.add_argument(
-        "--norm", choices=["group", "batch", "none"], default="group", help="how the network normalises"
+    parser = figures.parser(
+        __doc__, model="vgg6", width=0.25, norm="group", devices=20, samples=500, batch_size=16, rounds=5
     )
-    parser.add_argument("--devices", type=int, default=20, help="how many")
-    parser.add_argument("--samples", type=int, default=500, help="of one device")
-    parser.add_argument("--batch-size", type=int, default=16, help="samples a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="FL rounds")
-    parser.add_argument(
-        "--torch-device", default="cuda" if torch.cuda.is_available() else "cpu", help="where it trains"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
+    where = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--torch-device", default=where, help="where it trains")
     args = parser.parse_args()
     torch.set_num_threads(1)
     spec = Model(name=args.model, width=args.width, norm=args.norm, input=(3, 32, 32))
     streams = _noise(spec, args.devices, args.samples, args.batch_size, args.torch_device)
-    figures = {
+    found = {
         "model": f"{args.model} x {args.width:g}, {args.norm} norm",
         "devices": args.devices,
         "samples": args.samples,
@@ -58,10 +46,8 @@ def main() -> None:
         "on": torch.cuda.get_device_name() if args.torch_device.startswith("cuda") else "cpu, one thread",
         **_measure(spec, streams, args.rounds, args.torch_device),
     }
-    for key, value in figures.items():
-        print(f"{key:12} {value}")
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    figures.show(found)
+    figures.write(args.json, found)
 
 
 def _measure(spec: Model, streams: Streams, rounds: int, device: str) -> dict[str, Any]:
@@ -82,15 +68,16 @@ def _measure(spec: Model, streams: Streams, rounds: int, device: str) -> dict[st
         list(stack.epoch(streams, settings))
         return [stack.weights(place) for place in range(len(streams))]
 
-    ways: dict[str, Callable[[], list[Weights]]] = {"together": together, "alone": alone}
-    ends = {name: run() for name, run in ways.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds):
-        for name in ways if number % 2 else reversed(ways):
-            began = time.perf_counter()
-            ways[name]()  # weights go back to the CPU: nothing is left to wait for
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    ends = {"together": together(), "alone": alone()}
+
+    def seconds(way: Callable[[], list[Weights]]) -> float:
+        began = time.perf_counter()
+        way()  # weights go back to the CPU: nothing is left to wait for
+        return time.perf_counter() - began
+
+    ways = {"together": partial(seconds, together), "alone": partial(seconds, alone)}
+    turns = figures.in_turns(ways, rounds)
+    medians = {name: statistics.median(times) for name, times in turns.items()}
     return {
         "together_s": round(medians["together"], 4),
         "alone_s": round(medians["alone"], 4),

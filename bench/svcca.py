@@ -10,11 +10,9 @@ Processor time of one thread, medians in ms; all forms take turns, so that the m
 `max_error` is against the direct form in float64, over six kinds of input, each in float32 and float64.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from threadpoolctl import threadpool_limits
 from edge_app.intervals.cka import cka
 from edge_app.intervals.covariance import Floats
 from edge_app.intervals.svcca import svcca, svcca_batch
-from emo.parser import Parser
+from testbed import figures
 
 CASES = (256, 64), (4096, 64), (16384, 128)  # the first is a batch of 16 at VGG's split, width 0.25
 BATCH, SMALL = 32, 1024  # pairs at once for `svcca_batch`; above so many datapoints it gains nothing
@@ -31,19 +29,15 @@ VARIANCE = 0.99
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=9, help="turns that each form takes in each case")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     with threadpool_limits(1):
         cases = [_case(n, c, args.rounds) for n, c in CASES]
     for name in cases[0]:
         print(f"{name:<18}", *(f"{case.get(name, '-'):>12}" for case in cases))
-    if args.json:
-        args.json.write_text(json.dumps({"cases": cases}, indent=1) + "\n", encoding="utf-8")
+    figures.write(args.json, {"cases": cases})
 
 
 def _case(n: int, c: int, rounds: int) -> dict[str, float]:
@@ -74,7 +68,7 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
                 times[name].append((time.process_time() - began) * 1e3)
     ms = {name: statistics.median(taken) for name, taken in times.items()}
     direct_svd = min(ms["direct32"], ms["direct64"])
-    figures = {
+    found = {
         "n": n,
         "c": c,
         "ms": round(ms["svcca"], 3),
@@ -86,8 +80,8 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
         "cka_ms": round(ms["cka"], 3),
     }
     if n <= SMALL:
-        figures["batch_ms"] = round(ms["batch"] / BATCH, 3)
-    return figures
+        found["batch_ms"] = round(ms["batch"] / BATCH, 3)
+    return found
 
 
 def direct(a: Floats, b: Floats) -> float:

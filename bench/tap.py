@@ -7,7 +7,6 @@ amqtt) runs on this machine. Nobody answers with intervals, so every batch is se
 take turns, round by round, each starting from the same weights; a round's time ends with its update.
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -18,37 +17,28 @@ import numpy as np
 import torch
 
 from device_app.node import DeviceNode
-from emo.config import CODECS, Broker, DeviceConfig, Model, Tap, Training
+from emo.config import Broker, DeviceConfig, Model, Tap, Training
 from emo.data.dataset import Dataset
 from emo.journal import Journal
 from emo.models import split_network
 from emo.mqtt.channel import MqttChannel
-from emo.parser import Parser
 from emo.runtime.channel import Listener
 from emo.wire.messages import GlobalModel, Update
+from testbed import figures
 from testbed.processes.broker import LocalBroker
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
-    parser.add_argument(
-        "--widths", type=float, nargs="+", default=[1.0, 0.25], help="the first gives `ratio`"
-    )
-    parser.add_argument("--codec", default="fp16", choices=CODECS, help="how activations are written")
-    parser.add_argument("--rounds", type=int, default=9, help="at width 1; narrower ones get more")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
+    parser = figures.parser(__doc__, model="vgg6", codec="fp16", rounds=9)
+    widths = "the first gives `ratio`; a width under 1 gets more rounds"
+    parser.add_argument("--widths", type=float, nargs="+", default=[1.0, 0.25], help=widths)
     args = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, LocalBroker(Path(folder)) as broker:
         cases = [_case(args.model, width, args.codec, args.rounds, broker.config) for width in args.widths]
     first = cases[0]
-    figures = {"ratio": first["ratio"], "bit_identical": all(case["bit_identical"] for case in cases)}
-    if args.json:
-        everything = {**figures, "broker": broker.kind, "cases": cases}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    whole = {"ratio": first["ratio"], "bit_identical": all(case["bit_identical"] for case in cases)}
+    figures.write(args.json, {**whole, "broker": broker.kind, "cases": cases})
 
 
 def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> dict[str, Any]:
@@ -73,7 +63,7 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
         same &= all(np.array_equal(weights[True][key], weights[False][key]) for key in start)
     channel.stop()
     medians = {on: statistics.median(times) for on, times in seconds.items()}
-    figures = {
+    found = {
         "model": f"{name} x {width:g}",
         "codec": codec,
         "ratio": round(medians[True] / medians[False], 4),
@@ -84,8 +74,8 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
         "batches_sent": journal.counts["sent.ActivationBatch"],
         "bytes_sent": journal.counts["sent_bytes.ActivationBatch"],
     }
-    print(", ".join(f"{key} {value}" for key, value in figures.items()), flush=True)
-    return figures
+    figures.line(found)
+    return found
 
 
 def _node(spec: Model, codec: str, on: bool) -> DeviceNode:

@@ -22,11 +22,11 @@ import safetensors.numpy
 from emo.config import Model
 from emo.journal import Journal
 from emo.models import split_network
-from emo.parser import Parser
 from emo.wire import frame
 from emo.wire.limits import Limits, of_weights
 from emo.wire.messages import Update
 from emo.wire.receiver import Receiver
+from testbed import figures
 
 _CHUNK, _TOPIC = 256 * 1024, "emo/wan/update/d1"
 _EMPTY = b'"%x":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
@@ -93,13 +93,8 @@ def measure(case: str, mib: int) -> dict[str, float | str]:
     thread.join()
     grown = _peak() - before
     taken = "taken" if any(got) else "refused"
-    return {
-        "case": case,
-        "result": taken,
-        "seconds": round(seconds, 2),
-        "longest": round(longest, 3),
-        "mib": grown,
-    }
+    times = {"seconds": round(seconds, 2), "longest": round(longest, 3)}
+    return {"case": case, "result": taken, **times, "mib": grown}
 
 
 def _peak() -> int:
@@ -109,19 +104,18 @@ def _peak() -> int:
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
+    parser = figures.parser(__doc__)
     parser.add_argument("--mib", type=int, default=90, help="size of each message")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
     args = parser.parse_args()
-    print(f"{args.mib} MiB\n\n| what | | seconds | longest stall | MiB more |\n|---|---|---|---|---|")
+    print(f"{args.mib} MiB\n")
+    figures.heads("what", "", "seconds", "longest stall", "MiB more")
     rows = []
     for case in CASES:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             row = pool.apply(measure, (case, args.mib))
         rows.append(row)
-        print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        figures.markdown(*row.values())
+    figures.write(args.json, rows)
 
 
 if __name__ == "__main__":

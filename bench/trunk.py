@@ -2,11 +2,11 @@
 
     python -m bench.trunk --json FILE
 
-Knows sessions and clocks; untrained weights, since time does not depend on them. One line a network.
+Untrained weights, since time does not depend on them. One line a network.
 """
 
-import json
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,7 +20,7 @@ from cloud_app.ensemble.onnx_export import export, trace
 from cloud_app.serving.onnx_session import open_session
 from emo.config import Model
 from emo.models import split_network
-from emo.parser import Parser
+from testbed import figures
 
 NETWORKS = ("vgg6", 0.25, 10), ("vgg6", 1.0, 10), ("mobilenet6", 0.25, 100), ("mobilenet6", 1.0, 100)
 
@@ -64,13 +64,14 @@ def measure(
         sessions = {name: open_session(path, threads) for name, path in files.items()}
     images = np.random.default_rng(0).integers(0, 256, (batch, *spec.input), np.uint8)
     given = dict.fromkeys(sessions, images) | {"member": sessions["trunk"].run(None, {"images": images})[0]}
-    took: dict[str, list[float]] = {name: [] for name in sessions}
-    for _ in range(runs):
-        for name, session in sessions.items():
-            start = now()
-            session.run(None, {"images": given[name]})
-            took[name].append(1e3 * (now() - start))
-    ms = {name: min(each) for name, each in took.items()}
+
+    def took(name: str) -> float:
+        start = now()
+        sessions[name].run(None, {"images": given[name]})
+        return 1e3 * (now() - start)
+
+    turns = figures.in_turns({name: partial(took, name) for name in sessions}, runs)
+    ms = {name: min(times) for name, times in turns.items()}
     return {
         **{f"{name}_ms": round(value, 3) for name, value in ms.items()},
         "shared_trunk_ratio": round(ms["ensemble"] / (ms["trunk"] + members * ms["member"]), 3),
@@ -79,23 +80,19 @@ def measure(
 
 
 def main() -> None:
-    parser = Parser(description="What one trunk for all members saves.")
+    parser = figures.parser(__doc__)
     parser.add_argument("--members", type=int, default=2, help="of the ensemble")
     parser.add_argument("--batch", type=int, default=8, help="samples a request")
     parser.add_argument("--threads", type=int, default=1, help="onnxruntime's")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     rows = []
     for name, width, classes in NETWORKS:
         spec = Model(name=name, width=width, input=(3, 32, 32), classes=classes)
         found = measure(spec, args.members, args.batch, args.threads)
         rows.append({"network": name, "width": width, **found})
-        print(" ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
-    if args.json is not None:
-        setup = {"members": args.members, "batch": args.batch, "threads": args.threads}
-        args.json.write_text(json.dumps({**setup, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        figures.line(rows[-1], " ")
+    setup = {"members": args.members, "batch": args.batch, "threads": args.threads}
+    figures.write(args.json, {**setup, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ of its result takes that off, over what the round has moved (L2; the rounds are 
 round: `accuracy`, and `apart`, how far the model is from that of the fp32 run, over what that run has moved.
 """
 
-import json
 import math
 import statistics
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args
 
 import numpy as np
@@ -28,10 +26,10 @@ from emo.data.batches import Batch
 from emo.journal import Journal
 from emo.local_sgd import evaluate, train
 from emo.models import split_network
-from emo.parser import Parser
 from emo.wire import frame
 from emo.wire.compression import Weights, restore, shrink
 from emo.wire.messages import GlobalModel, Message, Update
+from testbed import figures
 
 MODEL = Model(name="cnn", input=(1, 8, 8))
 VGG6 = Model(name="vgg6", width=0.25, input=(3, 32, 32))
@@ -51,13 +49,7 @@ class Run(NamedTuple):
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=12, help="FL rounds")
-    parser.add_argument("--devices", type=int, default=10, help="how many")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and shares")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
+    parser = figures.parser(__doc__, rounds=12, devices=10, seeds=[0, 1, 2])
     args = parser.parse_args()
     torch.set_num_threads(1)
     exact = [_run("fp32", "fp32", args.rounds, args.devices, seed) for seed in args.seeds]
@@ -66,12 +58,10 @@ def main() -> None:
         for form in FORMS:
             runs = [_run(form, whole, args.rounds, args.devices, seed) for seed in args.seeds]
             cases.append(_case(form, whole, runs, exact))
-            print(", ".join(f"{key} {value}" for key, value in cases[-1].items()), flush=True)
+            figures.line(cases[-1])
     sizes = _sizes(VGG6)
-    print("an update of vgg6 x 0.25:", ", ".join(f"{form} {size}" for form, size in sizes.items()))
-    if args.json:
-        everything = {"cases": cases, "vgg6_bytes": sizes}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    figures.line({"an update of vgg6 x 0.25, bytes:": "", **sizes})
+    figures.write(args.json, {"cases": cases, "vgg6_bytes": sizes})
 
 
 def _case(form: Form, whole: Whole, runs: list[Run], exact: list[Run]) -> dict[str, Any]:

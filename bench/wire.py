@@ -15,10 +15,9 @@ in alternation.
 
 import argparse
 import itertools
-import json
 import statistics
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,10 +30,10 @@ from emo.errors import BaseError
 from emo.local_sgd import evaluate, train
 from emo.models import split_network
 from emo.models.split_network import SplitNetwork
-from emo.parser import Parser
 from emo.wire import frame, topics
 from emo.wire.codec import Packed, decode, encode
 from emo.wire.messages import ActivationBatch
+from testbed import figures
 
 EVERY = 50  # steps between two states of the trunk that are kept
 CHUNK = 256 << 10
@@ -49,33 +48,21 @@ class Batches(NamedTuple):
 
 
 def main() -> None:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--dataset", default="digits", help="digits, cifar10, ...")
-    parser.add_argument(
-        "--data-dir", type=Path, help="where the dataset lies (default: none; digits needs none)"
+    parser = figures.parser(
+        __doc__, dataset="digits", data_dir=None, model="cnn", width=1.0, lr=0.01, turns=9
     )
-    parser.add_argument("--model", default="cnn", help="cnn, vgg6, mobilenet6, ...")
-    parser.add_argument("--width", type=float, default=1.0, help="width multiplier of the network")
     parser.add_argument("--batches", type=int, default=2000, help="steps of training, 16 images each")
-    parser.add_argument("--lr", type=float, default=0.01, help="the devices' learning rate")
     parser.add_argument("--change", type=float, default=0.3, help="relative L2 from the base")
     parser.add_argument("--coded", type=int, default=64, help="batches that are coded")
-    parser.add_argument("--turns", type=int, default=9, help="how often each is measured")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     batches, setting = _trained(args)
-    for name, value in setting.items():
-        print(f"{name:<16} {value}")
+    figures.show(setting)
     codecs = _measure(batches, args.turns)
     print("\n" + " ".join(f"{name:>12}" for name in codecs[0]))
     for row in codecs:
         print(" ".join(f"{value:>12}" for value in row.values()))
-    if args.json:
-        everything = {"codecs": codecs, "setting": setting}
-        args.json.write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    figures.write(args.json, {"codecs": codecs, "setting": setting})
 
 
 def _trained(args: argparse.Namespace) -> tuple[Batches, dict[str, Any]]:
@@ -133,11 +120,10 @@ def _activations(net: SplitNetwork, inputs: list[torch.Tensor]) -> np.ndarray:
 
 def _measure(batches: Batches, turns: int) -> list[dict[str, Any]]:
     bases = {name: _bases(batches.before, name) for name in CODECS}
-    speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in CODECS}
     rows = {name: _row(name, batches, bases[name]) for name in CODECS}
-    for _turn in range(turns):
-        for name in CODECS:
-            speeds[name].append(_speeds(name, batches.now, bases[name]))
+    speeds = figures.in_turns(
+        {name: partial(_speeds, name, batches.now, bases[name]) for name in CODECS}, turns
+    )
     for name, row in rows.items():
         row["encode_MBps"], row["decode_MBps"] = (
             round(statistics.median(each)) for each in zip(*speeds[name], strict=True)

@@ -7,12 +7,12 @@ The runs are those of table2: with the same `--work DIR` they are not run again.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from testbed import figures
 from testbed.experiments import recipe
 from testbed.experiments.table2 import METHODS
 from testbed.simulation import compare
@@ -21,12 +21,8 @@ from testbed.simulation.run_folder import Run
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe.parser("Figure 4: accuracy over rounds, bytes and time.", METHODS)
-    parser.add_argument(
-        "--plot",
-        type=Path,
-        metavar="FILE",
-        help=".svg or .png; one a dataset: FILE-DATASET (default: no plot)",
-    )
+    plot = ".svg or .png; one a dataset: FILE-DATASET (default: no plot)"
+    parser.add_argument("--plot", type=Path, metavar="FILE", help=plot)
     return recipe.main("figure4", parser.parse_args(argv), _show)
 
 
@@ -49,8 +45,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _show(runs: list[Run], args: argparse.Namespace) -> None:
-    if args.json:
-        args.json.write_text(json.dumps(rows(runs), indent=1) + "\n", encoding="utf-8")
+    figures.write(args.json, rows(runs))
     for dataset in args.datasets:
         groups = compare.groups([run for run in runs if run.header.plan.data.name == dataset])
         print(compare.markdown(compare.table(groups)))

@@ -11,7 +11,6 @@ as delta-int8 (off by default), which FL alone may use too.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -21,8 +20,8 @@ from typing import Any
 
 from emo.config import Training
 from emo.errors import ConfigError, nearest
+from testbed import figures
 from testbed.experiments import paper
-from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan, RoundWork
 from testbed.timing import costs, estimate
 from testbed.timing.round_time import round_time
@@ -38,15 +37,12 @@ GROUPS = {
 }
 
 
-@command("figure5")
+@figures.command("figure5")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = paper.parser("Figure 5: virtual time a round.", "Without --data-dir, bytes from the models.")
     parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (default: the paper's testbed)")
-    parser.add_argument(
-        "--only",
-        metavar="CLASS",
-        help="all devices are of this class of the scenario (default: as it has them)",
-    )
+    only = "all devices are of this class of the scenario (default: as it has them)"
+    parser.add_argument("--only", metavar="CLASS", help=only)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png (default: no plot)")
     args = parser.parse_args(argv)
     scenario = _only(load(args.scenario), args.only)
@@ -58,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for here in _readings(scenario).values()
         for line in here.assumptions(paper.plan(dataset, method))
     )
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    figures.write(args.json, rows)
     show(rows, assumed)
     if args.plot:
         from testbed.experiments.bars import bars  # noqa: PLC0415 - matplotlib is an extra
@@ -136,17 +131,14 @@ def _mean(plan: Plan, scenario: Scenario, works: Sequence[RoundWork]) -> dict[st
 def show(rows: Sequence[dict[str, Any]], assumed: Iterable[str]) -> None:
     for line in assumed:
         print(f"assumed: {line}")
-    print(
-        "\n| dataset | WAN | method | seconds | of these " + " | ".join(GROUPS) + " | times EMO's | paper |"
-    )
-    print("|---|---|---|---|" + "---|" * (len(GROUPS) + 2))
+    print()
+    first, *others = GROUPS
+    names = (f"of these {first}", *others, "times EMO's", "paper")
+    figures.heads("dataset", "WAN", "method", "seconds", *names)
     for row in rows:
-        groups = " | ".join(f"{seconds:.1f}" for seconds in row["groups"].values())
+        seconds = [f"{value:.1f}" for value in (row["seconds"], *row["groups"].values(), row["times_emo"])]
         up_to = f"up to {row['paper_up_to']}" if row["paper_up_to"] else ""
-        print(
-            f"| {row['dataset']} | {row['wan']} | {row['method']} | {row['seconds']:.1f} | {groups} "
-            f"| {row['times_emo']:.1f} | {up_to} |"
-        )
+        figures.markdown(row["dataset"], row["wan"], row["method"], *seconds, up_to)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ The fleet's own cloud and devices, in one process; hostile ones train as the oth
 
 import argparse
 import dataclasses
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,9 +38,8 @@ from emo.journal import Journal
 from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.models.state import layout
-from emo.parser import Parser
 from emo.wire.messages import GlobalModel, Status, Update, Weights
-from testbed.experiments.command import command
+from testbed import figures
 
 RULES: dict[str, dict[str, object]] = {
     "mean": {},
@@ -222,36 +219,29 @@ def _device(setting: Setting, name: str, number: int) -> DeviceConfig:
     )
 
 
-@command("hostile")
+@figures.command("hostile")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--dataset", default="digits", help="digits, cifar10, ...")
-    add("--data-dir", type=Path, metavar="DIR", help="where it lies (default: none; digits needs none)")
-    add("--model", default="cnn", help="cnn, vgg6, mobilenet6, ...")
-    add("--width", type=float, default=1.0, help="width multiplier of the network")
-    add("--devices", type=int, default=20, help="how many")
-    add("--hostile", type=int, default=4, help="how many of them")
-    add("--rounds", type=int, default=6, help="FL rounds")
-    add("--lr", type=float, default=0.1, help="the devices' learning rate")
-    add(
-        "--schemes",
-        nargs="+",
-        choices=["iid", "dirichlet"],
-        default=["iid", "dirichlet"],
-        help="how samples are dealt out",
+    parser = figures.parser(
+        __doc__,
+        dataset="digits",
+        data_dir=None,
+        model="cnn",
+        width=1.0,
+        devices=20,
+        rounds=6,
+        lr=0.1,
+        alpha=5.0,
+        seeds=[0],
     )
-    add("--alpha", type=float, default=5.0, help="of Dirichlet(alpha x prior): smaller is less alike")
-    add("--sizes", choices=["equal", "zipf"], default="equal", help="of the devices' shares of the data")
-    add("--rules", nargs="+", choices=RULES, default=list(RULES), help="how updates are aggregated")
-    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="what hostile devices send")
-    add("--seeds", type=int, nargs="+", default=[0], help="each is a run")
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
+    option, schemes = parser.add_argument, ["iid", "dirichlet"]
+    option("--hostile", type=int, default=4, help="how many of the devices")
+    option("--schemes", nargs="+", choices=schemes, default=schemes, help="how samples are dealt out")
+    option("--sizes", choices=["equal", "zipf"], default="equal", help="of the devices' shares of the data")
+    option("--rules", nargs="+", choices=RULES, default=list(RULES), help="how updates are aggregated")
+    option("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="what hostile devices send")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    rows = [row for scheme in args.schemes for row in _rows(args, scheme)]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+    figures.write(args.json, [row for scheme in args.schemes for row in _rows(args, scheme)])
     return 0
 
 
@@ -264,30 +254,21 @@ def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
     print(
         f"\n{args.dataset}, {said}: {args.hostile} of {args.devices} devices are hostile, {args.rounds} rounds\n"
     )
-    print(f"| rule | {' | '.join(args.attacks)} | seconds a run |\n|---|{'---|' * (len(args.attacks) + 1)}")
+    figures.heads("rule", *args.attacks, "seconds a run")
     rows = []
     for rule in args.rules:
         began, found = time.perf_counter(), dict[str, list[float]]()
         for attack in args.attacks:
             for seed in args.seeds:
-                setting = Setting(
-                    spec,
-                    model,
-                    args.devices,
-                    args.hostile,
-                    args.rounds,
-                    args.lr,
-                    scheme,
-                    args.alpha,
-                    seed,
-                    args.sizes,
-                )
+                names = ("devices", "hostile", "rounds", "lr", "alpha", "sizes")
+                asked = {name: getattr(args, name) for name in names}
+                setting = Setting(spec, model, scheme=scheme, seed=seed, **asked)
                 share = accuracy(setting, RULES[rule], attack, train, test)
                 found.setdefault(attack, []).append(round(100 * share, 2))
         seconds = (time.perf_counter() - began) / (len(args.attacks) * len(args.seeds))
         rows.append({"scheme": scheme, "rule": rule, "accuracy": found, "seconds": round(seconds, 2)})
-        shown = " | ".join(f"{statistics.fmean(each):.1f}" for each in found.values())
-        print(f"| {rule} | {shown} | {seconds:.1f} |", flush=True)
+        means = [f"{statistics.fmean(shares):.1f}" for shares in found.values()]
+        figures.markdown(rule, *means, f"{seconds:.1f}")
     return rows
 
 

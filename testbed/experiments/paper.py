@@ -1,7 +1,4 @@
-"""The paper's setting (arXiv 2504.00726, section V-A): its models, data sets, devices; and rounds of it, measured.
-
-Knows plans and what a `Method` counts. Knows no table and no plot.
-"""
+"""The paper's setting (arXiv 2504.00726, section V-A): its models, data sets, devices; and rounds of it, measured."""
 
 import argparse
 import tempfile
@@ -14,7 +11,7 @@ import torch
 
 from emo.config import Data, Model, Overlay
 from emo.data import registry
-from emo.parser import Parser
+from testbed import figures
 from testbed.plan import MethodName, Plan, RoundWork
 from testbed.simulation import run
 from testbed.timing.scenario import Scenario
@@ -42,23 +39,13 @@ def plan(dataset: str, method: MethodName, folder: Path | None = None, seed: int
 
 
 def parser(description: str, epilog: str) -> argparse.ArgumentParser:
-    parser = Parser(description=description, epilog=epilog)
-    parser.add_argument(
-        "--data-dir", type=Path, metavar="DIR", help="CIFAR-10 and CIFAR-100 lie there (default: none)"
-    )
-    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="on which")
-    parser.add_argument(
-        "--scale",
-        choices=["small", "paper"],
-        default="small",
-        help="small: 2 full-size devices run and count for 20; paper: 20 of 100",
-    )
-    parser.add_argument(
-        "--rounds", type=int, help=f"of EMO that are run (default: {_SMALL_ROUNDS}; paper: 200)"
-    )
-    parser.add_argument("--workers", type=int, default=1, help="processes")
-    parser.add_argument("--seed", type=int, default=0, help="of data, weights and sampling")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
+    parser = figures.parser(description, epilog, data_dir=None, workers=1)
+    option = parser.add_argument
+    option("--datasets", nargs="+", choices=DATASETS, default=list(DATASETS), help="on which")
+    scales = "small: 2 full-size devices run and count for 20; paper: 20 of 100"
+    option("--scale", choices=["small", "paper"], default="small", help=scales)
+    option("--rounds", type=int, help=f"of EMO that are run (default: {_SMALL_ROUNDS}; paper: 200)")
+    option("--seed", type=int, default=0, help="of data, weights and sampling")
     return parser
 
 

@@ -12,24 +12,22 @@ Federated learning is recorded once a seed (trace.py); devices' offers, frames, 
 """
 
 import argparse
-import json
 import logging
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from emo.config import Data, Model, Overlay
-from emo.data import registry
-from emo.parser import Parser
+from emo.config import Overlay
+from testbed import figures
 from testbed.experiments import arm as arms
-from testbed.experiments import trace
-from testbed.experiments.command import command
+from testbed.experiments import study, trace
 
 ATTACKS = ("none", "label-flip", "flood", "scale", "huge")
 _MORE = 500  # batch ids
@@ -68,90 +66,64 @@ def run(options: trace.Options, folder: Path, rounds: int, attack: str, sampling
     """The figures of arm.Study.result after the last round, and what the edges counted. Raises EmoError."""
     trace.record(folder, options, rounds, lambda _: None)
     arm = arms.Arm("svcca", "int2-delta", round(0.4 * options.devices), Overlay(), sampling=sampling)
-    with tempfile.TemporaryDirectory(prefix="emo-poison-") as scratch:
-        study = Poisoned(arm, options, folder, rounds, Path(scratch))
+    with (
+        tempfile.TemporaryDirectory(prefix="emo-poison-") as scratch,
+        closing(Poisoned(arm, options, folder, rounds, Path(scratch))) as poisoned,
+    ):
         if attack != "none":
-            study.attack, study.hostile = attack, (3 * options.seed + 1) % options.devices
-        try:
-            for number in range(1, rounds + 1):
-                recorded = study.round(number)
-            names = ("overlay.steps", "overlay.refused", "overlay.left_out", "overlay.set_aside")
-            counts = {name: study.journal.counts[name] for name in names}
-            return {**study.result(recorded, options.load()[1]), "counts": counts}
-        finally:
-            study.close()
+            poisoned.attack, poisoned.hostile = attack, (3 * options.seed + 1) % options.devices
+        for number in range(1, rounds + 1):
+            recorded = poisoned.round(number)
+        names = ("overlay.steps", "overlay.refused", "overlay.left_out", "overlay.set_aside")
+        counts = {name: poisoned.journal.counts[name] for name in names}
+        return {**poisoned.result(recorded, options.load()[1]), "counts": counts}
 
 
-@command("poison")
+@figures.command("poison")
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = Parser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--dataset", default="digits", help="digits, cifar10, cifar100 or folder")
-    add("--data-dir", help="where it lies (default: none, as digits needs)")
-    add("--model", default="cnn", help="a network of emo.models.split_network")
-    add("--norm", default="group", choices=["group", "batch", "none"], help="of the network")
-    add("--width", type=float, default=1.0, help="multiplier of the network")
-    add("--devices", type=int, default=10, help="of which one is hostile")
-    add("--rounds", type=int, default=12, help="of FL")
-    add("--lr", type=float, default=0.05, help="the devices' learning rate")
-    add("--alpha", type=float, default=1.0, help="of Dirichlet(alpha x prior): smaller is less alike")
-    add(
-        "--sampling",
-        default="mixed",
-        choices=["mixed", "uniform", "importance", "fresh"],
-        help="of the cache",
+    parser = figures.parser(
+        __doc__,
+        dataset="digits",
+        data_dir=None,
+        model="cnn",
+        norm="group",
+        width=1.0,
+        devices=10,
+        rounds=12,
+        lr=0.05,
+        alpha=1.0,
+        seeds=[0, 1, 2, 3, 4],
     )
-    add("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="to try")
-    add("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of each attack")
-    add("--work", type=Path, help="keep the recordings here, for the next call (default: nowhere)")
-    add("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
+    option, samplings = parser.add_argument, ["mixed", "uniform", "importance", "fresh"]
+    option("--sampling", default="mixed", choices=samplings, help="of the cache")
+    option("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="to try, by one device")
+    option("--work", type=Path, help="keep the recordings here, for the next call (default: nowhere)")
     args = parser.parse_args(argv)
+    args.per_round = args.devices
     torch.set_num_threads(1)
     logging.getLogger("emo").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="emo-poison-") as work:
-        rows = _rows(args, args.work or Path(work))
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        figures.write(args.json, _rows(args, args.work or Path(work)))
     return 0
 
 
 def _rows(args: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
     """A row an attack, printed as soon as it is known."""
-    train, _ = registry.load(Data(name=args.dataset, dir=args.data_dir))
-    model = Model(
-        name=args.model,
-        width=args.width,
-        norm=args.norm,
-        input=train.images.shape[1:],
-        classes=len(train.classes),
-    )
-    print("| attack | ensemble | FL alone | ensemble, each seed | left out | set aside | refused steps |")
-    print("|---|---|---|---|---|---|---|")
+    columns = ("ensemble", "FL alone", "ensemble, each seed", "left out", "set aside", "refused steps")
+    figures.heads("attack", *columns)
     rows = []
     for attack in args.attacks:
-        found = []
+        runs = []
         for seed in args.seeds:
-            options = trace.Options(
-                args.dataset,
-                args.data_dir,
-                model,
-                devices=args.devices,
-                per_round=args.devices,
-                alpha=args.alpha,
-                lr=args.lr,
-                seed=seed,
-            )
             folder = work / f"{args.norm}-{args.alpha:g}-{seed}"
-            found.append(run(options, folder, args.rounds, attack, args.sampling))
-        bagged, fl = ([each[name] for each in found] for name in ("accuracy_bagged", "accuracy_fl"))
-        counts = {name: sum(each["counts"][name] for each in found) for name in found[0]["counts"]}
+            runs.append(run(study.options(args, seed), folder, args.rounds, attack, args.sampling))
+        bagged, fl = ([row[name] for row in runs] for name in ("accuracy_bagged", "accuracy_fl"))
+        counts = {name: sum(row["counts"][name] for row in runs) for name in runs[0]["counts"]}
         rows.append({"attack": attack, "bagged": bagged, "fl": fl, "counts": counts})
-        print(
-            f"| {attack} | {statistics.fmean(bagged):.2f} | {statistics.fmean(fl):.2f} "
-            f"| {', '.join(f'{each:.1f}' for each in bagged)} | {counts['overlay.left_out']} "
-            f"| {counts['overlay.set_aside']} | {counts['overlay.refused']} |",
-            flush=True,
-        )
+        shown = [counts[f"overlay.{name}"] for name in ("left_out", "set_aside", "refused")]
+        seeds = ", ".join(f"{accuracy:.1f}" for accuracy in bagged)
+        means = [f"{statistics.fmean(accuracies):.2f}" for accuracies in (bagged, fl)]
+        figures.markdown(attack, *means, seeds, *shown)
     return rows
 
 

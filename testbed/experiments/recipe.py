@@ -1,7 +1,5 @@
 """What recipes over whole runs share: the plans of a scale, and the runs, side by side over seeds.
 
-Knows the paper's setting and folders of runs. Knows no table and no plot.
-
 `small` is for two cores: a quarter of the width, ROUNDS rounds of PER_ROUND devices.
 """
 
@@ -10,9 +8,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from emo.parser import Parser
+from testbed import figures
 from testbed.experiments import paper
-from testbed.experiments.command import command
 from testbed.plan import METHODS, MethodName, Plan
 from testbed.simulation import run as simulate
 from testbed.simulation.run_folder import Run
@@ -22,22 +19,17 @@ WIDTH, ROUNDS, PER_ROUND = 0.25, 30, 10
 
 
 def parser(description: str, methods: Sequence[MethodName]) -> argparse.ArgumentParser:
-    parser = Parser(
-        description=description, epilog="Runs kept with --work serve every recipe and `emo compare`."
-    )
-    parser.add_argument("--data-dir", type=Path, required=True, metavar="DIR", help="CIFAR lies there")
-    parser.add_argument("--datasets", nargs="+", choices=paper.DATASETS, default=["cifar10"], help="on which")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(methods), help="of the paper")
-    parser.add_argument("--scale", choices=["small", "paper"], default="small", help="paper: for a GPU")
-    parser.add_argument("--rounds", type=int, help=f"FL rounds (default: {ROUNDS}; paper: 200)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="each is a run")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where the networks train")
-    parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (default: the paper's testbed)")
-    parser.add_argument(
-        "--work", type=Path, metavar="DIR", help="keep the runs here, or go on with them (default: not kept)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE (default: no file)")
+    epilog = "Runs kept with --work serve every recipe and `emo compare`."
+    parser = figures.parser(description, epilog, seeds=[0, 1, 2], workers=2, scenario=None)
+    option = parser.add_argument
+    option("--data-dir", type=Path, required=True, metavar="DIR", help="CIFAR lies there")
+    option("--datasets", nargs="+", choices=paper.DATASETS, default=["cifar10"], help="on which")
+    option("--methods", nargs="+", choices=METHODS, default=list(methods), help="of the paper")
+    option("--scale", choices=["small", "paper"], default="small", help="paper: for a GPU")
+    option("--rounds", type=int, help=f"FL rounds (default: {ROUNDS}; paper: 200)")
+    option("--device", choices=["cpu", "cuda"], default="cpu", help="where the networks train")
+    work = "keep the runs here, or go on with them (default: not kept)"
+    option("--work", type=Path, metavar="DIR", help=work)
     return parser
 
 
@@ -54,7 +46,7 @@ def plan(args: argparse.Namespace, dataset: str, method: MethodName, seed: int) 
 def main(name: str, args: argparse.Namespace, show: Callable[[list[Run], argparse.Namespace], None]) -> int:
     """Runs everything; `show` gets the runs, by dataset, method and seed. The exit status."""
 
-    @command(name)
+    @figures.command(name)
     def run() -> int:
         with tempfile.TemporaryDirectory(prefix=f"emo-{name}-") as folder:
             show(_run(args, args.work or Path(folder)), args)

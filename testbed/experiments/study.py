@@ -1,59 +1,58 @@
-"""What studies of overlays share: their options, recordings made once, and arms run side by side.
-
-Knows command lines, processes and rows. Knows no table and no plot.
-"""
+"""What studies of overlays share: their options, recordings made once, arms run side by side, and their table."""
 
 import argparse
-import json
 import os
+import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from emo.config import Model
-from emo.parser import Parser
+from emo.errors import ConfigError
+from testbed import figures
 from testbed.experiments import arm as arms
 from testbed.experiments import trace
-from testbed.experiments.command import command
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]
+Rows = list[Row]
 
 
-def parser(description: str, default: Sequence[str], syntax: str) -> argparse.ArgumentParser:
+def parser(doc: str, default: Sequence[str], syntax: str) -> argparse.ArgumentParser:
     """With the options of every study; `default` arms, written as `syntax`."""
-    parser = Parser(description=description)
-    parser.add_argument("--dataset", default="cifar10", help="digits, cifar10, ...")
-    parser.add_argument("--data-dir", help="where the dataset lies (default: none; digits needs none)")
-    parser.add_argument("--model", default="vgg6", help="cnn, vgg6, mobilenet6, ...")
-    parser.add_argument("--width", type=float, default=0.25, help="width multiplier of the network")
-    parser.add_argument("--rounds", type=int, default=60, help="FL rounds")
-    parser.add_argument("--devices", type=int, default=100, help="how many")
-    parser.add_argument("--per-round", type=int, default=20, help="devices sampled a round")
-    parser.add_argument(
-        "--alpha", type=float, default=5.0, help="Dirichlet, as Hsu's; 5 is Dir(0.5) for 10 classes"
+    parser = figures.parser(
+        doc,
+        dataset="cifar10",
+        data_dir=None,
+        model="vgg6",
+        norm="group",
+        width=0.25,
+        rounds=60,
+        devices=100,
+        per_round=20,
+        alpha=5.0,
+        lr=0.01,
+        seeds=[0],
+        workers=1,
+        plot=None,
     )
-    parser.add_argument("--lr", type=float, default=0.01, help="the devices' learning rate")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each is a run")
-    parser.add_argument("--arms", nargs="*", default=list(default), metavar=syntax, help="what is compared")
-    parser.add_argument("--every", type=int, default=10, help="rounds between two measurements")
-    parser.add_argument("--workers", type=int, default=1, help="processes, one thread each")
-    parser.add_argument(
+    option = parser.add_argument
+    option("--arms", nargs="*", default=list(default), metavar=syntax, help="what is compared")
+    option("--every", type=int, default=10, help="rounds between two measurements")
+    option(
         "--work",
         type=Path,
         help="keep recordings and rows here, for the next call: 2.5 GB a seed with these settings (default: not kept)",
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="also write every row to FILE (default: no file)"
-    )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png (default: no plot)")
     return parser
 
 
@@ -65,24 +64,47 @@ def main(
 ) -> int:
     """Runs the arms that `read` makes of their names; `show` gets all rows. The exit status."""
 
-    @command(name)
+    @figures.command(name)
     def run() -> int:
-        chosen = [read(each, args) for each in args.arms]
-        if args.work is not None:
-            rows = _run(args, chosen, args.work)
-        else:
-            with tempfile.TemporaryDirectory(prefix=f"emo-{name}-") as work:
-                rows = _run(args, chosen, Path(work))
-        if args.json:
-            args.json.write_text(json.dumps(rows, indent=1))
+        chosen = [_arm(each, args, read) for each in args.arms]
+        with tempfile.TemporaryDirectory(prefix=f"emo-{name}-") as work:
+            rows = _run(args, chosen, args.work or Path(work))
+        figures.write(args.json, rows)
         show(rows, args)
         return 0
 
     return run()
 
 
+def _arm(
+    name: str, args: argparse.Namespace, read: Callable[[str, argparse.Namespace], arms.Arm]
+) -> arms.Arm:
+    try:
+        return read(name, args)
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise ConfigError(f"--arms {name}: {wrong['loc'][0]}: {wrong['msg']}") from error
+
+
+def table(
+    rows: Rows, name: Callable[[Row], str], rounds: int, columns: Mapping[str, Callable[[Rows], str]]
+) -> None:
+    """A line an arm, which `name` tells apart, after the last round: `columns`, each out of the rows of its seeds, then the
+    ensemble's accuracy and the FL model's."""
+    heads = "".join(f" {head:>15}" for head in (*columns, "bagged %", "FL %"))
+    print(f"{'arm':28} {'seeds':>5}{heads}")
+    last = [row for row in rows if row["round"] == rounds]
+    for arm in dict.fromkeys(map(name, last)):
+        mine = [row for row in last if name(row) == arm]
+        bagged = [row["accuracy_bagged"] for row in mine]
+        accuracy = f"{statistics.fmean(bagged):.2f} ± {figures.spread(bagged):4.2f}"
+        cells = [column(mine) for column in columns.values()]
+        cells += [accuracy, f"{figures.mean(mine, 'accuracy_fl'):.2f}"]
+        print(f"{arm:28} {len(mine):5}" + "".join(f" {cell:>15}" for cell in cells))
+
+
 def _run(args: argparse.Namespace, chosen: list[arms.Arm], work: Path) -> Rows:
-    plans = [(_options(args, seed), work / f"seed-{seed}") for seed in args.seeds]
+    plans = [(options(args, seed), work / f"seed-{seed}") for seed in args.seeds]
     rows: Rows = []
     with ProcessPoolExecutor(args.workers, get_context("spawn"), _stay_with, (os.getpid(),)) as pool:
         try:
@@ -103,15 +125,12 @@ def _run(args: argparse.Namespace, chosen: list[arms.Arm], work: Path) -> Rows:
     )
 
 
-def _options(args: argparse.Namespace, seed: int) -> trace.Options:
-    bare = trace.Options(args.dataset, args.data_dir, Model(name=args.model))
-    training, _ = bare.load()
-    spec = Model(
-        name=args.model, width=args.width, input=training.images.shape[1:], classes=len(training.classes)
-    )
-    return trace.Options(
+def options(args: argparse.Namespace, seed: int) -> trace.Options:
+    """The federated run that the options of `figures.parser` ask for. Raises DataError."""
+    spec = Model(name=args.model, width=args.width, norm=args.norm)
+    asked = trace.Options(
         args.dataset,
-        args.data_dir,
+        args.data_dir and str(args.data_dir),
         spec,
         devices=args.devices,
         per_round=args.per_round,
@@ -119,6 +138,9 @@ def _options(args: argparse.Namespace, seed: int) -> trace.Options:
         lr=args.lr,
         seed=seed,
     )
+    training, _ = asked.load()
+    shape = {"input": training.images.shape[1:], "classes": len(training.classes)}
+    return replace(asked, model=Model.model_validate({**spec.model_dump(), **shape}))
 
 
 def _stay_with(parent: int) -> None:

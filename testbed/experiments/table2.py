@@ -8,12 +8,12 @@ its overlays, mean of probabilities; `parts` has each overlay's own, and the FL 
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from testbed import figures
 from testbed.experiments import recipe
 from testbed.plan import MethodName
 from testbed.simulation.run_folder import Run
@@ -58,18 +58,14 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _show(runs: list[Run], args: argparse.Namespace) -> None:
-    found = rows(runs)
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| dataset | method | accuracy % | seeds | its parts | paper |")
-    print("|---|---|--:|--:|---|--:|")
-    for row in found:
+    table = rows(runs)
+    figures.write(args.json, table)
+    figures.heads("dataset", "method", "accuracy %", "seeds", "its parts", "paper")
+    for row in table:
         spread = "" if row["spread"] is None else f" ± {row['spread']:.2f}"
         parts = ", ".join(f"{name} {value:.2f}" for name, value in row["parts"].items() if name != "model")
-        print(
-            f"| {row['dataset']} | {row['method']} | {row['accuracy']:.2f}{spread} | {len(row['seeds'])} "
-            f"| {parts} | {row['paper']:.2f} |"
-        )
+        accuracy, seeds = f"{row['accuracy']:.2f}{spread}", len(row["seeds"])
+        figures.markdown(row["dataset"], row["method"], accuracy, seeds, parts, f"{row['paper']:.2f}")
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ to: for CIFAR-10 more than all, so that there it counts something else too.
 """
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from emo.errors import ConfigError
+from testbed import figures
 from testbed.experiments import paper
-from testbed.experiments.command import command
 from testbed.plan import MethodName, RoundWork
 from testbed.timing import estimate, scenario
 
@@ -29,7 +28,7 @@ PAPER: dict[str, dict[MethodName, float]] = {
 _GIB = 1 << 30
 
 
-@command("table3")
+@figures.command("table3")
 def main(argv: Sequence[str] | None = None) -> int:
     parser = paper.parser("Table III: GiB a round.", "Without --data-dir say --analytic.")
     parser.add_argument("--analytic", action="store_true", help="from the models alone: no data, no training")
@@ -37,8 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data_dir is None and not args.analytic:
         raise ConfigError("measured bytes need data: say --data-dir DIR, or --analytic for the raw column")
     rows = [row(args, dataset, method) for dataset in args.datasets for method in PAPER[dataset]]
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1))
+    figures.write(args.json, rows)
     show(rows)
     return 0
 
@@ -70,15 +68,12 @@ def _all_devices(work: RoundWork, per_round: int) -> float:
 
 
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print("| dataset | method | raw, GiB | measured, GiB | paper | batches sent |")
-    print("|---|---|---|---|---|---|")
-    for each in rows:
-        measured = "" if each["gib_measured"] is None else _digits(each["gib_measured"])
-        sent = f"{each['sent']:.1%} (paper: {each['sent_paper']:.1%})" if "sent" in each else ""
-        print(
-            f"| {each['dataset']} | {each['method']} | {_digits(each['gib_raw'])} | {measured} "
-            f"| {_digits(each['paper'])} | {sent} |"
-        )
+    figures.heads("dataset", "method", "raw, GiB", "measured, GiB", "paper", "batches sent")
+    for row in rows:
+        measured = "" if row["gib_measured"] is None else _digits(row["gib_measured"])
+        sent = f"{row['sent']:.1%} (paper: {row['sent_paper']:.1%})" if "sent" in row else ""
+        raw, ours = _digits(row["gib_raw"]), _digits(row["paper"])
+        figures.markdown(row["dataset"], row["method"], raw, measured, ours, sent)
 
 
 def _digits(gib: float) -> str:
