@@ -16,7 +16,6 @@ of the rounds are over, `cloud_peak_mib` the most it ever had (VmHWM), before th
 import asyncio
 import contextlib
 import json
-import random
 import resource
 import signal
 import sys
@@ -46,7 +45,7 @@ class Backbone:
         binary = broker.mosquitto()
         if binary is None:
             raise BrokerError("Mosquitto is not installed: on Debian and Ubuntu, apt-get install mosquitto")
-        self.port, self.folder = random.randint(20_000, 30_000), folder  # noqa: S311 - below what clients get
+        self.port, self.folder = broker.free_port(range(20_000, 30_000)), folder  # below what clients get
         conf = folder / "mosquitto.conf"
         conf.write_text(broker.CONFIGURATION.format(port=self.port) + "user root\n", encoding="utf-8")
         self.broker = Program("broker", folder, [binary, "-c", str(conf)])

@@ -1,14 +1,10 @@
-"""The fleet of `emo chaos`: three brokers, the cloud, two edges, two hosts with half of the devices each; every way goes
-through a proxy.
+"""The fleet of `emo chaos`: three brokers, the cloud, two edges, two hosts with half of the devices each.
 
-Knows configurations, ports, and which process is which. Knows no fault and no check. A WAN broker and one on each
-edge's LAN, as a fleet has them, and none of them keeps anything when it ends.
+Every connection goes through a proxy. There is a WAN broker and one on each edge's LAN, and none of them keeps anything when it
+ends.
 """
 
-import contextlib
 import os
-import random
-import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,7 +57,8 @@ class Fleet:
         self.tiers: dict[str, Tier] = {}
         self.ports = ports = dict[str, int]()
         for name in ("broker", *(f"broker-{edge[-1]}" for edge in EDGES)):
-            ports[name] = _free_port()
+            # Below those that the system gives to clients: a broker that comes back finds its own free.
+            ports[name] = broker.free_port(range(20_000, 30_000))
             self.brokers[name] = _mosquitto(binary, name, folder, ports[name])
         names = ["cloud", *EDGES, *EDGES.values()]
         self.disks = {name: Disk(folder / name, own_disks) for name in names}
@@ -95,6 +92,11 @@ class Fleet:
         for name, config in [("cloud", self.cloud), *self.edges.items(), *self.devices.items()]:
             yield name, config.state_dir
 
+    def rounds(self) -> int:
+        """Closed so far."""
+        path = self.cloud.state_dir / "events.jsonl"
+        return path.read_bytes().count(b'"event": "round"') if path.exists() else 0
+
     def _members(self, edge: str) -> list[str]:
         """Its devices: one half."""
         half = self._plan.devices // len(EDGES)
@@ -110,11 +112,10 @@ class Fleet:
         self.tiers[name] = Tier(name, self.folder, [command, "--config", *map(str, paths)])
 
     def _shared(self, name: str, process: str) -> dict[str, Any]:
-        link = {"wan": f"{process}-wan", "lan": f"{process}-lan"}
         ways = {
-            way: {"port": self.links[found].port, "keepalive_s": 5}
-            for way, found in link.items()
-            if found in self.links
+            way: {"port": self.links[f"{process}-{way}"].port, "keepalive_s": 5}
+            for way in ("wan", "lan")
+            if f"{process}-{way}" in self.links
         }
         norm = "batch" if self._plan.hostile else "group"  # its counters and variances can be lied about
         model = {"name": "cnn", "width": 0.5, "norm": norm, "input": [1, 8, 8], "classes": 10}
@@ -162,15 +163,6 @@ class Fleet:
             "edge": edge,
             "partition": {"devices": self._plan.devices + (self._plan.hostile > 0), "index": index},
         }
-
-
-def _free_port() -> int:
-    """Below those that the system gives to who connects: a broker that comes back finds its own free."""
-    while True:
-        port = random.randint(20_000, 30_000)  # noqa: S311 - any that is free
-        with socket.socket() as asked, contextlib.suppress(OSError):
-            asked.bind(("127.0.0.1", port))
-            return port
 
 
 def _mosquitto(binary: str, name: str, folder: Path, port: int) -> Program:

@@ -1,7 +1,6 @@
 """One run of `emo chaos`: the fleet starts, its faults come by schedule, and it has to finish all the same.
 
-Knows processes, links, disks and clocks, and how to break and mend each. Knows no message and judges nothing:
-what it saw is in `Seen`, what the tiers say is in their folders, and testbed/chaos/invariants.py judges both.
+What it saw is in `Seen`, what the tiers say is in their folders, and invariants.py judges both.
 """
 
 import contextlib
@@ -64,16 +63,15 @@ class Run:
         self._began = 0.0
         self._full: dict[str, float] = {}  # tier -> when its disk was full last
         self._active = 0
-        self._breaks: dict[
-            Kind, Callable[[Fault], Callable[[], None]]
-        ] = {  # what each returns mends it again
+        # What each returns mends it again.
+        self._breaks: dict[Kind, Callable[[Fault], Callable[[], None]]] = {
             "kill": lambda fault: self._signalled(fault, signal.SIGKILL),
             "restart": lambda fault: self._signalled(fault, signal.SIGTERM),
             "stop": self._hold,
             "cut": self._cut,
-            "silent": self._silent,
-            "throttle": self._throttle,
-            "delay": self._delay,
+            "silent": lambda fault: self._weather(fault, Weather(silent=True)),
+            "throttle": lambda fault: self._weather(fault, Weather(rate=fault.amount)),
+            "delay": lambda fault: self._weather(fault, Weather(delay_s=fault.amount)),
             "disk": self._disk,
             "clock": self._clock,
         }
@@ -124,17 +122,13 @@ class Run:
                     f"{sum(self.seen.injected.values())} of {len(self.faults) + len(self.acts)} faults, "
                     f"{self._active} at work"
                 )
-                self._say(f"{said:6.1f} s  {done}; {self._rounds()} rounds closed")
+                self._say(f"{said:6.1f} s  {done}; {self._fleet.rounds()} rounds closed")
 
     def _weigh(self) -> None:
         for name, tier in self._fleet.tiers.items():
             with contextlib.suppress(psutil.Error):
                 held = psutil.Process(tier.pid).memory_info().rss >> 20 if tier.alive() else 0
                 self.seen.peaks[name] = max(held, self.seen.peaks.get(name, 0))
-
-    def _rounds(self) -> int:
-        path = self._fleet.cloud.state_dir / "events.jsonl"
-        return path.read_bytes().count(b'"event": "round"') if path.exists() else 0
 
     def _cloud_has_finished(self) -> bool:
         cloud = self._fleet.tiers["cloud"]
@@ -159,7 +153,7 @@ class Run:
         self.seen.injected[act] += 1
         self._say(f"{self._now():6.1f} s  hostile {act} ({variant:.2f})")
         self.hostile.act(act, variant)
-        self.seen.during = self._rounds()
+        self.seen.during = self._fleet.rounds()
 
     def _inject(self, fault: Fault) -> None:
         self.seen.injected[fault.kind] += 1
@@ -170,7 +164,7 @@ class Run:
         def over() -> None:
             self._active -= 1
             mend()
-            self.seen.during = self._rounds()
+            self.seen.during = self._fleet.rounds()
 
         self._at(self._now() + fault.lasts, over)
 
@@ -180,9 +174,6 @@ class Run:
             return lambda: None
         process.wanted = False
         process.send(number)
-        return self._starting(process)
-
-    def _starting(self, process: Process) -> Callable[[], None]:
         asked, starts = self._now(), process.starts
         return lambda: self._start_again(process, asked, starts)
 
@@ -209,24 +200,14 @@ class Run:
         return lambda: process.send(signal.SIGCONT)
 
     def _cut(self, fault: Fault) -> Callable[[], None]:
-        link = self._fleet.links[fault.target]
-        link.set(Weather(refuse=True))
-        link.cut()
-        return lambda: link.set(CLEAR)
+        mend = self._weather(fault, Weather(refuse=True))
+        self._fleet.links[fault.target].cut()
+        return mend
 
     def _weather(self, fault: Fault, weather: Weather) -> Callable[[], None]:
         link = self._fleet.links[fault.target]
         link.set(weather)
         return lambda: link.set(CLEAR)
-
-    def _silent(self, fault: Fault) -> Callable[[], None]:
-        return self._weather(fault, Weather(silent=True))
-
-    def _throttle(self, fault: Fault) -> Callable[[], None]:
-        return self._weather(fault, Weather(rate=fault.amount))
-
-    def _delay(self, fault: Fault) -> Callable[[], None]:
-        return self._weather(fault, Weather(delay_s=fault.amount))
 
     def _disk(self, fault: Fault) -> Callable[[], None]:
         disk, tier = self._fleet.disks[fault.target], self._fleet.tiers[fault.target]

@@ -1,11 +1,9 @@
 """`emo chaos`: runs of a whole fleet under faults, seed after seed, each judged at its end.
 
-Knows the command's options, what it prints and what it writes. A seed repeats its schedule: what goes wrong, when,
-where and for how long; not the processes' own timing.
+A seed repeats its schedule: what goes wrong, when, where and for how long; not the processes' own timing.
 """
 
 import argparse
-import json
 import shutil
 import tempfile
 import threading
@@ -14,9 +12,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from testbed import figures
 from testbed.chaos import disk, verdict
 from testbed.chaos.fleet import Fleet, Plan
-from testbed.chaos.invariants import Violation
 from testbed.chaos.proxy import Proxy
 from testbed.chaos.run import Run
 
@@ -36,22 +34,18 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
         plan = Plan(seed, rounds, args.faults, over, seed % 2 == 0 and not args.hostile, hostile=args.hostile)
         record = one(plan, args, own, stop)
         records.append(record)
-        if args.json:
-            args.json.write_text(json.dumps(summary(records), indent=1) + "\n", encoding="utf-8")
+        figures.write(args.json, summary(records))
         if stop.is_set():
             return 130
-    found = summary(records)
-    print(f"{found['faults']} faults over {found['seeds']} seeds: {found['violations']} violations")
-    return 1 if found["violations"] else 0
+    total = summary(records)
+    print(f"{total['faults']} faults over {total['seeds']} seeds: {total['violations']} violations")
+    return 1 if total["violations"] else 0
 
 
 def one(plan: Plan, args: argparse.Namespace, own_disks: bool, stop: threading.Event) -> dict[str, Any]:
     """One run and what came of it, as JSON has it. What it wrote stays in --out where it broke a rule, or with --keep."""
-    folder = Path(tempfile.mkdtemp(prefix="emo-chaos-"))
-    try:
-        return _one(plan, args, folder, own_disks, stop)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="emo-chaos-", ignore_cleanup_errors=True) as folder:
+        return _one(plan, args, Path(folder), own_disks, stop)
 
 
 def _one(
@@ -87,9 +81,8 @@ def _one(
     if kept is not None and (args.keep or wrong):
         shutil.rmtree(kept, ignore_errors=True)
         shutil.copytree(folder, kept, symlinks=True)
-    print(
-        f"seed {plan.seed}: {record['faults']} faults, {record['seconds']} s: {'BROKEN' if wrong else 'HOLDS'}"
-    )
+    verdict_text = "interrupted, not judged" if stop.is_set() else "BROKEN" if wrong else "HOLDS"
+    print(f"seed {plan.seed}: {record['faults']} faults, {record['seconds']} s: {verdict_text}")
     for violation in wrong[:20]:
         print(f"  {violation.invariant}: {violation.text}")
     if wrong:
@@ -97,10 +90,6 @@ def _one(
         again += f" --hostile {args.hostile}" * (args.hostile > 0)
         print(f"  to repeat: emo chaos {again}; its logs: {kept or 'say --out DIR to keep them'}", flush=True)
     return record
-
-
-def _word(wrong: list[Violation], stop: threading.Event) -> str:
-    return "interrupted, not judged" if stop.is_set() else "BROKEN" if wrong else "HOLDS"
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:

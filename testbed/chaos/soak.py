@@ -1,6 +1,6 @@
 """`emo chaos --soak MINUTES`: a fleet that is left alone, round after round: does any process grow?
 
-Knows processes, their memory and their open files. Injects nothing and judges no round. A straight line is laid through
+A straight line is laid through
 what each process held after a quarter of the time: before that, caches and allocators fill. What it held is anonymous
 memory, as /proc has it; pages of libraries and files come and go with what else the machine does.
 """
@@ -17,6 +17,7 @@ import numpy as np
 import psutil
 
 from emo.errors import EmoError
+from testbed import figures
 from testbed.chaos.fleet import Fleet, Plan
 from testbed.chaos.process import Process
 from testbed.chaos.proxy import Proxy
@@ -35,30 +36,29 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
     with tempfile.TemporaryDirectory(prefix="emo-soak-") as folder, Proxy() as proxy:
         fleet = Fleet(plan, Path(folder), proxy, own_disks=False)
         processes = fleet.processes()
-        found: dict[str, list[tuple[float, int, int]]] = {name: [] for name in processes}
+        held: dict[str, list[tuple[float, int, int]]] = {name: [] for name in processes}
         try:
             for process in processes.values():
                 process.start()
             said = 0.0
             while (now := time.monotonic() - began) < 60 * args.soak and not stop.wait(_EVERY_S):
                 for name, process in processes.items():
-                    found[name].append((now, *_held(process)))
+                    held[name].append((now, *_held(process)))
                 if now - said > _SAY_S:
                     said = now
-                    held = ", ".join(f"{name} {rows[-1][1] >> 20} MiB" for name, rows in found.items())
-                    print(f"{now / 60:5.1f} min  {_rounds(fleet)} rounds; {held}", flush=True)
-            figures = {
+                    memory = ", ".join(f"{name} {rows[-1][1] >> 20} MiB" for name, rows in held.items())
+                    print(f"{now / 60:5.1f} min  {fleet.rounds()} rounds; {memory}", flush=True)
+            report = {
                 "minutes": round((time.monotonic() - began) / 60, 1),
-                "rounds": _rounds(fleet),
+                "rounds": fleet.rounds(),
                 "devices": _DEVICES,
-                "processes": {name: slope(rows) for name, rows in found.items()},
+                "processes": {name: slope(rows) for name, rows in held.items()},
             }
         finally:
             for process in reversed(list(processes.values())):
                 process.stop(20)
-    print(json.dumps(figures))
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(report))
+    figures.write(args.json, report)
     return 130 if stop.is_set() else 0
 
 
@@ -78,14 +78,9 @@ def slope(rows: list[tuple[float, int, int]]) -> dict[str, Any]:
 
 def _held(process: Process) -> tuple[int, int]:
     try:
-        found = psutil.Process(process.pid)
-        memory = found.memory_info()
-        return memory.rss - getattr(memory, "shared", 0), found.num_fds()  # Linux says how much is of files
+        running = psutil.Process(process.pid)
+        memory = running.memory_info()
+        return memory.rss - getattr(memory, "shared", 0), running.num_fds()  # Linux says how much is of files
     except psutil.Error as error:
         text = process.log.read_text(encoding="utf-8", errors="replace")[-1000:]
         raise EmoError(f"{process.name} has ended with {process.status()}: {text}") from error
-
-
-def _rounds(fleet: Fleet) -> int:
-    path = fleet.cloud.state_dir / "events.jsonl"
-    return path.read_bytes().count(b'"event": "round"') if path.exists() else 0

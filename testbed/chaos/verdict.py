@@ -1,6 +1,6 @@
 """A run of `emo chaos`, judged: reads all that its tiers left behind, and asks the endpoint.
 
-Knows where each tier keeps what. The rules are invariants.py's, what is computed anew is replay.py's.
+The rules are invariants.py's, what is computed anew is replay.py's.
 """
 
 import json
@@ -23,6 +23,7 @@ from testbed.chaos.invariants import Violation
 from testbed.chaos.process import Tier
 from testbed.chaos.run import Seen
 from testbed.chaos.schedule import schedule
+from testbed.processes import child
 
 _START_S = 120.0
 
@@ -118,17 +119,16 @@ def _served(fleet: Fleet, parts: Mapping[str, Any], expected: Iterable[str]) -> 
 
 def _result(fleet: Fleet) -> dict[str, Any]:
     """What the cloud has left. Raises OSError and ValueError where it has not."""
-    found: dict[str, Any] = json.loads((fleet.cloud.state_dir / "result.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((fleet.cloud.state_dir / "result.json").read_text(encoding="utf-8"))
+    return result
 
 
 def _url(endpoint: Tier) -> str:
     """Raises TimeoutError with the end of its log."""
     until = time.monotonic() + _START_S
     while time.monotonic() < until and endpoint.alive():
-        for line in _printed(endpoint.log).splitlines():
-            if line.startswith("serving ") and " at http" in line:
-                return line.rsplit(" at ", 1)[1].strip()
+        if url := child.serving_at(endpoint.log):
+            return url
         time.sleep(0.1)
     raise TimeoutError(f"it does not start: {_printed(endpoint.log)[-500:]}")
 

@@ -1,7 +1,6 @@
 """`emo demo`: a broker, a cloud, two edges and a fleet on this machine, as the processes that a fleet runs.
 
-Knows processes, configurations and how to add up what they report. Knows no tier's insides. Children get no
-Ctrl-C of the terminal: this process ends them, in order, whatever happens.
+Children get no Ctrl-C of the terminal: this process ends them, in order, whatever happens.
 """
 
 import argparse
@@ -24,9 +23,10 @@ from cloud_app.serving.client import predict
 from emo.config import Data
 from emo.data import registry
 from emo.errors import ConfigError, EmoError
-from testbed.demo.view import View, report
+from testbed import figures
+from testbed.demo.view import View, show_report
 from testbed.processes.broker import LocalBroker
-from testbed.processes.child import Child
+from testbed.processes.child import Child, serving_at
 
 # By dataset: network and rounds.
 _DEFAULTS = {"digits": ("cnn", 12), "cifar10": ("vgg6", 20), "cifar100": ("mobilenet6", 20)}
@@ -105,15 +105,14 @@ def _run(
             view.show(event)
     fleet.stop("devices", "edge-1", "edge-2")
     result = json.loads((folder / "cloud" / "result.json").read_text())
-    figures = _figures(args, folder, result, names)
-    figures["broker"] = broker.kind
-    figures["run"] = str(_keep(folder / "cloud", out / "run"))
+    report = _figures(args, folder, result, names)
+    report["broker"] = broker.kind
+    report["run"] = str(_keep(folder / "cloud", out / "run"))
     url = _serve(fleet, out / "models", stop)
-    figures["prediction"] = _predict(result, out, url)
-    figures["seconds"] = round(time.monotonic() - started, 1)
-    report(figures, args)
-    if args.json:
-        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    report["prediction"] = _predict(result, out, url)
+    report["seconds"] = round(time.monotonic() - started, 1)
+    show_report(report, args)
+    figures.write(args.json, report)
     if args.keep:
         print(f"the endpoint stays at {url} until Ctrl-C")
         while not stop.wait(0.5):
@@ -257,9 +256,8 @@ def _serve(fleet: Fleet, models: Path, stop: threading.Event) -> str:
     fleet.start("endpoint", "serve", "--models", str(models), "--port", "0")
     until = time.monotonic() + _START_S
     while time.monotonic() < until:
-        for line in fleet.log("endpoint").read_text(errors="replace").splitlines():
-            if line.startswith("serving ") and " at http" in line:
-                return line.rsplit(" at ", 1)[1].strip()
+        if url := serving_at(fleet.log("endpoint")):
+            return url
         fleet.check()
         if stop.wait(0.1):
             raise Interrupted

@@ -55,7 +55,7 @@ class View:
             self._bar.update(self._task, description="ensemble, ONNX")
 
 
-def report(figures: dict[str, Any], args: argparse.Namespace) -> None:
+def show_report(figures: dict[str, Any], args: argparse.Namespace) -> None:
     """The table, and how to repeat the request."""
     console = Console(highlight=False)
     accuracy, sent = figures["accuracy"], figures["bytes"]

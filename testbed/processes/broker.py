@@ -1,7 +1,6 @@
 """An MQTT broker of our own on a free loopback port: Mosquitto where it is installed, else amqtt in this process.
 
-Knows how to start and how to end one. For demo, tests and benches: anybody on this machine may connect, and
-nothing outlives it. amqtt speaks MQTT 3.1.1 only and redelivers nothing: never for a fleet.
+For demo, tests and benches: anybody on this machine may connect, and nothing outlives it. amqtt speaks MQTT 3.1.1 only and redelivers nothing: never for a fleet.
 """
 
 import asyncio
@@ -9,6 +8,7 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import logging
+import random
 import re
 import shutil
 import socket
@@ -75,7 +75,7 @@ class LocalBroker:
 
     def _start(self) -> None:
         for left in reversed(range(_TRIES)):
-            port = _free_port()
+            port = free_port()
             self.config = Broker(port=port)
             self._server = self._make(port)
             if self._answers(self._server):
@@ -232,12 +232,18 @@ def _version(binary: str) -> str:
         ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BrokerError(f"{binary} cannot be run: {error}") from error
-    found = re.search(r"version (\S+)", text)
-    return found[1] if found else "of an unknown version"
+    version = re.search(r"version (\S+)", text)
+    return version[1] if version else "of an unknown version"
 
 
-def _free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port: int = asked.getsockname()[1]
-        return port
+def free_port(among: range | None = None) -> int:
+    """Any of 127.0.0.1, or one of `among`, drawn at random."""
+    while True:
+        with socket.socket() as asked:
+            try:
+                asked.bind(("127.0.0.1", random.choice(among) if among else 0))  # noqa: S311 - any that is free
+            except OSError:
+                if not among:
+                    raise
+            else:
+                return int(asked.getsockname()[1])

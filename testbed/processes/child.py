@@ -1,6 +1,6 @@
 """Child processes that end with us, however we end: on `stop`, on a signal, on kill -9.
 
-Knows processes. A shell stands between: it reads a pipe whose other end only we hold, and when that closes,
+A shell stands between: it reads a pipe whose other end only we hold, and when that closes,
 by us or by the system after our death, it ends the child. The terminal's Ctrl-C does not reach it.
 """
 
@@ -19,6 +19,14 @@ wait $child; status=$?
 kill $guard  # or it would some day end whoever got the child's number next
 exit $status
 """
+
+
+def serving_at(log: Path) -> str | None:
+    """The address that `emo serve` has printed to `log`, once it has."""
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
+        if line.startswith("serving ") and " at http" in line:
+            return line.rsplit(" at ", 1)[1].strip()
+    return None
 
 
 class Child:

@@ -175,7 +175,7 @@ def test_probe_reads_the_packet_limit(tmp_path, monkeypatch):
 
 def test_probe_of_nothing_and_of_strangers():
     with pytest.raises(BrokerError, match=r"nothing answers at 127\.0\.0\.1:"):
-        probe(Broker(port=broker_module._free_port()), timeout_s=1)
+        probe(Broker(port=broker_module.free_port()), timeout_s=1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(BrokerError, match=r"says nothing for 0\.3 s"):
@@ -220,8 +220,8 @@ def test_nothing_stays_behind_even_with_clients_connected(kind, tmp_path, caplog
 def test_a_port_that_was_taken_meanwhile_is_tried_again(kind, tmp_path, monkeypatch):
     if kind == "mosquitto" and broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
-    ports = iter([taken := broker_module._free_port(), free := broker_module._free_port()])
-    monkeypatch.setattr(broker_module, "_free_port", lambda: next(ports))
+    ports = iter([taken := broker_module.free_port(), free := broker_module.free_port()])
+    monkeypatch.setattr(broker_module, "free_port", lambda: next(ports))
     with socket.create_server(("127.0.0.1", taken)), LocalBroker(tmp_path, prefer=kind) as broker:
         assert broker.config.port == free
 
