@@ -1,14 +1,15 @@
 """One policy with one codec, on a recorded run: what it sends, and what the ensemble is worth.
 
-The device's side (device_app/publisher.py), the frames and the edge's node are the fleet's own. The network is a loop:
-each message arrives before the next batch is offered, and an edge trains up to its budget in between. Knows no
-federated learning: trace.py has recorded that.
+The device's side (device_app/publisher.py), the frames and the edge's node are the fleet's own; federated learning was recorded
+by trace.py. The network is a loop: each message arrives before the next batch is offered, and an edge trains up to its budget in
+between.
 """
 
 import json
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,14 @@ from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
 from emo.config import Codec, Controller, EdgeConfig, Overlay
-from emo.data.batches import tensors
 from emo.data.dataset import Dataset
 from emo.journal import Journal
 from emo.models import split_network
-from emo.models.split_network import inference
-from emo.wire import frame, topics
 from emo.wire.codec import Packed
-from emo.wire.messages import GlobalHead, Interval, Message, RunState
+from emo.wire.messages import GlobalHead, Interval, RunState
+from testbed.evaluation import accuracies
 from testbed.experiments import trace
+from testbed.splitfed.wire import Wire
 
 _RUN = "study"
 _FILE = 3200  # HDF5 around the encoded bytes of a batch on the disk, measured
@@ -75,7 +75,7 @@ class Study:
         ]
         for offers in self._offers:
             offers.begin(_RUN)
-        self.bytes = dict.fromkeys(("activations", "control"), 0)
+        self._wire = Wire()
         self.attempted = self.sent = self.raw = self._round = 0
 
     def _edge(self, number: int, group: range, disk: DiskCache) -> EdgeNode:
@@ -117,7 +117,7 @@ class Study:
             self._offer(device, batch, number, activations, labels)
         self._train(passed, number)
         for device in np.unique(recorded.batches[:, 0]):
-            self._over_the_wire(self._offers[device].report(number), "control")
+            self._wire.carry(self._offers[device].report(number))
         return recorded
 
     def _begin(self, number: int) -> None:
@@ -139,20 +139,9 @@ class Study:
         if message is None:
             return
         self.sent += 1
-        for answer in self._edges[which].handle(self._over_the_wire(message, "activations"), 0.0):
+        for answer in self._edges[which].handle(self._wire.carry(message), 0.0):
             if isinstance(answer, Interval):
-                carried = self._over_the_wire(answer, "control")
-                assert isinstance(carried, Interval)
-                offers.answer(carried)
-
-    def _over_the_wire(self, message: Message, kind: str) -> Message:
-        parts = list(frame.split(message, self.sent.to_bytes(8, "little"), 256 * 1024))
-        self.bytes[kind] += sum(
-            len(part) + len(topics.topic("emo", message, index)) for index, part in enumerate(parts)
-        )
-        assert len(parts) == 1
-        chunk = frame.parse(parts[0])
-        return frame.unpack(chunk.kind, chunk.data)
+                offers.answer(self._wire.carry(answer))
 
     def _train(self, devices: set[int], number: int) -> None:
         for device in devices:  # a fleet's edge hears of them once a round, and these are not counted
@@ -165,16 +154,13 @@ class Study:
         """Accuracies in percent with the model of `recorded`, and the bytes so far."""
         net = split_network.network(self._spec, 0)
         split_network.load(net, recorded.weights)
-        overlays = [split_network.overlay(self._spec, 0) for _ in self._edges]
-        for overlay, edge in zip(overlays, self._edges, strict=True):
-            split_network.load(overlay, edge.overlay())
-        logits = _logits(test, net.trunk, [net.head, *overlays])
-        chances = [_softmax(each) for each in logits]
-
-        def percent(scores: np.ndarray) -> float:
-            return float(100 * (scores.argmax(axis=1) == test.labels).mean())
-
-        total = sum(self.bytes.values())
+        heads = {"fl": net.head}
+        for number, edge in enumerate(self._edges, 1):
+            heads[f"overlay-{number}"] = split_network.overlay(self._spec, 0)
+            split_network.load(heads[f"overlay-{number}"], edge.overlay())
+        overlays = list(heads)[1:]
+        percent = accuracies(net.trunk, heads, overlays, test)
+        activations, total = self._wire.bytes["ActivationBatch"], self._wire.bytes.total()
         return {
             "policy": self._arm.policy,
             "max_interval": self._arm.max_interval,
@@ -186,14 +172,13 @@ class Study:
             "codec": self._arm.codec,
             "overlay": self._arm.overlay.model_dump(mode="json", exclude_defaults=True, exclude={"seed"}),
             "sent_fraction": self.sent / self.attempted,
-            "bytes_activations": self.bytes["activations"],
-            "bytes_control": self.bytes["control"],
+            "bytes_activations": activations,
+            "bytes_control": total - activations,
             "bytes_sfl": self.raw,
             "reduction": self.raw / total,
-            "accuracy_bagged": percent(chances[1] + chances[2]),
-            "accuracy_bagged_logits": percent(logits[1] + logits[2]),
-            "accuracy_overlays": [percent(each) for each in logits[1:]],
-            "accuracy_fl": percent(logits[0]),
+            "accuracy_bagged": percent["model"],
+            "accuracy_overlays": [percent[name] for name in overlays],
+            "accuracy_fl": percent["fl"],
         }
 
     def _mean_age(self) -> float:
@@ -219,26 +204,25 @@ def run(
     name = f"{arm.policy}-{arm.codec}-{zlib.crc32(json.dumps(plan, sort_keys=True).encode()):08x}.json"
     kept = folder / name
     if kept.exists():
-        found: list[dict[str, Any]] = json.loads(kept.read_text())["rows"]
-        return found
+        before: list[dict[str, Any]] = json.loads(kept.read_text())["rows"]
+        return before
     torch.set_num_threads(1)
     _, test = options.load()
     rows = []
-    with tempfile.TemporaryDirectory(prefix="emo-intervals-") as scratch:
-        study = Study(arm, options, folder, rounds, Path(scratch))
-        try:
-            for number in range(1, rounds + 1):
-                recorded = study.round(number)
-                if number % every == 0 or number == rounds:
-                    row = {"round": number, "seed": options.seed, **study.result(recorded, test)}
-                    rows.append(row)
-                    say(
-                        f"seed {options.seed} {arm.policy} {arm.codec}: round {number} of {rounds}: "
-                        f"{100 * row['sent_fraction']:.1f} % sent, {row['reduction']:.1f}x, "
-                        f"bagged {row['accuracy_bagged']:.2f} %, FL {row['accuracy_fl']:.2f} %"
-                    )
-        finally:
-            study.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="emo-intervals-") as scratch,
+        closing(Study(arm, options, folder, rounds, Path(scratch))) as study,
+    ):
+        for number in range(1, rounds + 1):
+            recorded = study.round(number)
+            if number % every == 0 or number == rounds:
+                row = {"round": number, "seed": options.seed, **study.result(recorded, test)}
+                rows.append(row)
+                say(
+                    f"seed {options.seed} {arm.policy} {arm.codec}: round {number} of {rounds}: "
+                    f"{100 * row['sent_fraction']:.1f} % sent, {row['reduction']:.1f}x, "
+                    f"bagged {row['accuracy_bagged']:.2f} %, FL {row['accuracy_fl']:.2f} %"
+                )
     kept.write_text(json.dumps({**plan, "rows": rows}, indent=1))
     return rows
 
@@ -251,20 +235,3 @@ def title(row: dict[str, Any]) -> str:
 
 def _name(device: int) -> str:
     return f"device-{device}"
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    chances: np.ndarray = powers / powers.sum(axis=1, keepdims=True)
-    return chances
-
-
-def _logits(test: Dataset, trunk: torch.nn.Module, heads: list[torch.nn.Module]) -> list[np.ndarray]:
-    found: list[list[np.ndarray]] = [[] for _ in heads]
-    with inference(trunk):
-        for start in range(0, len(test.labels), 500):
-            activations = trunk(tensors(test, slice(start, start + 500))[0])
-            for logits, head in zip(found, heads, strict=True):
-                with inference(head):
-                    logits.append(head(activations).numpy())
-    return [np.concatenate(each) for each in found]

@@ -1,16 +1,13 @@
-"""A message from one end to the other: encoded, cut into packets, counted, checked and decoded again.
-
-Knows bytes by the class of their message. Knows nothing of what the messages say, and no clock.
-"""
+"""A message from one end to the other: encoded, cut into packets, counted, checked and decoded again."""
 
 from collections import Counter
 from typing import TypeVar
 
-from emo.wire.messages import ActivationBatch, GlobalModel, OverlayWeights, Update
+from emo.wire.messages import Message
 from testbed.workers import packets
 from testbed.workers.packets import Sender
 
-M = TypeVar("M", GlobalModel, Update, ActivationBatch, OverlayWeights)
+M = TypeVar("M", bound=Message)
 
 
 class Wire:
