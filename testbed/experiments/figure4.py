@@ -21,8 +21,12 @@ from testbed.simulation.run_folder import Run
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = recipe.parser("Figure 4: accuracy over rounds, bytes and time.", METHODS)
-    plot = ".svg or .png; one a dataset: FILE-DATASET (default: no plot)"
-    parser.add_argument("--plot", type=Path, metavar="FILE", help=plot)
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help=".svg or .png; one a dataset: FILE-DATASET (default: no plot)",
+    )
     return recipe.main("figure4", parser.parse_args(argv), _show)
 
 

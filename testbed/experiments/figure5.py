@@ -41,8 +41,11 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     parser = paper.parser("Figure 5: virtual time a round.", "Without --data-dir, bytes from the models.")
     parser.add_argument("--scenario", type=Path, metavar="FILE", help="YAML (default: the paper's testbed)")
-    only = "all devices are of this class of the scenario (default: as it has them)"
-    parser.add_argument("--only", metavar="CLASS", help=only)
+    parser.add_argument(
+        "--only",
+        metavar="CLASS",
+        help="all devices are of this class of the scenario (default: as it has them)",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="as .svg or .png (default: no plot)")
     args = parser.parse_args(argv)
     scenario = _only(load(args.scenario), args.only)
