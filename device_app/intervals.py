@@ -1,7 +1,5 @@
 """The device's copy of the edge's intervals: Algorithm 1's decision with no message and no waiting.
 
-Knows batch numbers, versions and intervals. Knows no activation, no score and no channel.
-
 After a batch is sent its interval is unknown until the edge answers for that very version, and
 unknown means "send at the next attempt". So a lost, late, doubled or reordered answer can only make
 the device send earlier than Algorithm 1 would: between two sends of a batch it skips either as often
@@ -10,31 +8,32 @@ as Algorithm 1 prescribes for the first of them, or not at all.
 
 import math
 import threading
-from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import Annotated
 
-Row = tuple[int, int, float | None, int]  # batch, version, interval, skipped: as in _Sent
+from pydantic import Field
+
+from emo.wire.messages import Count, Finite, Round
 
 
 @dataclass(slots=True)
-class _Sent:
-    version: int
-    interval: float | None = None  # None: the edge has not answered for this version
-    skipped: int = 0
+class Sent:
+    """The version of a batch that was sent last. `interval`: None while the edge has not answered for it."""
+
+    version: Count
+    interval: Annotated[Finite, Field(ge=0)] | None = None
+    skipped: Count = 0
 
 
 class IntervalTable:
-    """For one device; grows by one small entry a batch of its own.
+    """For one device; grows by one small entry a batch of its own. `sent`: changed in place.
 
-    `max_age`: a batch goes after this many skipped attempts, whatever the edge said. Infinite: the edge's
-    answers hold its own limit already. The training thread calls `allow`, the receiving one `update`; one
-    lock guards the table, held for no I/O.
+    The training thread calls `allow`, the receiving one `update`; one lock guards the table, held for no I/O.
     """
 
-    def __init__(self, max_age: float = math.inf) -> None:
-        self._max_age = max_age
+    def __init__(self, sent: dict[Round, Sent]) -> None:
         self._lock = threading.Lock()
-        self._sent: dict[int, _Sent] = {}
+        self._sent = sent
 
     def allow(self, batch: int, version: int, fresh: bool = False) -> bool:
         """Decide one transfer request. True: send it as `version`, which must grow from send to send.
@@ -45,13 +44,8 @@ class IntervalTable:
         """
         with self._lock:
             entry = self._sent.get(batch)
-            if (
-                fresh
-                or entry is None
-                or entry.interval is None
-                or entry.skipped >= min(entry.interval, self._max_age)
-            ):
-                self._sent[batch] = _Sent(version)
+            if fresh or entry is None or entry.interval is None or entry.skipped >= entry.interval:
+                self._sent[batch] = Sent(version)
                 return True
             entry.skipped += 1
             return False
@@ -74,20 +68,3 @@ class IntervalTable:
                 return False
             entry.interval = float(interval)
             return True
-
-    def reset(self) -> None:
-        """A new run: every batch is sent at its next attempt."""
-        with self._lock:
-            self._sent.clear()
-
-    def rows(self) -> list[Row]:
-        """All that it knows, for `resume`."""
-        with self._lock:
-            return [(batch, *astuple(entry)) for batch, entry in self._sent.items()]
-
-    def resume(self, rows: Iterable[Row]) -> None:
-        """What `rows` gave, and nothing else."""
-        with self._lock:
-            self._sent = {
-                batch: _Sent(version, interval, skipped) for batch, version, interval, skipped in rows
-            }

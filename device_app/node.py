@@ -1,7 +1,6 @@
 """The device: global model in, local epochs, model update out; beside it, the activations that the policy allows.
 
-Knows the FL round and the tap. Opens no socket, reads no clock. The FL path (`_round`) yields the same
-weights whether the tap is there or not.
+The FL path (`_round`) yields the same weights whether the tap is there or not.
 """
 
 import math
@@ -12,7 +11,7 @@ from contextlib import closing
 import numpy as np
 import torch
 
-from device_app.publisher import Offers
+from device_app.publisher import Publisher
 from device_app.tap import Tap
 from emo import seeds
 from emo.config import DeviceConfig, Training
@@ -81,10 +80,10 @@ class DeviceNode(Node):
         self._base = ""  # digest of the global model that it was trained from
         self._offered: list[ActivationBatch] = []
         self._version, self._fresh = 0, False
-        self._offers: Offers | None = None
+        self._publisher: Publisher | None = None
         self._tap: Tap | None = None
         if config.edge is not None and config.tap.enabled:
-            self._offers = Offers(config.id, config.edge, config.tap.codec)
+            self._publisher = Publisher(config.id, config.edge, config.tap.codec)
             self._tap = Tap(self._net.trunk, self._offer)
 
     def hello(self, online: bool) -> Status:
@@ -103,8 +102,8 @@ class DeviceNode(Node):
             batches = FixedBatches(self._data, rows, len(rows), 0)
             trial = DeviceNode(self._config, self._data, Journal(), net, batches)
             with closing(trial):
-                if trial._offers is not None:
-                    trial._offers.begin(model.run)
+                if trial._publisher is not None:
+                    trial._publisher.begin(model.run)
                 deque(trial._epochs(model), maxlen=0)
             split_network.weights(net)
         except Exception as error:  # noqa: BLE001 - a user's network may raise anything
@@ -125,8 +124,8 @@ class DeviceNode(Node):
                 self._offered = []
                 why = self.trouble.failed(f"round {message.round}", error)
                 yield CannotTrain(message.run, self._config.id, message.round, why)
-        elif isinstance(message, Interval) and self._offers is not None:
-            self._offers.answer(message)
+        elif isinstance(message, Interval) and self._publisher is not None:
+            self._publisher.answer(message)
         elif isinstance(message, Refused):
             self._journal.problem(
                 "updates.refused",
@@ -138,13 +137,13 @@ class DeviceNode(Node):
 
     def state(self) -> bytes:
         """What of one round the next one depends on, its messages once encoded; nothing, without a tap."""
-        return b"" if self._offers is None else self._offers.state()
+        return b"" if self._publisher is None else self._publisher.state()
 
     def resume(self, state: bytes) -> None:
         """In another node of the same device: go on after what `state` gave. Raises CodecError."""
-        if self._offers is not None:
-            self._offers.resume(state)
-            self._run = self._offers.run
+        if self._publisher is not None:
+            self._publisher.resume(state)
+            self._run = self._publisher.run
 
     def close(self) -> None:
         """The network is no longer watched."""
@@ -160,8 +159,8 @@ class DeviceNode(Node):
             self._run, self._update = model.run, None
             self._journal.event("joined", device=self._config.id, run=model.run)
             log.info("%s: run %s", self._config.id, model.run)
-            if self._offers is not None:
-                self._offers.begin(model.run)
+            if self._publisher is not None:
+                self._publisher.begin(model.run)
         if not model.devices and self._ended != model.run:
             self._ended = model.run
             log.info("%s: run %s has no more rounds for devices", self._config.id, model.run)
@@ -202,16 +201,16 @@ class DeviceNode(Node):
                 losses.append(loss)
                 yield from self._offered or (None,)
                 self._offered = []
-        if self._offers is not None:  # before the update: the last round's closes the run
-            yield self._offers.report(model.round)
+        if self._publisher is not None:  # before the update: the last round's closes the run
+            yield self._publisher.report(model.round)
         return sum(losses) / len(losses)
 
     def _watched(self, stream: Iterator[Batch]) -> Iterator[Batch]:
         return stream if self._tap is None else self._tap.watch(stream)
 
     def _offer(self, batch: int, activations: torch.Tensor, labels: torch.Tensor) -> None:
-        assert self._offers is not None
+        assert self._publisher is not None
         rows = activations.numpy().copy(), labels.numpy().astype("<i4")
-        message = self._offers.offer(batch, self._version, *rows, self._fresh)
+        message = self._publisher.offer(batch, self._version, *rows, self._fresh)
         if message is not None:
             self._offered.append(message)

@@ -1,37 +1,31 @@
-"""What a device offers to its edge: decided by the intervals, encoded against what the edge is known to hold.
+"""What a device offers to its edge: decided by the intervals, encoded against what the edge is known to hold."""
 
-Knows one run's batches, versions and answers. Knows no network, no training loop and no channel.
-
-    state   u32 size of the header | header | full frames of emo.wire.codec | u32 crc32 of all before it; little-endian
-    header  JSON: the fields of _State; `frames`: (batch, bytes), in the order of the frames
-"""
-
-import itertools
-import struct
-import zlib
 from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
-from device_app.intervals import IntervalTable
+from device_app.intervals import IntervalTable, Sent
+from emo import snapshot_file
 from emo.config import DELTA, Codec, Id
-from emo.errors import CodecError
+from emo.errors import CodecError, ConfigError
 from emo.wire import codec as codecs
 from emo.wire.codec import Packed
-from emo.wire.messages import ActivationBatch, Count, Finite, Interval, Round, TapReport
+from emo.wire.messages import ActivationBatch, Count, Interval, Round, TapReport
 
-_U32 = struct.Struct("<I")
 _LARGEST = 1 << 31  # bytes of one batch's activations, decoded
+_KIND, _WHERE = "device", "the state of a device"
+_OLD = "Run the simulation anew, or finish it with the version of EMO that began it."
 
 
-class _State(BaseModel):
-    run: Id | Annotated[str, Field(max_length=0)]
-    attempted: Count
-    sent: Count
-    rows: list[tuple[Round, Count, Annotated[Finite, Field(ge=0)] | None, Count]]
-    frames: list[tuple[Round, Count]]
+class PublisherState(BaseModel, extra="forbid"):
+    """What is known of one run, beside the batches that were sent last. `intervals`: batch -> of what was sent last."""
+
+    run: Id | Annotated[str, Field(max_length=0)] = ""
+    attempted: Count = 0
+    sent: Count = 0
+    intervals: dict[Round, Sent] = {}
 
 
 class _Held(Packed):
@@ -41,24 +35,24 @@ class _Held(Packed):
         return self.data()
 
 
-class Offers:
+class Publisher:
     """`codec`: of the activations. One thread offers, another may bring the answers."""
 
     def __init__(self, device: str, edge: str, codec: Codec) -> None:
         self._device, self._edge, self._codec = device, edge, codec
-        self._intervals = IntervalTable()
-        self._last: dict[int, Packed] = {}  # of each batch what was sent last, where the codec makes deltas
         self.begin("")
 
     @property
     def run(self) -> str:
-        return self._run
+        return self._state.run
 
     def begin(self, run: str) -> None:
         """Another run: every batch is unknown to the edge again."""
-        self._run, self._attempted, self._sent = run, 0, 0
-        self._intervals.reset()
-        self._last.clear()
+        self._hold(PublisherState(run=run), {})
+
+    def _hold(self, state: PublisherState, last: dict[int, Packed]) -> None:
+        self._state, self._intervals = state, IntervalTable(state.intervals)
+        self._last = last  # of each batch what was sent last, where the codec makes deltas
 
     def offer(
         self,
@@ -72,66 +66,44 @@ class Offers:
 
         The arrays are kept, not copied. A delta is made only where the edge has answered for what was sent last.
         """
-        self._attempted += 1
+        self._state.attempted += 1
         base = self._last.get(batch) if self._intervals.answered(batch) else None
         if not self._intervals.allow(batch, version, fresh):
             return None
-        self._sent += 1
+        self._state.sent += 1
         packed = Packed(activations, self._codec, base)
         if self._codec.endswith(DELTA):
             self._last[batch] = packed
-        return ActivationBatch(self._run, self._edge, self._device, batch, version, packed, labels)
+        return ActivationBatch(self.run, self._edge, self._device, batch, version, packed, labels)
 
     def answer(self, interval: Interval) -> None:
-        if interval.run == self._run:
+        if interval.run == self.run:
             self._intervals.update(interval.batch, interval.version, interval.interval)
 
     def report(self, round: int) -> TapReport:
         """How many batches the run has offered so far, and how many went."""
-        return TapReport(self._run, self._edge, self._device, round, self._attempted, self._sent)
+        state = self._state
+        return TapReport(state.run, self._edge, self._device, round, state.attempted, state.sent)
 
     def state(self) -> bytes:
-        """All that the next offers depend on, once every batch offered so far is encoded."""
-        full = {batch: data for batch, packed in self._last.items() if (data := packed.full())}
-        said = _State(
-            run=self._run,
-            attempted=self._attempted,
-            sent=self._sent,
-            rows=self._intervals.rows(),
-            frames=[(batch, len(data)) for batch, data in full.items()],
-        )
-        header = said.model_dump_json().encode()
-        body = b"".join([_U32.pack(len(header)), header, *full.values()])
-        return body + _U32.pack(zlib.crc32(body))
+        """All that the next offers depend on, once every batch offered so far is encoded: snapshot_file's bytes, in the arrays
+        the full frames of emo.wire.codec by batch."""
+        full = {str(batch): data for batch, packed in self._last.items() if (data := packed.full())}
+        frames = {batch: np.frombuffer(data, np.uint8) for batch, data in full.items()}
+        return b"".join(snapshot_file.pack(_KIND, self._state, frames))
 
-    def resume(self, state: bytes) -> None:
-        """Go on from what `state` gave. Raises CodecError, with nothing changed, on anything else."""
-        said, full = _parsed(state)
-        self._run, self._attempted, self._sent = said.run, said.attempted, said.sent
-        self._intervals.resume(said.rows)
-        self._last = {batch: _Held(data) for batch, data in full.items()}
-
-
-def _parsed(state: bytes) -> tuple[_State, dict[int, bytes]]:
-    """What a state says, and its frames by batch."""
-    body, size = memoryview(state)[:-4], 4
-    if len(state) < 2 * _U32.size or zlib.crc32(body) != _U32.unpack_from(state, len(state) - 4)[0]:
-        raise CodecError("the state of a device's offers is cut or damaged: its checksum does not agree")
-    size += _U32.unpack_from(state)[0]
-    try:
-        said = _State.model_validate_json(bytes(body[4:size]))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise CodecError(f"the state of a device's offers: {place}: {first['msg']}") from error
-    ends = list(itertools.accumulate((length for _, length in said.frames), initial=size))
-    if ends[-1] != len(body):
-        raise CodecError(f"the state of a device's offers: frames end at {ends[-1]}, not at {len(body)}")
-    frames = {
-        batch: bytes(body[start:end])
-        for (batch, _), (start, end) in zip(said.frames, itertools.pairwise(ends), strict=True)
-    }
-    for data in frames.values():
-        if codecs.head(data, _LARGEST).base:
-            raise CodecError("the state of a device's offers holds a delta where a full frame belongs")
-    return said, frames
+    def resume(self, data: bytes) -> None:
+        """Go on from what `state` gave. With nothing changed, raises CodecError on anything else, ConfigError on what another
+        version of EMO gave."""
+        if data[4:11] == b'{"run":':  # after the size of the header
+            raise ConfigError(f"{_WHERE}: was written by another version of EMO. {_OLD}")
+        state, frames = snapshot_file.unpack(data, _KIND, PublisherState, _WHERE, CodecError, _OLD)
+        last: dict[int, Packed] = {}
+        for batch, frame in frames.items():
+            if codecs.head(frame.tobytes(), _LARGEST).base:
+                raise CodecError(f"{_WHERE} holds a delta where a full frame belongs")
+            try:
+                last[int(batch)] = _Held(frame.tobytes())
+            except ValueError as error:
+                raise CodecError(f"{_WHERE}: {batch[:20]!r} is no number of a batch") from error
+        self._hold(state, last)

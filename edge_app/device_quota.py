@@ -1,24 +1,32 @@
-"""What one device may take of an edge: batches, work, training budget; and runs that are over.
+"""What one device may take of an edge: batches, work, training budget.
 
-Knows ids and counts. Knows no activation, no cache and no clock: shares are of what the others have had, so that a
-fast fleet and a slow one need no figures of their own.
+Shares are of what the others have had, so that a fast fleet and a slow one need no figures of their own.
 """
 
 import statistics
-from collections import Counter, deque
-from collections.abc import Mapping
+from collections import Counter
 
+from pydantic import BaseModel
+
+from emo.config import Id
 from emo.errors import WireError
 from emo.journal import Journal
-from emo.wire.messages import ActivationBatch, TapReport
+from emo.wire.messages import ActivationBatch, Count, TapReport
 
 _TIMES = 4  # what the median of the others has had
-_RUNS = 16  # runs that are remembered as over
 _ANY = 2**63
 _MOST = 2**53 - 1  # of a count in a message
 
 
-class Guard:
+class QuotaState(BaseModel, extra="forbid"):
+    """What each device has had in this run."""
+
+    served: Counter[Id] = Counter()  # batches of the usual size that were worked on
+    sizes: dict[Id, Count] = {}  # samples of its largest
+    reports: dict[Id, tuple[Count, Count]] = {}  # batches offered to the policy, let through
+
+
+class DeviceQuota:
     """`free`: batches that a device may have and, of a run, those that it may send whatever others do
     (`cache.device_batches`). More only up to four times the median of the other devices that send; alone, without a
     limit. A batch with more samples than is usual counts as several. One thread at a time, but for `attempted` and
@@ -26,25 +34,7 @@ class Guard:
 
     def __init__(self, free: int, journal: Journal) -> None:
         self._free, self._journal = free, journal
-        self._over: deque[str] = deque(maxlen=_RUNS)
-        self.served: Counter[str] = Counter()  # device -> batches of the usual size that were worked on
-        self.sizes: dict[str, int] = {}  # device -> samples of its largest
-        self.reports: dict[str, tuple[int, int]] = {}  # device -> batches offered to the policy, let through
-
-    def left(self, run: str) -> bool:
-        """Whether `run` is one that this process has seen end."""
-        return run in self._over
-
-    def begin(self, before: str) -> None:
-        """Another run, after `before` ("": none)."""
-        if before:
-            self._over.append(before)
-        self.resume({}, {}, {})
-
-    def resume(
-        self, served: Mapping[str, int], sizes: Mapping[str, int], reports: Mapping[str, tuple[int, int]]
-    ) -> None:
-        self.served, self.sizes, self.reports = Counter(served), dict(sizes), dict(reports)
+        self.state = QuotaState()
 
     def admits(self, batch: ActivationBatch) -> bool:
         """Whether there is work left for its device; else it is counted (`activations.over_share`). Raises WireError on a batch
@@ -54,7 +44,7 @@ class Guard:
                 f"batch {batch.batch} of {batch.device}: this edge takes {self._free} different ones of a device, numbered "
                 "from 0 (cache.device_batches)"
             )
-        had = self.served[batch.device]
+        had = self.state.served[batch.device]
         if had < self._free or had < self._most(batch.device):  # seldom comes to the median of all
             return True
         self._journal.problem(
@@ -67,9 +57,9 @@ class Guard:
     def serve(self, batch: ActivationBatch) -> None:
         """It is worked on: what it costs is its device's."""
         samples = len(batch.labels)
-        self.sizes[batch.device] = max(samples, self.sizes.get(batch.device, 0))
-        usual = statistics.median_low(self.sizes.values())
-        self.served[batch.device] += -(-samples // usual)
+        self.state.sizes[batch.device] = max(samples, self.state.sizes.get(batch.device, 0))
+        usual = statistics.median_low(self.state.sizes.values())
+        self.state.served[batch.device] += -(-samples // usual)
 
     def report(self, report: TapReport, most: int) -> None:
         """`most`: batches that its device can have offered. What has been reported before, or less, changes nothing."""
@@ -79,18 +69,18 @@ class Guard:
                 f"{report.device} reports {report.attempted} batches; {most} are counted: no more can be, of those that "
                 "it has sent and in so many rounds",
             )
-        known = self.reports.get(report.device, (0, 0))
+        known = self.state.reports.get(report.device, (0, 0))
         attempted = min(report.attempted, most)
-        self.reports[report.device] = max(known, (attempted, min(report.sent, attempted)))
+        self.state.reports[report.device] = max(known, (attempted, min(report.sent, attempted)))
 
     @property
     def attempted(self) -> int:
-        return min(_MOST, sum(offered for offered, _ in list(self.reports.values())))
+        return min(_MOST, sum(offered for offered, _ in list(self.state.reports.values())))
 
     @property
     def sent(self) -> int:
-        return min(_MOST, sum(sent for _, sent in list(self.reports.values())))
+        return min(_MOST, sum(sent for _, sent in list(self.state.reports.values())))
 
     def _most(self, device: str) -> int:
-        others = [count for name, count in self.served.items() if name != device and count]
+        others = [count for name, count in self.state.served.items() if name != device and count]
         return max(self._free, _TIMES * statistics.median_low(others)) if others else _ANY

@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
-from edge_app.intervals.log_file import TableFile
+from edge_app.intervals.log_file import IntervalLog
 from edge_app.node import EdgeNode
 from edge_app.overlay import multi_gpu
 from edge_app.overlay.checkpoint import CheckpointFile
@@ -57,7 +57,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
                 say=lambda count: log.info("%s: %d batches found so far", settings.dir, count),
             )
         )
-        table = stack.enter_context(TableFile(settings.dir, journal))
+        interval_log = stack.enter_context(IntervalLog(settings.dir, journal))
         checkpoint = stack.enter_context(CheckpointFile(settings.dir, journal))
         cache = stack.enter_context(
             contextlib.closing(
@@ -72,7 +72,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             )
         )
         trainer = stack.enter_context(multi_gpu.Leader(world, stop.set)).trainer if world else Trainer
-        node = EdgeNode(config, cache, journal, device, table, checkpoint, trainer)
+        node = EdgeNode(config, cache, journal, device, interval_log, checkpoint, trainer)
         node.prepare()
         journal.watch(node.gauges)
         wan = filters(config.wan.root, "edge", "wan", member=config.id)

@@ -8,6 +8,7 @@ of a pydantic model; the last array, `crc32`, is the checksum of all bytes befor
 import json
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,16 +43,22 @@ _DTYPES = {
 }
 
 
-class _Metadata(BaseModel):
-    emo: str = ""
-    record: str = ""
-
-
 class _Header(BaseModel):
     """Of a safetensors file; the places of the arrays are safetensors' own to check."""
 
     model_config = ConfigDict(extra="allow")
-    metadata: _Metadata = Field(_Metadata(), alias="__metadata__")
+    metadata: dict[str, str] = Field({}, alias="__metadata__")
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.model_extra or {})
+
+    def of_another_version(self, kind: str) -> bool:
+        """The first versions wrote no `emo`. Of a damaged file something that `pack` gave it is left."""
+        if self.metadata.keys() & {"emo", "record"} or (not self.metadata and _CRC in self.names):
+            written, _, version = self.metadata.get("emo", "").rpartition(" ")
+            return written == kind and version.isdigit() and version != str(_VERSION)
+        return True
 
 
 def write(
@@ -103,25 +110,38 @@ def unpack(
     data: bytes | bytearray, kind: str, model: type[R], where: str, error: type[EmoError], old: str
 ) -> tuple[R, dict[str, np.ndarray]]:
     """As `read`, of a file's bytes."""
-    size = int.from_bytes(data[:8], "little")
+    header = _header(data)
+    written = header.metadata.get("emo", "")
     sound = len(data) >= 12 and zlib.crc32(memoryview(data)[:-4]) == int.from_bytes(data[-4:], "little")
-    try:
-        header = _Header.model_validate_json(bytes(data[8 : 8 + min(size, HEAD)]))
-    except ValidationError:
-        sound, header = False, _Header(__metadata__=_Metadata(emo="?"))
-    said, names = header.metadata, header.model_extra or {}
-    known, _, version = said.emo.rpartition(" ")
-    if not said.emo or (sound and known == kind and version != str(_VERSION)):  # the first ones had no `emo`
-        raise ConfigError(
-            f"{where}: was written by another version of EMO, which this one does not read. {old}"
-        )
+    if header.of_another_version(kind) and (sound or not written):
+        raise _other_version(where, old)
     if not sound:
         raise error(f"{where}: is cut or damaged: its checksum does not agree")
-    if known != kind:
-        raise error(f"{where}: is a file of another kind: {said.emo!r}, not {kind!r}")
-    record = files.record(model, said.record, where, error)
+    if written != f"{kind} {_VERSION}":
+        raise error(f"{where}: is a file of another kind: {written!r}, not {kind!r}")
+    record = files.record(model, header.metadata.get("record", ""), where, error)
     try:
         arrays = safetensors.numpy.load(bytes(data))  # in no order
     except (SafetensorError, KeyError, TypeError, ValueError) as cause:
         raise error(f"{where}: is whole, but its arrays cannot be read: {cause}") from cause
-    return record, {name: arrays[name] for name in names if name != _CRC}
+    return record, {name: arrays[name] for name in header.names if name != _CRC}
+
+
+def check_version(path: Path, kind: str, old: str) -> None:
+    """Raises ConfigError, followed by `old`, where another version of EMO wrote `path`; all else that may be wrong with it `read` tells."""
+    with suppress(OSError), path.open("rb") as file:
+        size = file.read(8)
+        if _header(size + file.read(min(int.from_bytes(size, "little"), HEAD))).of_another_version(kind):
+            raise _other_version(str(path), old)
+
+
+def _header(data: bytes | bytearray) -> _Header:
+    size = min(int.from_bytes(data[:8], "little"), HEAD)
+    try:
+        return _Header.model_validate_json(bytes(data[8 : 8 + size]))
+    except ValidationError:
+        return _Header(__metadata__={"emo": "?"})
+
+
+def _other_version(where: str, old: str) -> ConfigError:
+    return ConfigError(f"{where}: was written by another version of EMO, which this one does not read. {old}")

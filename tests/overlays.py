@@ -3,12 +3,14 @@
 import torch
 from torch import nn
 
+from edge_app.overlay.batch_filter import FilterState
 from edge_app.overlay.checkpoint import NAME
 from edge_app.overlay.trainer import Trainer
 from emo.config import Overlay
 
 SETTINGS = Overlay(lr=0.1, average=0.9, checkpoint_steps=7, mixup=0.3, flip=True)
-SAMPLER = {"random": {"state": 2**100}, "keys": [["device-0", 3, 0.25]], "never": float("inf")}
+SAMPLER = {"random": {"state": 2**100}, "keys": [["device-0", 3, 0.25]], "never": None}
+KNOWN = FilterState(losses={"device-0": 0.5}, distrusted={"device-0"})
 
 
 def network(hidden=8):
@@ -35,6 +37,6 @@ def trained(steps=0, hidden=8):
 
 
 def saved(file, state, run="run-1"):
-    file.save(run, state, SAMPLER)
+    file.save(run, state, SAMPLER, KNOWN)
     file.close()
     return file.folder / NAME

@@ -1,7 +1,6 @@
 """Algorithm 1 of the paper (section IV-C): when a device sends an activation batch again.
 
-Knows device ids, batch numbers and scores, and holds the paper's log: ID cache, interval, counter.
-Knows no activation, no SVCCA, no message, no file and no clock: a counter counts attempts, not seconds.
+Holds the paper's log: ID cache, interval, counter. A counter counts attempts, not seconds.
 
 What the paper leaves open. It asks `c == i` of a real i: read as the first integer c >= i. At s = 1 its i
 is infinite: capped. SVCCA and CKA score 1 when the channels are rotated, however far: so the relative
@@ -13,12 +12,15 @@ One thread at a time: the one that receives.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Annotated
 
-from emo.config import POLICY
+from pydantic import BaseModel, Field
+
+from emo.config import POLICY, Id
 from emo.errors import ConfigError
+from emo.wire.messages import Count
 
 # Policies that look at no score. `fixed(n)` is n: Algorithm 1 with i = n, so n attempts are skipped after
 # each send. Of `once`, max_age makes "never again" unless it is longer than the run.
@@ -50,12 +52,31 @@ class Row:
     hears of its attempts by the round (TapReport) and not by the batch, so there the counter stays 0.
     """
 
-    device: str
-    batch: int
-    version: int
+    device: Id
+    batch: Count
+    version: Count
     score: float
-    interval: float
-    counter: int = 0
+    interval: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    counter: Count = 0
+
+
+class ControllerState(BaseModel, extra="forbid"):
+    """`rows`: device -> batch -> the log's line, in the order in which they were first seen."""
+
+    rows: dict[Id, dict[Count, Row]] = {}
+    nan_scores: Count = 0  # scores that said nothing
+    guarded: Count = 0  # intervals that the relative change made shorter
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "ControllerState":
+        """A restart in the middle of a run: the log is `rows`, every other batch unseen."""
+        state = cls()
+        for row in rows:
+            state.put(row)
+        return state
+
+    def put(self, row: Row) -> None:
+        self.rows.setdefault(row.device, {})[row.batch] = row
 
 
 class Controller:
@@ -87,10 +108,7 @@ class Controller:
         self._max_interval, self._max_age, self._max_change = max_interval, max_age, max_change
         longest = max_interval if self._constant is None else self._constant
         self.attempts = math.ceil(min(longest, max_age)) + 1  # of a batch, for one that is sent, at most
-        self.nan_scores = 0  # scores that said nothing
-        self.guarded = 0  # intervals that the relative change made shorter
-        self._rows: dict[tuple[str, int], Row] = {}
-        self.batches: Counter[str] = Counter()  # device -> different ones that have come
+        self.state = ControllerState()
 
     def attempt(self, device: str, batch: int) -> bool:
         """Algorithm 1's answer to one transfer request: True to send, False to skip.
@@ -98,9 +116,9 @@ class Controller:
         Unseen: send, with s = 0 (so i = 1 under `svcca`) and c = 0. Seen: send once c >= i, and until
         `received` says that it came; else c grows by one.
         """
-        row = self._rows.get((device, batch))
+        row = self.row(device, batch)
         if row is None:
-            self._rows[device, batch] = Row(device, batch, 0, 0.0, self._interval(0.0, 0.0))
+            self.state.put(Row(device, batch, 0, 0.0, self._interval(0.0, 0.0)))
             return True
         if row.counter >= row.interval:
             return True
@@ -112,32 +130,25 @@ class Controller:
         (0.0 and 0.0 for a first one); c = 0.
 
         Returns the new interval in attempts, 0 to `max_age`: the device is told just this, and needs no
-        limit of its own. A score that is not finite is counted in `nan_scores` and makes it 0.
+        limit of its own. A score that is not finite is counted in `state.nan_scores` and makes it 0.
         """
         interval = self._interval(score, change)
-        self.batches[device] += (device, batch) not in self._rows
-        self._rows[device, batch] = Row(device, batch, version, score, interval)
+        self.state.put(Row(device, batch, version, score, interval))
         return interval
 
     def row(self, device: str, batch: int) -> Row | None:
-        """A copy of the batch's line, to be kept or said again; None for one that is unseen."""
-        row = self._rows.get((device, batch))
-        return None if row is None else replace(row)
+        """The batch's line; None for one that is unseen."""
+        return self.state.rows.get(device, {}).get(batch)
 
-    def table(self) -> list[Row]:
-        """All rows, in the order in which the batches were first seen. Copies: changing one changes nothing."""
-        return [replace(row) for row in self._rows.values()]
-
-    def reset(self, rows: Iterable[Row] = ()) -> None:
-        """A new run, or a restart in the middle of one: the log is `rows`, every other batch unseen."""
-        self._rows = {(row.device, row.batch): replace(row) for row in rows}
-        self.batches = Counter(device for device, _ in self._rows)
+    def batches(self, device: str) -> int:
+        """How many different ones of the device have come."""
+        return len(self.state.rows.get(device, ()))
 
     def _interval(self, score: float, change: float) -> float:
         if self._constant is not None:
             return min(self._constant, self._max_age)
-        self.nan_scores += not math.isfinite(score)
+        self.state.nan_scores += not math.isfinite(score)
         interval = score_interval(score, self._max_interval)
         bound = change_bound(change, self._max_change)
-        self.guarded += bound < interval
+        self.state.guarded += bound < interval
         return min(interval, bound, self._max_age)

@@ -34,7 +34,7 @@ _LINE = 512  # bytes of the longest line; ours stay below 300
 _HISTORY = 1000  # lines that no longer count, beyond one a row, before the file is written anew
 
 
-class TableFile(AbstractContextManager["TableFile"]):
+class IntervalLog(AbstractContextManager["IntervalLog"]):
     """The table of the edge whose cache folder is `folder`, which exists and is that edge's alone.
 
     Raises nothing: an edge whose disk fails goes on without (`intervals.unwritten`), as does one whose

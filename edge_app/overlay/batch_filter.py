@@ -1,7 +1,6 @@
 """Which of the batches that are next may be trained on: by their scale, and by what the FL model says of their labels.
 
-Knows activations, labels and device names. Knows no cache, no optimizer and no message. One thread at a time, but for
-`head`, which another may set.
+One thread at a time, but for `head` and `state`, which another may set.
 
 A device that lies about labels cannot be found out by looking at its neighbours where no neighbour has its classes. The
 FL model has learnt from all devices: so its head, on the very activations, is the measure. Where it finds labels less
@@ -14,16 +13,16 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from edge_app.cache.replay_cache import Sample
-from emo.errors import CacheError
 from emo.journal import Journal
 from emo.models.split_network import inference
+from emo.wire.messages import Count, Finite
 
 _RATE = 1 / 8  # of the running means
 _KNOWS = 0.75  # of log K: below it in the median device, the head has learnt something
@@ -32,21 +31,22 @@ _SCALE = 4.0  # times the median device's; honest ones differed by a fifth at mo
 _VOTES = 3  # devices, below which nobody can say whose scale is the odd one
 
 
-class Judge:
-    """`head`: the FL model's, in eval mode, on the device of the samples; None: labels are believed. `distrusted`: devices
-    whose labels are not."""
+class FilterState(BaseModel, extra="forbid"):
+    """What is known of the devices."""
+
+    losses: dict[str, Finite] = {}  # mean cross entropy under the head
+    scales: dict[str, Finite] = {}  # mean of log2 of the root mean square
+    sizes: dict[str, Count] = {}  # samples of the largest batch
+    distrusted: set[str] = set()  # their labels are not believed
+
+
+class BatchFilter:
+    """`head`: the FL model's, in eval mode, on the device of the samples; None: labels are believed."""
 
     def __init__(self, classes: int, journal: Journal) -> None:
         self._guess, self._journal = math.log(classes), journal
         self.head: nn.Module | None = None
-        self.begin()
-
-    def begin(self) -> None:
-        """Nothing is known of any device."""
-        self._losses: dict[str, float] = {}  # device -> mean cross entropy under the head
-        self._scales: dict[str, float] = {}  # device -> mean of log2 of the root mean square
-        self._sizes: dict[str, int] = {}  # device -> samples of its largest batch
-        self.distrusted: set[str] = set()
+        self.state = FilterState()
 
     def choose(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
         """(those to train on, those whose activations are none). The weight of a batch with more samples than is usual
@@ -66,37 +66,17 @@ class Judge:
         self._journal.count("overlay.left_out", len(samples) - len(taken))
         return taken, wrong
 
-    def state(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "losses": self._losses,
-            "scales": self._scales,
-            "sizes": self._sizes,
-            "distrusted": sorted(self.distrusted),
-        }
-
-    def resume(self, state: Any) -> None:
-        """Go on from `state()`. Raises CacheError, and changes nothing, where it is something else."""
-        try:
-            losses, scales = ({str(d): float(x) for d, x in state[n].items()} for n in ("losses", "scales"))
-            sizes = {str(d): int(x) for d, x in state["sizes"].items()}
-            distrusted = {str(d) for d in state["distrusted"]}
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
-            raise CacheError(f"what is known of the devices is damaged: {error!r}") from error
-        if not all(map(math.isfinite, (*losses.values(), *scales.values()))):
-            raise CacheError("what is known of the devices is damaged: a mean is not finite")
-        self._losses, self._scales, self._sizes, self.distrusted = losses, scales, sizes, distrusted
-
     @staticmethod
     def _loss(head: nn.Module, sample: Sample) -> torch.Tensor:
         with inference(head):
             return cross_entropy(head(sample.activations), sample.labels).double()
 
     def _odd(self, device: str, scale: float) -> bool:
-        _learn(self._scales, device, scale)
-        if len(self._scales) < _VOTES:
+        scales = self.state.scales
+        _learn(scales, device, scale)
+        if len(scales) < _VOTES:
             return False
-        odd = scale > statistics.median_low(self._scales.values()) + math.log2(_SCALE)
+        odd = scale > statistics.median_low(scales.values()) + math.log2(_SCALE)
         if odd:
             self._journal.problem(
                 "activations.out_of_scale",
@@ -105,15 +85,16 @@ class Judge:
         return odd
 
     def _believes(self, device: str, loss: float) -> bool:
+        known = self.state
         if not math.isfinite(loss):
             loss = 100.0  # as far from likely as float32 tells
-        mean = _learn(self._losses, device, min(loss, 100.0))
-        usual = statistics.median_low(self._losses.values())
+        mean = _learn(known.losses, device, min(loss, 100.0))
+        usual = statistics.median_low(known.losses.values())
         knows = usual < _KNOWS * self._guess
-        was, limit = device in self.distrusted, self._guess
+        was, limit = device in known.distrusted, self._guess
         now = knows and mean > (_AGAIN * limit if was else limit)
         if now != was:
-            (self.distrusted.add if now else self.distrusted.discard)(device)
+            (known.distrusted.add if now else known.distrusted.discard)(device)
             self._journal.event(
                 "distrusted" if now else "trusted", device=device, loss=round(mean, 3), usual=round(usual, 3)
             )
@@ -126,9 +107,9 @@ class Judge:
         return not now and not (knows and loss > limit)
 
     def _part(self, sample: Sample) -> float:
-        size = len(sample.labels)
-        self._sizes[sample.device] = max(size, self._sizes.get(sample.device, 0))
-        return min(1.0, statistics.median_low(self._sizes.values()) / size)
+        sizes, size = self.state.sizes, len(sample.labels)
+        sizes[sample.device] = max(size, sizes.get(sample.device, 0))
+        return min(1.0, statistics.median_low(sizes.values()) / size)
 
 
 def _learn(means: dict[str, float], device: str, value: float) -> float:

@@ -1,45 +1,53 @@
 """Where the training of an overlay stands, in memory and as one file that outlives the edge.
 
-    FOLDER/overlay/checkpoint.safetensors   arrays weights/NAME, momentum/NAME, mean/NAME; the rest is JSON in its
-                                            metadata; the last array, `crc32`, is that of all bytes before it
-
-Knows named arrays, JSON and one file. Knows no module, no optimizer and no sampling.
-
-The file is put together here, from the arrays where they lie: safetensors would copy them and hold the interpreter
-for 0.3 s per 100 MB, and for as long receiving would stand still. It is read by safetensors, once its checksum is
-known to be right.
+FOLDER/overlay/checkpoint.safetensors   snapshot_file's; arrays weights/NAME, momentum/NAME, mean/NAME
 """
 
-import json
 import threading
-import zlib
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import numpy as np
 import torch
-from safetensors import SafetensorError
+from pydantic import BaseModel, Field, field_validator
 
 from edge_app.overlay import augment
-from emo import files
-from emo.errors import CacheError, ModelError
+from edge_app.overlay.batch_filter import FilterState
+from emo import files, snapshot_file
+from emo.errors import CacheError, ConfigError, ModelError
 from emo.journal import Journal
+from emo.wire.messages import Count, Finite
 
 NAME = "overlay/checkpoint.safetensors"
-_FORMAT = 1
-_HEAD = 64 << 20  # bytes of names and JSON: the sampler's state for a million batches
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_KIND = "overlay"
+_OLD = "Finish this run with the version of EMO that began it, or remove this file: then the overlay starts anew."
+
+
+class TrainingState(BaseModel, extra="forbid"):
+    """What the next steps depend on beside the trainer, the cache and its disk."""
+
+    progress: Finite = 0.0  # share of the run's rounds that are over
+    spent: Count = 0  # batches, of all steps: rolled back ones too
+    filter: FilterState = Field(default_factory=FilterState)
+
+
+class Position(BaseModel, extra="forbid"):
+    """What a State holds beside its arrays."""
+
+    steps: Count
+    random: dict[str, Any]
+
+    @field_validator("random")
+    @classmethod
+    def _of_a_generator(cls, random: dict[str, Any]) -> dict[str, Any]:
+        try:
+            augment.generator(random)
+        except ModelError as error:
+            raise ValueError(str(error)) from error
+        return random
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +78,53 @@ class State:
             for name, array in self.arrays.items()
         )
 
+    def position(self) -> Position:
+        return Position(steps=self.steps, random=self.random)
+
+    def numpy(self, prefix: str = "") -> dict[str, np.ndarray]:
+        """Copied where they are not in the main memory."""
+        return {f"{prefix}{name}": array.cpu().numpy() for name, array in self.arrays.items()}
+
+    @classmethod
+    def of(cls, position: Position, arrays: dict[str, np.ndarray], prefix: str = "") -> "State":
+        """From what `position` and `numpy` gave."""
+        own = {
+            name.removeprefix(prefix): torch.from_numpy(array)
+            for name, array in arrays.items()
+            if name.startswith(prefix)
+        }
+        return cls(position.steps, own, position.random)
+
+
+class _Record(BaseModel, extra="forbid"):
+    run: str
+    position: Position
+    sampler: dict[str, Any]
+    filter: FilterState
+
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What a file held: the trainer's state and, as it was given, the sampler's."""
+    """What a file held: the trainer's state and, as they were given, the sampler's and the filter's."""
 
     state: State
     sampler: dict[str, Any]
+    filter: FilterState
 
 
 class CheckpointFile(AbstractContextManager["CheckpointFile"]):
     """The checkpoint below `folder`, which is this edge's alone.
 
-    Raises nothing: an edge whose disk fails goes on without (`checkpoint.unwritten`). One thread calls; another, which
-    runs only while there is something to do, writes.
+    Raises ConfigError where another version of EMO wrote it, and nothing after that: an edge whose disk fails goes on without
+    (`checkpoint.unwritten`). One thread calls; another, which runs only while there is something to do, writes.
     """
 
     def __init__(self, folder: Path, journal: Journal) -> None:
         self._path, self._journal = folder / NAME, journal
         self._lock = threading.Lock()
-        self._next: tuple[str, State, dict[str, Any]] | None = None
+        self._next: tuple[_Record, State] | None = None
         self._writer: threading.Thread | None = None
+        snapshot_file.check_version(self._path, _KIND, _OLD)
         for path in self._path.parent.glob(".*.tmp"):
             files.remove(path)
 
@@ -101,33 +135,41 @@ class CheckpointFile(AbstractContextManager["CheckpointFile"]):
         (`checkpoint.unreadable`), is not as it was written and set aside (`checkpoint.damaged`), or is of
         another overlay (`checkpoint.misfit`). No more is read than a checkpoint of this overlay can hold.
         """
-        limit = _HEAD + 12
+        limit = snapshot_file.HEAD + 12
         for name, array in like.arrays.items():  # a momentum is as large as the mean of its parameter
             limit += array.nbytes * {"weights": 1, "mean": 2}.get(name.partition("/")[0], 0)
         try:
-            of, saved = _unpack(bytes(files.read(self._path, limit)))
+            data = files.read(self._path, limit)
+            record, arrays = snapshot_file.unpack(data, _KIND, _Record, str(self._path), CacheError, _OLD)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._problem("unreadable", f"cannot be read: {error.strerror}; the overlay starts anew")
             return None
-        except CacheError as error:
+        except (CacheError, ConfigError) as error:
             aside = self._path.with_suffix(".damaged")
-            self._problem("damaged", f"{error}; it is moved to {aside.name}, the overlay starts anew")
+            self._journal.problem(
+                "checkpoint.damaged", f"{error}; it is moved to {aside.name}, the overlay starts anew"
+            )
             try:
                 self._path.replace(aside)
             except OSError:
                 files.remove(self._path)
             return None
-        wrong = saved.state.misfit(like) or ("" if saved.state.finite(like) else "NaN or infinity")
-        if of == run and wrong:
+        state = State.of(record.position, arrays)
+        wrong = state.misfit(like) or ("" if state.finite(like) else "NaN or infinity")
+        if record.run == run and wrong:
             self._problem("misfit", f"does not fit this overlay ({wrong}), which starts anew")
-        return saved if of == run and not wrong else None
+        return Saved(state, record.sampler, record.filter) if record.run == run and not wrong else None
 
-    def save(self, run: str, state: State, sampler: dict[str, Any]) -> None:
-        """Write this soon, and not at all if the next comes before it was begun. Neither may be changed from here on."""
+    def save(self, run: str, state: State, sampler: dict[str, Any], filter: FilterState) -> None:
+        """Write this soon, and not at all if the next comes before it was begun. Neither `state` nor `sampler` may be changed
+        from here on."""
+        record = _Record(
+            run=run, position=state.position(), sampler=sampler, filter=filter.model_copy(deep=True)
+        )
         with self._lock:
-            self._next = run, state, sampler
+            self._next = record, state
             if self._writer is None or not self._writer.is_alive():
                 self._writer = threading.Thread(target=self._write_all, name="checkpoint", daemon=True)
                 self._writer.start()
@@ -144,16 +186,17 @@ class CheckpointFile(AbstractContextManager["CheckpointFile"]):
     def _write_all(self) -> None:
         while True:
             with self._lock:
-                given, self._next = self._next, None
-                if given is None:
+                waiting, self._next = self._next, None
+                if waiting is None:
                     self._writer = None
                     return
+            record, state = waiting
             try:
                 files.make_folder(self._path.parent)
-                files.write(self._path, *_pack(*given))
+                snapshot_file.write(self._path, _KIND, record, state.numpy())
             except OSError as error:
                 self._problem("unwritten", f"cannot be written: {error.strerror}; tried again with the next")
-            except CacheError as error:
+            except ValueError as error:
                 self._problem("unwritten", f"{error}; the one before it is kept")
 
     def _problem(self, name: str, text: str) -> None:
@@ -167,46 +210,3 @@ def finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 def _kinds(state: State) -> dict[str, str]:
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in state.arrays.items()}
-
-
-def _pack(run: str, state: State, sampler: dict[str, Any]) -> list[files.Buffer]:
-    """The pieces of a safetensors file. Raises CacheError when it would be larger than what `load` takes."""
-    said = {"format": _FORMAT, "run": run, "steps": state.steps, "random": state.random, "sampler": sampler}
-    # Piece by piece, so that other threads run in between.
-    text = "".join(json.JSONEncoder().iterencode(said))
-    head: dict[str, Any] = {"__metadata__": {"checkpoint": text}}
-    end = 0
-    for name, array in state.arrays.items():
-        place = [end, end + array.nbytes]
-        head[name] = {"dtype": _DTYPES[array.dtype], "shape": list(array.shape), "data_offsets": place}
-        end += array.nbytes
-    head["crc32"] = {"dtype": "U8", "shape": [4], "data_offsets": [end, end + 4]}
-    header = json.dumps(head).encode()
-    header += b" " * (-len(header) % 8)
-    if len(header) > _HEAD:
-        raise CacheError(f"a sampler's state of {len(text) >> 20} MiB is too large for a checkpoint")
-    pieces: list[files.Buffer] = [len(header).to_bytes(8, "little") + header]
-    pieces += [array.cpu().reshape(-1).view(torch.uint8).numpy().data for array in state.arrays.values()]
-    crc = 0
-    for piece in pieces:
-        crc = zlib.crc32(piece, crc)
-    return [*pieces, crc.to_bytes(4, "little")]
-
-
-def _unpack(data: bytes) -> tuple[str, Saved]:
-    """(run, what was saved). Raises CacheError where this is not, from its first byte to its last, what `_pack` gives."""
-    if len(data) < 12 or zlib.crc32(data[:-4]) != int.from_bytes(data[-4:], "little"):
-        raise CacheError("is damaged, or no checkpoint of this overlay")
-    try:
-        arrays = safetensors.torch.load(data)
-        head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        said = json.loads(head["__metadata__"]["checkpoint"])
-        run, steps, random, sampler = said["run"], said["steps"], said["random"], said["sampler"]
-        del arrays["crc32"]
-        augment.generator(random)
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError, ModelError) as error:
-        raise CacheError(f"is whole, but no checkpoint: {error}") from error
-    good = type(run) is str and type(steps) is int and steps >= 0 and type(sampler) is dict
-    if said.get("format") != _FORMAT or not good:
-        raise CacheError("is whole, but a checkpoint of another version of EMO")
-    return run, Saved(State(steps, arrays, random), sampler)

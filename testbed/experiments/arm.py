@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from device_app.publisher import Offers
+from device_app.publisher import Publisher
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.node import EdgeNode
@@ -70,7 +70,7 @@ class Study:
             for number, (group, disk) in enumerate(zip(groups, self._disks, strict=True), 1)
         ]
         self._offers = [
-            Offers(_name(device), f"edge-{1 + (device >= arm.first)}", arm.codec)
+            Publisher(_name(device), f"edge-{1 + (device >= arm.first)}", arm.codec)
             for device in range(options.devices)
         ]
         for offers in self._offers:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from device_app.publisher import Offers
+from device_app.publisher import Publisher
 from emo import seeds
 from emo.data.batches import Batch, FixedBatches
 from emo.models import split_network
@@ -111,11 +111,11 @@ class _Tap:
     def __init__(self, plan: Plan, sampled: TrainDevice, model: GlobalModel) -> None:
         self.sender = Sender(model.round)
         self._waves: list[list[Packet]] = []
-        self._offers: Offers | None = None
+        self._offers: Publisher | None = None
         config = node_configs.device(plan, sampled.device)
         if config.edge is None or not config.tap.enabled:
             return
-        self._offers = Offers(config.id, config.edge, config.tap.codec)
+        self._offers = Publisher(config.id, config.edge, config.tap.codec)
         if sampled.state:
             self._offers.resume(sampled.state)
         for message in packets.decode(sampled.intervals):

@@ -17,7 +17,7 @@ from cloud_app.rounds.node import CloudNode
 from cloud_app.rounds.state import begin
 from cloud_app.serving.repository import Repository
 from device_app.node import DeviceNode
-from device_app.publisher import Offers
+from device_app.publisher import Publisher
 from emo import cli
 from emo.config import Broker, CloudConfig, DeviceConfig, Model
 from emo.data import registry
@@ -186,7 +186,7 @@ def test_an_edge_killed_while_batches_come_goes_on_where_it_was(tmp_path, broker
         cloud = link.end(
             "cloud", [subscription(link.root, Status), subscription(link.root, OverlayWeights)]
         ).start()
-        offers = Offers("dev-1", "edge-1", "int8-delta")
+        offers = Publisher("dev-1", "edge-1", "int8-delta")
         offers.begin("run-1")
         device.on_message = offers.answer
         lan = {"port": link.broker.port, "root": link.root, "keepalive_s": 5}

@@ -1,19 +1,20 @@
 """What a device offers: deltas only against what the edge has confirmed, everything in a fresh round."""
 
-import json
 import zlib
 
 import numpy as np
 import pytest
 from fleet import MODEL, dataset
 
+from device_app.intervals import Sent
 from device_app.node import DeviceNode
-from device_app.publisher import Offers
+from device_app.publisher import Publisher, PublisherState
+from emo import snapshot_file
 from emo.config import DeviceConfig, Training
-from emo.errors import BaseError, CodecError
+from emo.errors import BaseError, CodecError, ConfigError
 from emo.journal import Journal
 from emo.models import split_network
-from emo.wire.codec import decode
+from emo.wire.codec import Packed, decode
 from emo.wire.messages import ActivationBatch, GlobalModel, Interval, TapReport
 
 LIMIT = 1 << 20
@@ -23,9 +24,16 @@ LABELS = np.zeros(16, np.int32)
 
 
 def offers(codec="int4-delta"):
-    made = Offers("device-1", "edge-1", codec)
+    made = Publisher("device-1", "edge-1", codec)
     made.begin("run")
     return made
+
+
+def delta():
+    base = Packed(FIRST, "int4-delta")
+    base.data()
+    data = Packed(FIRST + np.float32(0.01), "int4-delta", base).data()
+    return np.frombuffer(data, np.uint8)
 
 
 def answer(batch, interval=0.0):
@@ -117,7 +125,7 @@ def says(device):
 @pytest.mark.parametrize("codec", ["int4-delta", "int4", "fp32"])
 def test_a_device_goes_on_in_another_process(codec):
     state = busy(codec).state()
-    then = Offers("device-1", "edge-1", codec)
+    then = Publisher("device-1", "edge-1", codec)
     then.resume(state)
     assert then.run == "run"
     assert then.state() == state
@@ -135,21 +143,35 @@ def test_a_state_that_is_not_whole_is_refused_and_changes_nothing():
     assert says(then) == says(busy())
 
 
+def packed(arrays=None, **changes):
+    fields = {"run": "run", "attempted": 1, "sent": 1, "intervals": {}} | changes
+    state = PublisherState.model_construct(**fields)
+    return b"".join(snapshot_file.pack("device", state, arrays or {}))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer")
 @pytest.mark.parametrize(
-    "said",
+    "changes",
     [
         {"attempted": -1},
-        {"rows": [[0, 1, float("nan"), 0]]},
-        {"rows": [[0, 1, -1.0, 0]]},
-        {"rows": [[0, 1]]},
-        {"frames": [[0, 1 << 60]]},
-        {"frames": [[0, 4]]},
+        {"intervals": {0: Sent(1, float("nan"))}},
+        {"intervals": {0: Sent(1, -1.0)}},
+        {"intervals": {-1: Sent(1)}},
+        {"intervals": {0: {"version": 1, "more": 1}}},
         {"run": "a/b"},
+        {"arrays": {"0": np.zeros(4, np.uint8)}},
+        {"arrays": {"x": np.frombuffer(Packed(FIRST, "int4").data(), np.uint8)}},
+        {"arrays": {"0": delta()}},
     ],
 )
-def test_a_state_whose_checksum_is_right_is_still_not_believed(said):
-    fields = {"run": "run", "attempted": 1, "sent": 1, "rows": [], "frames": []}
-    header = json.dumps({**fields, **said}).encode()
-    body = len(header).to_bytes(4, "little") + header
+def test_a_state_whose_checksum_is_right_is_still_not_believed(changes):
     with pytest.raises(CodecError):
+        offers().resume(packed(**changes))
+    offers().resume(packed())
+
+
+def test_a_state_of_another_version_is_told_from_a_damaged_one():
+    header = b'{"run":"run","attempted":1,"sent":1,"rows":[],"frames":[]}'
+    body = len(header).to_bytes(4, "little") + header
+    with pytest.raises(ConfigError, match=r"another version of EMO.*simulation anew"):
         offers().resume(body + zlib.crc32(body).to_bytes(4, "little"))

@@ -6,8 +6,8 @@ from fleet import MODEL
 
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
-from edge_app.device_quota import Guard
-from edge_app.intervals.log_file import TableFile
+from edge_app.device_quota import DeviceQuota
+from edge_app.intervals.log_file import IntervalLog
 from edge_app.node import EdgeNode
 from emo.config import EdgeConfig
 from emo.errors import WireError
@@ -59,8 +59,8 @@ class Edge:
             self.disk.close()
         self.disk, self.journal = DiskCache(self.folder, self.budget, "fifo"), Journal()
         cache = ReplayCache(self.disk, 1 << 20, 0)
-        table = TableFile(self.folder, self.journal)
-        self.node = EdgeNode(self.config, cache, self.journal, table=table)
+        log = IntervalLog(self.folder, self.journal)
+        self.node = EdgeNode(self.config, cache, self.journal, interval_log=log)
         self.tell(state())
 
     def tell(self, message):
@@ -116,10 +116,10 @@ def test_numbers_beyond_what_a_device_may_have_are_refused(edge):
 
 
 def test_an_old_report_changes_nothing():
-    guard = Guard(10, Journal())
+    quota = DeviceQuota(10, Journal())
     for attempted in (5, 9, 5):
-        guard.report(TapReport("r", "e", "a", 1, attempted, attempted - 1), 10)
-    assert guard.reports == {"a": (9, 8)}
+        quota.report(TapReport("r", "e", "a", 1, attempted, attempted - 1), 10)
+    assert quota.state.reports == {"a": (9, 8)}
 
 
 def test_a_large_batch_is_as_many_as_it_holds_of_the_usual_size(edge):
@@ -129,13 +129,13 @@ def test_a_large_batch_is_as_many_as_it_holds_of_the_usual_size(edge):
     large = np.tile(ACTIVATIONS, (16, 1, 1, 1))
     answers = [one.tell(batch("a", number, activations=large)) for number in range(4)]
     assert [bool(answer) for answer in answers] == [True, False, False, False]
-    assert one.node._guard.served == {"a": 16, "b": 1, "c": 1}
+    assert one.node._quota.state.served == {"a": 16, "b": 1, "c": 1}
 
 
 def test_most_of_an_edge_are_not_outdone_by_one_that_lies():
-    guard = Guard(10, Journal())
-    guard.served.update({"liar": 10**6, "a": 30, "b": 40, "c": 50})
-    assert [guard.admits(batch(device)) for device in ("liar", "a", "b", "c")] == [False, True, True, True]
+    quota = DeviceQuota(10, Journal())
+    quota.state.served.update({"liar": 10**6, "a": 30, "b": 40, "c": 50})
+    assert [quota.admits(batch(device)) for device in ("liar", "a", "b", "c")] == [False, True, True, True]
 
 
 def test_shares_survive_a_snapshot(edge, tmp_path):
@@ -144,11 +144,11 @@ def test_shares_survive_a_snapshot(edge, tmp_path):
         one.tell(batch("a", number))
     one.tell(TapReport("run-1", "e", "a", 1, 3, 3))
     snapshot = one.node.snapshot()
-    assert (snapshot.node.served, snapshot.node.sizes) == ({"a": 3}, {"a": 4})
+    assert (snapshot.node.quota.served, snapshot.node.quota.sizes) == ({"a": 3}, {"a": 4})
     one.restart()
     one.node.resume(snapshot)
-    assert one.node._guard.served == {"a": 3}
-    assert (one.node._guard.sizes, one.node._guard.reports) == ({"a": 4}, {"a": (3, 3)})
+    assert one.node._quota.state.served == {"a": 3}
+    assert (one.node._quota.state.sizes, one.node._quota.state.reports) == ({"a": 4}, {"a": (3, 3)})
 
 
 # -- replays
@@ -168,7 +168,7 @@ def test_a_replayed_batch_is_known_without_the_disk_and_answered_only_for_the_ne
     assert [type(m) for m in one.tell(batch("a", 0, 3))] == [Interval]
     assert one.counts("activations.duplicate") == 3
     assert one.counts("activations.stored") == 3
-    assert one.node._guard.served == {"a": 3}
+    assert one.node._quota.state.served == {"a": 3}
 
 
 def test_versions_do_not_go_back_when_the_cache_has_given_the_batch_up(edge):
@@ -201,7 +201,7 @@ def test_a_round_that_is_over_does_not_turn_the_schedule_back(edge):
     one = edge()
     for number in (1, 6, 2):
         one.tell(state(round=number))
-    assert one.node._training.progress == pytest.approx(6 / 9)
+    assert one.node._training.state.progress == pytest.approx(6 / 9)
 
 
 @pytest.mark.parametrize("message", [batch("z"), batch("a", run="other"), batch("a", version=10_000)])
@@ -209,4 +209,4 @@ def test_what_does_not_belong_here_takes_nothing_of_a_share(edge, message):
     one = edge()
     with pytest.raises(WireError):
         one.tell(message)
-    assert not one.node._guard.served
+    assert not one.node._quota.state.served

@@ -8,8 +8,8 @@ from fleet import MODEL
 
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
-from edge_app.device_quota import Guard
-from edge_app.intervals.controller import Controller, Row
+from edge_app.device_quota import DeviceQuota
+from edge_app.intervals.controller import Controller, ControllerState, Row
 from edge_app.node import EdgeNode
 from emo.config import EdgeConfig
 from emo.journal import Journal
@@ -81,7 +81,7 @@ def test_a_report_counts_for_as_many_batches_as_its_device_can_have_offered(edge
     tell(edge, batch("a", 0), batch("a", 1), batch("a", 0, version=2))
     tell(edge, report("a", MOST, MOST))
     most = 3 * 5  # what has come, and four that were skipped before each: controller.max_interval
-    assert edge.snapshot().node.reports == {"a": (most, most)}
+    assert edge.snapshot().node.quota.reports == {"a": (most, most)}
     assert steps(edge) == [None] * most
     assert isinstance(finish(edge)[0], OverlayWeights)
 
@@ -92,15 +92,17 @@ def test_a_policy_says_how_many_attempts_there_are_for_one_batch_that_comes(poli
 
 
 def test_a_sum_of_counts_is_a_count():
-    guard = Guard(10, Journal())
+    quota = DeviceQuota(10, Journal())
     for device in "ab":
-        guard.report(report(device, MOST, MOST), MOST)
-    assert (guard.attempted, guard.sent) == (MOST, MOST)
+        quota.report(report(device, MOST, MOST), MOST)
+    assert (quota.attempted, quota.sent) == (MOST, MOST)
 
 
 def test_what_is_known_of_a_device_after_a_restart_bounds_it_too():
     known = Controller()
-    known.reset([Row("a", 0, 1, 0.0, 1.0), Row("a", 7, 1, 0.0, 1.0), Row("b", 0, 1, 0.0, 1.0)])
+    known.state = ControllerState.of(
+        [Row("a", 0, 1, 0.0, 1.0), Row("a", 7, 1, 0.0, 1.0), Row("b", 0, 1, 0.0, 1.0)]
+    )
     known.received("b", 0, 0.9)
     known.received("b", 1, 0.0)
-    assert known.batches == {"a": 2, "b": 2}
+    assert (known.batches("a"), known.batches("b")) == (2, 2)

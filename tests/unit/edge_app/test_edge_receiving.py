@@ -7,7 +7,7 @@ from fleet import MODEL, Fleet
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.intervals import log_file
-from edge_app.intervals.log_file import TableFile
+from edge_app.intervals.log_file import IntervalLog
 from edge_app.node import EdgeNode
 from emo.config import EdgeConfig
 from emo.errors import WireError
@@ -44,8 +44,8 @@ class Edge:
         if self.disk is not None:
             self.disk.close()
         self.disk, self.journal = DiskCache(self.folder), Journal()
-        table_file = TableFile(self.folder, self.journal)
-        self.node = EdgeNode(self.config, ReplayCache(self.disk, 1 << 20, 0), self.journal, table=table_file)
+        log = IntervalLog(self.folder, self.journal)
+        self.node = EdgeNode(self.config, ReplayCache(self.disk, 1 << 20, 0), self.journal, interval_log=log)
         assert list(self.node.handle(RunState(run, 1, 9, "training"), 0)) == []
         return self
 

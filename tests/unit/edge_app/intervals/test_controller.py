@@ -6,8 +6,9 @@ import pytest
 from algorithm1 import Literal
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from edge_app.intervals.controller import Controller, Row
+from edge_app.intervals.controller import Controller, ControllerState, Row
 from edge_app.intervals.scoring import SCORES
 from emo.config import Controller as Settings
 from emo.config import EdgeConfig
@@ -53,7 +54,7 @@ def test_score_to_interval(score, interval):
     controller = Controller(max_interval=64.0)
     assert controller.received("d", 0, score) == pytest.approx(interval)
     assert not controller.attempt("d", 0)
-    assert controller.nan_scores == 0
+    assert controller.state.nan_scores == 0
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
@@ -61,7 +62,7 @@ def test_a_score_that_says_nothing_sends_at_the_next_attempt_and_is_counted(scor
     controller = Controller()
     assert controller.received("d", 0, score) == 0.0
     assert controller.attempt("d", 0)
-    assert controller.nan_scores == 1
+    assert controller.state.nan_scores == 1
 
 
 # -- the relative change
@@ -74,7 +75,7 @@ def test_a_score_that_says_nothing_sends_at_the_next_attempt_and_is_counted(scor
 def test_a_rotation_that_the_score_cannot_see_is_bounded_by_the_change(change, interval):
     controller = Controller(max_interval=64.0, max_change=2.0)
     assert controller.received("d", 0, 1.0, change=change) == interval
-    assert controller.guarded == (interval < 64)
+    assert controller.state.guarded == (interval < 64)
 
 
 @given(st.sampled_from(["svcca", "cka"]), st.floats(), st.floats(), st.floats(1e-9, 1e9))
@@ -92,7 +93,7 @@ def test_any_pair_of_floats_gives_an_interval_that_can_be_sent(policy, score, ch
 def test_the_change_is_silent_where_the_score_says_less():
     controller = Controller()
     assert controller.received("d", 0, 0.5, change=0.9) == 2.0
-    assert controller.guarded == 0
+    assert controller.state.guarded == 0
 
 
 # -- the other policies
@@ -113,7 +114,7 @@ def test_fixed_skips_n_attempts_between_two_sends(n):
             sent.append(attempt)
             assert controller.received("d", 0, math.nan, math.inf) == n
     assert sent == list(range(0, 5 * (n + 1), n + 1))
-    assert (controller.nan_scores, controller.guarded) == (0, 0)  # it asks for neither
+    assert (controller.state.nan_scores, controller.state.guarded) == (0, 0)  # it asks for neither
 
 
 def test_once_and_the_age_limit_that_binds_every_policy():
@@ -133,25 +134,32 @@ def test_the_table():
     controller.attempt("b", 1)
     controller.received("a", 0, 0.5, version=7)
     controller.attempt("a", 0)
-    assert controller.table() == [Row("b", 1, 0, 0.0, 1.0, 0), Row("a", 0, 7, 0.5, 2.0, 1)]
+    assert controller.row("b", 1) == Row("b", 1, 0, 0.0, 1.0, 0)
     assert controller.row("a", 0) == Row("a", 0, 7, 0.5, 2.0, 1)
-    assert controller.row("a", 1) is None
-    for copy in (controller.table()[1], controller.row("a", 0)):
-        copy.interval = 99.0
-    assert controller.row("a", 0).interval == 2.0
+    assert controller.row("a", 1) is controller.row("c", 0) is None
+    assert (controller.batches("a"), controller.batches("c")) == (1, 0)
 
 
-def test_a_new_run_and_a_restart():
+def test_a_restart_goes_on_from_the_rows():
     controller, again = Controller(), Controller()
     controller.received("a", 0, 0.75)
     controller.attempt("a", 0)
-    again.reset(controller.table())
-    assert again.table() == controller.table()
+    again.state = ControllerState.of([controller.row("a", 0)])
+    assert again.state == controller.state
     assert [again.attempt("a", 0) for _ in range(4)] == [False] * 3 + [True]
-    assert controller.row("a", 0).counter == 1  # copies
-    again.reset()
-    assert again.table() == []
+    again.state = ControllerState()
     assert again.attempt("a", 0)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [("a/b", 0, 1, 0.5, 1.0), ("a", -1, 1, 0.5, 1.0), ("a", 0, 1, 0.5, -1.0), ("a", 0, 1, 0.5, math.inf)],
+)
+def test_a_state_of_a_file_is_checked(row):
+    good = ControllerState.of([Row("a", 0, 1, math.nan, 1.0)])
+    assert str(ControllerState.model_validate(good.model_dump())) == str(good)
+    with pytest.raises(ValidationError):
+        ControllerState.model_validate(ControllerState.of([Row(*row)]).model_dump())
 
 
 # -- settings

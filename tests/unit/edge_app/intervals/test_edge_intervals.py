@@ -5,7 +5,7 @@ import json
 import pytest
 
 from edge_app.intervals.controller import Row
-from edge_app.intervals.log_file import TableFile
+from edge_app.intervals.log_file import IntervalLog
 from emo.cli import main
 from emo.journal import Journal
 
@@ -26,7 +26,7 @@ def config(tmp_path):
 @pytest.fixture
 def saved(tmp_path):
     (tmp_path / "cache").mkdir()
-    with TableFile(tmp_path / "cache", Journal()) as file:
+    with IntervalLog(tmp_path / "cache", Journal()) as file:
         file.begin("run-1")
         for row in (Row("dev-2", 0, 4, 0.5, 2.0), Row("dev-1", 3, 9, float("nan"), 8.0)):
             file.save(row)

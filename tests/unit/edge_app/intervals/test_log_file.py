@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from edge_app.intervals import log_file
 from edge_app.intervals.controller import Row
-from edge_app.intervals.log_file import TableFile
+from edge_app.intervals.log_file import IntervalLog
 from emo.errors import CacheError
 from emo.journal import Journal
 
@@ -23,7 +23,7 @@ ROWS = [Row("a", 0, 3, 0.5, 2.0), Row("b-1", 7, 12, 0.96875, 32.0, 5), Row("a", 
 
 def opened(folder, run="run-1"):
     journal = Journal()
-    file = TableFile(folder, journal)
+    file = IntervalLog(folder, journal)
     return file, file.begin(run), journal.counts
 
 
@@ -71,9 +71,9 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
         import itertools, sys
         from pathlib import Path
         from edge_app.intervals.controller import Row
-        from edge_app.intervals.log_file import TableFile
+        from edge_app.intervals.log_file import IntervalLog
         from emo.journal import Journal
-        file = TableFile(Path({str(tmp_path)!r}), Journal())
+        file = IntervalLog(Path({str(tmp_path)!r}), Journal())
         file.begin("run-1")
         for version in itertools.count():
             file.save(Row("a", version % 50, version, 0.5, 2.0))

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from fleet import MODEL, Fleet
+from pydantic import ValidationError
 from torch import nn
 
 from edge_app.cache.disk import DiskCache
 from edge_app.cache.replay_cache import ReplayCache, Sample
 from edge_app.node import EdgeNode
-from edge_app.overlay.batch_filter import Judge
-from edge_app.overlay.replay_training import Training
+from edge_app.overlay.batch_filter import BatchFilter, FilterState
+from edge_app.overlay.replay_training import ReplayTraining
 from edge_app.overlay.trainer import Trainer
 from emo.config import EdgeConfig, Overlay
-from emo.errors import CacheError, WireError
+from emo.errors import WireError
 from emo.journal import Journal
 from emo.models import split_network
 from emo.wire.codec import Packed
@@ -45,7 +46,7 @@ def sample(device, flipped=False, scale=1.0, n=8, only=None, seed=0):
 
 
 def judge(sharp=8.0):
-    made = Judge(CLASSES, Journal())
+    made = BatchFilter(CLASSES, Journal())
     made.head = head(sharp)
     return made
 
@@ -60,12 +61,12 @@ def test_labels_that_the_fl_model_finds_less_likely_than_a_guess_are_left_out_an
         given = [sample(device, device == "d2", seed=seed) for device in DEVICES]
         found = chosen(one, given)
     assert found == ["d0", "d1", "d3", "d4"]
-    assert one.distrusted == {"d2"}
+    assert one.state.distrusted == {"d2"}
     assert one._journal.counts["devices.distrusted"] == 1
     assert one._journal.counts["overlay.left_out"] >= 3
     for seed in range(30):  # it has mended its ways
         found = chosen(one, [sample(device, seed=seed) for device in DEVICES])
-    assert (found, one.distrusted) == (DEVICES, set())
+    assert (found, one.state.distrusted) == (DEVICES, set())
 
 
 def test_one_batch_with_wrong_labels_is_left_out_of_a_device_that_is_believed():
@@ -73,7 +74,7 @@ def test_one_batch_with_wrong_labels_is_left_out_of_a_device_that_is_believed():
     for seed in range(5):
         chosen(one, [sample(device, seed=seed) for device in DEVICES])
     assert chosen(one, [sample("d1"), sample("d2", flipped=True)]) == ["d1"]
-    assert one.distrusted == set()
+    assert one.state.distrusted == set()
 
 
 def test_a_device_with_a_class_of_its_own_is_believed():
@@ -119,12 +120,12 @@ def test_what_is_known_goes_on_after_a_restart():
     one, two = judge(), judge()
     for seed in range(4):
         one.choose([sample(device, device == "d2", seed=seed) for device in DEVICES])
-    two.resume(one.state())
-    assert two.state() == one.state()
-    for damage in (None, {}, {**one.state(), "losses": {"d0": math.nan}}, {**one.state(), "scales": [1]}):
-        with pytest.raises(CacheError, match="damaged"):
-            two.resume(damage)
-    assert two.state() == one.state()
+    two.state = FilterState.model_validate_json(one.state.model_dump_json())
+    assert two.state == one.state
+    assert two.state.distrusted == {"d2"}
+    for damage in ({"losses": {"d0": math.nan}}, {"scales": [1]}, {"sizes": {"d0": -1}}):
+        with pytest.raises(ValidationError):
+            FilterState.model_validate(one.state.model_dump() | damage)
 
 
 # -- at an edge
@@ -197,8 +198,8 @@ def test_the_batch_for_which_a_step_was_refused_is_set_aside_and_no_other(tmp_pa
                     batches = [(x * math.nan, y) for x, y in batches]
                 return super().step(batches, weights, progress)
 
-        training = Training(
-            settings, cache, journal, lambda: Whole(Picky(), settings), None, Judge(4, journal)
+        training = ReplayTraining(
+            settings, cache, journal, lambda: Whole(Picky(), settings), None, BatchFilter(4, journal)
         )
         training.begin("run")
         labels = np.arange(8) % MODEL.classes
@@ -217,9 +218,9 @@ def test_the_batch_for_which_a_step_was_refused_is_set_aside_and_no_other(tmp_pa
 def test_the_head_of_a_run_comes_before_or_after_its_state_and_another_models_is_refused(edge):
     weights = split_network.weights(split_network.network(MODEL, 3).head)
     list(edge.handle(GlobalHead("next", 1, weights), 0.0))
-    assert edge._judge.head is None
+    assert edge._filter.head is None
     list(edge.handle(RunState("next", 1, 9, "training"), 0.0))
-    found = split_network.weights(edge._judge.head)
+    found = split_network.weights(edge._filter.head)
     assert all((found[name] == weights[name]).all() for name in weights)
     with pytest.raises(WireError, match="head"):
         list(edge.handle(GlobalHead("next", 2, {"w": np.ones(3, np.float32)}), 0.0))

@@ -11,12 +11,12 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from overlays import SAMPLER, SETTINGS, network, saved, trained
+from overlays import KNOWN, SAMPLER, SETTINGS, network, saved, trained
 
-from edge_app.overlay import checkpoint
 from edge_app.overlay.augment import Augment
 from edge_app.overlay.checkpoint import NAME, CheckpointFile, State
-from emo import files
+from emo import files, snapshot_file
+from emo.errors import ConfigError
 from emo.journal import Journal
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,8 +32,8 @@ def file(tmp_path):
 def test_it_is_safetensors_with_json_inside(file):
     path = saved(file, trained(2).state())
     with safetensors.safe_open(path, "pt") as opened:
-        said = json.loads(opened.metadata()["checkpoint"])
-        assert (said["run"], said["steps"], said["sampler"]) == ("run-1", 2, SAMPLER)
+        record = json.loads(opened.metadata()["record"])
+        assert (record["run"], record["position"]["steps"], record["sampler"]) == ("run-1", 2, SAMPLER)
         assert opened.get_tensor("weights/0.weight").shape == (8, 3, 3, 3)
     assert [each.name for each in path.parent.iterdir()] == ["checkpoint.safetensors"]
 
@@ -89,8 +89,8 @@ def test_weights_that_are_not_finite_are_told(file):
 
 def test_a_sampler_too_large_for_a_checkpoint_is_told_and_the_old_one_kept(file, monkeypatch):
     saved(file, trained(2).state())
-    monkeypatch.setattr(checkpoint, "_HEAD", 3000)
-    file.save("run-1", trained(3).state(), {"much": "x" * 3000})
+    monkeypatch.setattr(snapshot_file, "HEAD", 3000)
+    file.save("run-1", trained(3).state(), {"much": "x" * 3000}, KNOWN)
     file.close()
     assert file.load("run-1", trained().state()).state.steps == 2
     assert file.journal.counts == {"checkpoint.unwritten": 1}
@@ -115,7 +115,7 @@ def test_a_cut_file_is_set_aside(file, cut):
 
 def test_a_file_with_more_in_it_is_set_aside_and_no_more_of_it_is_read(file, monkeypatch):
     path = saved(file, trained(1).state())
-    monkeypatch.setattr(checkpoint, "_HEAD", 3000)
+    monkeypatch.setattr(snapshot_file, "HEAD", 3000)
     asked, real = [], files.read
     monkeypatch.setattr(files, "read", lambda path, limit: asked.append(limit) or real(path, limit))
     with path.open("ab") as opened:
@@ -131,7 +131,7 @@ def test_a_file_with_more_in_it_is_set_aside_and_no_more_of_it_is_read(file, mon
 def test_no_flipped_bit_is_believed(tmp_path_factory, data):
     torch.set_num_threads(1)
     with CheckpointFile(tmp_path_factory.mktemp("flip"), Journal()) as file:
-        file.save("run-1", trained(1).state(), SAMPLER)
+        file.save("run-1", trained(1).state(), SAMPLER, KNOWN)
         file.close()
         content = bytearray(file._path.read_bytes())
         place = data.draw(st.integers(0, 8 * len(content) - 1))
@@ -141,6 +141,9 @@ def test_no_flipped_bit_is_believed(tmp_path_factory, data):
         assert file._journal.counts == {"checkpoint.damaged": 1}
 
 
+CRC = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
+
+
 def crafted(head, data=b""):
     """Whole as far as its checksum goes."""
     text = json.dumps(head).encode() if not isinstance(head, bytes) else head
@@ -148,10 +151,10 @@ def crafted(head, data=b""):
     return content + struct.pack("<I", zlib.crc32(content))
 
 
-def crafted_head(**changes):
-    said = {"format": 1, "run": "run-1", "steps": 1, "random": Augment(SETTINGS).state(), "sampler": {}}
-    crc = {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}
-    return {"__metadata__": {"checkpoint": json.dumps(said | changes)}, "crc32": crc}
+def crafted_head(kind="overlay 1", position=None, **changes):
+    position = {"steps": 1, "random": Augment(SETTINGS).state()} | (position or {})
+    record = {"run": "run-1", "position": position, "sampler": {}, "filter": {}} | changes
+    return {"__metadata__": {"emo": kind, "record": json.dumps(record)}, "crc32": CRC}
 
 
 @pytest.mark.parametrize(
@@ -161,17 +164,17 @@ def crafted_head(**changes):
         crafted(b"junk"),
         crafted(b"[" * 100_000),
         crafted({}),
-        crafted(
-            {"__metadata__": {"checkpoint": "3"}, **{k: v for k, v in crafted_head().items() if k == "crc32"}}
-        ),
-        crafted({"__metadata__": {"checkpoint": "[" * 100_000}, "crc32": crafted_head()["crc32"]}),
-        crafted({"crc32": crafted_head()["crc32"]}),
-        crafted(crafted_head(format=2)),
+        crafted({"__metadata__": {"emo": "overlay 1", "record": "3"}, "crc32": CRC}),
+        crafted({"__metadata__": {"emo": "overlay 1", "record": "[" * 100_000}, "crc32": CRC}),
+        crafted({"crc32": CRC}),
+        crafted({"__metadata__": crafted_head()["__metadata__"]}),
+        crafted(crafted_head("edge 1")),
         crafted(crafted_head(run=7)),
-        crafted(crafted_head(steps=-1)),
-        crafted(crafted_head(steps=True)),
-        crafted(crafted_head(random={"bit_generator": "PCG64"})),
+        crafted(crafted_head(position={"steps": -1})),
+        crafted(crafted_head(position={"steps": 1.5})),
+        crafted(crafted_head(position={"random": {"bit_generator": "PCG64"}})),
         crafted(crafted_head(sampler=[])),
+        crafted(crafted_head(filter={"losses": {"a": "NaN"}})),
         crafted(crafted_head() | {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 4]}}),
     ],
 )
@@ -179,6 +182,24 @@ def test_a_file_made_by_others_is_set_aside(file, content):
     (file.folder / NAME).parent.mkdir()
     (file.folder / NAME).write_bytes(content)
     assert is_set_aside(file, file.folder / NAME)
+
+
+# As the versions before wrote it.
+OLD = {"format": 1, "run": "run-1", "steps": 1, "random": Augment(SETTINGS).state(), "sampler": {}}
+
+
+@pytest.mark.parametrize(
+    "head", [{"__metadata__": {"checkpoint": json.dumps(OLD)}, "crc32": CRC}, crafted_head("overlay 2")]
+)
+def test_one_of_another_version_is_not_silently_begun_anew(tmp_path, head):
+    path = tmp_path / NAME
+    path.parent.mkdir()
+    path.write_bytes(crafted(head))
+    with pytest.raises(
+        ConfigError, match=r"checkpoint\.safetensors: .*another version of EMO.*remove this file"
+    ):
+        CheckpointFile(tmp_path, Journal())
+    assert path.exists()
 
 
 def test_what_was_crafted_is_believed_where_it_is_right(file):
@@ -192,7 +213,7 @@ def test_what_was_crafted_is_believed_where_it_is_right(file):
 def test_a_disk_that_fails_leaves_the_one_before(file, monkeypatch, error):
     path = saved(file, trained(2).state())
 
-    def fails(path, *pieces):
+    def fails(path, *pieces, synced):
         raise OSError(error, "no")
 
     with monkeypatch.context() as patched:
@@ -222,24 +243,24 @@ def test_saving_returns_at_once_and_of_those_that_wait_the_newest_is_written(fil
     going, go_on, written = threading.Event(), threading.Event(), []
     real = files.write
 
-    def slow(path, *pieces):
+    def slow(path, *pieces, synced):
         going.set()
         assert go_on.wait(20)
-        real(path, *pieces)
+        real(path, *pieces, synced=synced)
         with safetensors.safe_open(path, "pt") as opened:
-            written.append(json.loads(opened.metadata()["checkpoint"])["steps"])
+            written.append(json.loads(opened.metadata()["record"])["position"]["steps"])
 
     monkeypatch.setattr(files, "write", slow)
-    file.save("run-1", trained(1).state(), {})
+    file.save("run-1", trained(1).state(), {}, KNOWN)
     assert going.wait(20)
     for steps in (2, 3, 4):
-        file.save("run-1", trained(steps).state(), {})
+        file.save("run-1", trained(steps).state(), {}, KNOWN)
     assert written == []
     go_on.set()
     file.close()
     assert written == [1, 4]
     file.close()
-    file.save("run-1", trained(5).state(), {})  # and it goes on after that
+    file.save("run-1", trained(5).state(), {}, KNOWN)  # and it goes on after that
     file.close()
     assert written == [1, 4, 5]
     assert not [each for each in threading.enumerate() if each.name == "checkpoint"]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from edge_app.overlay.batch_filter import FilterState
 from edge_app.overlay.checkpoint import CheckpointFile
 from edge_app.overlay.trainer import Trainer
 from emo.config import Overlay
@@ -188,7 +189,7 @@ def test_a_constant_buffer_may_hold_what_is_not_finite(tmp_path):
         assert math.isfinite(trainer.step([batch(seed)])[0])
     assert (trainer.steps, trainer.refused_steps, trainer.rollbacks, trainer.kept.steps) == (4, 0, 0, 3)
     with CheckpointFile(tmp_path, Journal()) as file:
-        file.save("run", trainer.state(), {})
+        file.save("run", trainer.state(), {}, FilterState())
     found = CheckpointFile(tmp_path, Journal()).load("run", Trainer(Masked(), Overlay()).state())
     assert found.state.steps == 4
     assert math.isnan(trainer.step([poisoned("nan")])[0])  # what is learnt is judged as ever

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from overlays import SAMPLER, batches, saved, trained
+from overlays import KNOWN, SAMPLER, batches, saved, trained
 
 from edge_app.overlay.checkpoint import CheckpointFile, State
 from emo.errors import ModelError
@@ -24,7 +24,7 @@ def test_ten_steps_a_file_and_ten_steps_are_twenty_to_the_bit(file):
     saved(file, first.state())
     second = trained()
     found = file.load("run-1", second.state())
-    assert found.sampler == SAMPLER
+    assert (found.sampler, found.filter) == (SAMPLER, KNOWN)
     second.load(found.state)
     assert second.steps == 10
     for step in range(10, 20):

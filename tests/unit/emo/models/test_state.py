@@ -12,6 +12,7 @@ from updates import RULES, rounds
 from cloud_app.aggregation import aggregator
 from cloud_app.rounds.node import CloudNode
 from cloud_app.rounds.state import begin
+from edge_app.overlay.batch_filter import FilterState
 from edge_app.overlay.checkpoint import CheckpointFile
 from edge_app.overlay.trainer import Trainer
 from emo.config import CloudConfig, Overlay
@@ -234,7 +235,7 @@ def test_an_overlay_with_a_mask_of_infinities_trains_and_comes_back_from_its_che
     broken[0, 0] = torch.nan
     assert np.isnan(trainer.step([(broken, batch(0)[1])])[0])  # what the batch itself brings is still refused
     file = CheckpointFile(tmp_path, journal := Journal())
-    file.save("run", trainer.state(), {})
+    file.save("run", trainer.state(), {}, FilterState())
     file.close()
     again = Trainer(masked(), settings)
     again.load(file.load("run", again.state()).state)
@@ -243,7 +244,7 @@ def test_an_overlay_with_a_mask_of_infinities_trains_and_comes_back_from_its_che
     bad = trainer.state()
     bad.arrays["weights/last.weight"][0] = torch.nan
     assert not bad.finite(again.kept)
-    file.save("run", bad, {})
+    file.save("run", bad, {}, FilterState())
     file.close()
     assert file.load("run", again.kept) is None
 

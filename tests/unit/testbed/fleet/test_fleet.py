@@ -197,7 +197,7 @@ def test_what_cannot_be_simulated_is_refused(make):
 
 @pytest.mark.parametrize(
     "name",
-    ["fleet.safetensors", "devices/{}", "edge-1/edge.json", "edge-2/edge.safetensors"],
+    ["fleet.safetensors", "devices/{}", "edge-1/edge.safetensors"],
 )
 @pytest.mark.parametrize("how", ["cut", "flipped", "gone"])
 def test_a_damaged_checkpoint_is_refused(make, tmp_path, name, how):
