@@ -1,6 +1,6 @@
-"""One round's updates to one model, also where some devices are broken or hostile.
+"""Makes one model of a round's updates, also where some devices are broken or hostile.
 
-The same updates give the same bits, whatever order they come in.
+The same updates give the same bits, in whatever order they come.
 
     StreamingMean   mean, also with a fixed `clip_norm`: a running sum (exact_mean.py), the memory of one model
     StoredRule      everything else: every update is kept until the round is closed, a file each (update_store.py)
@@ -8,9 +8,9 @@ The same updates give the same bits, whatever order they come in.
 An update that goes further than `max_norm` times the model is refused. One that goes further than `clip_norm` is shortened
 to it: a fixed norm (Sun et al. 2019, arXiv 1911.07963), or the median of the round's own (FLAME: Nguyen et al. 2022,
 arXiv 2101.02281, section 4.2), which needs no figure and which fewer than half of the devices cannot move at will.
-`samples` are only claimed: for the weighted mean they are cut where a device would count for more than `max_weight` fair
-shares of what those who are asked have announced (truncation: Portnoy et al. 2020, arXiv 2004.04986); the other rules let
-every device count the same. Which tensors are averaged at all, and what each may become: emo/models/state.py.
+Devices only claim their `samples`: for the weighted mean they are cut where a device would count for more than `max_weight`
+equal shares of what all that are asked have announced (truncation: Portnoy et al. 2020, arXiv 2004.04986). In the other
+rules every device counts the same. Which tensors are averaged at all, and what each may become: emo/models/state.py.
 """
 
 import statistics
@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cloud_app.aggregation import byzantine, clipping, exact_mean, update_store
-from cloud_app.aggregation.update_store import UpdateStore, Weights
+from cloud_app.aggregation.update_store import UpdateStore
 from emo.config import Rounds
 from emo.errors import UpdateRefused
 from emo.models.state import PLAIN, Layout
+from emo.wire.messages import Weights
 
 _RULES: dict[str, byzantine.Rule] = {
     "mean": byzantine.mean,

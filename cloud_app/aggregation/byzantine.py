@@ -1,4 +1,4 @@
-"""What a round's updates come to where some of their senders are hostile.
+"""The rules that make one model of stored updates, some of whose senders may be hostile.
 
     mean            weighted by samples                          FedAvg: bears nobody
     median          of each coordinate                           Yin et al. 2018 (arXiv 1803.01498), algorithm 1, option I
@@ -73,8 +73,8 @@ def _mean(store: UpdateStore, samples: Mapping[str, int]) -> dict[str, np.ndarra
 
 
 def _distances(store: UpdateStore) -> np.ndarray:
-    """Squared, float64 (n, n); to itself each has an infinite one. By products of the updates, not of the weights, which
-    differ in their last digits only."""
+    """Squared distances between updates, float64 (n, n), with infinity on the diagonal. Made of products of the updates:
+    products of the weights would differ in their last digits only."""
     count = len(store.devices)
     products = np.zeros((count, count))
     for block in store.blocks():

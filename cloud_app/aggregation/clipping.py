@@ -1,15 +1,14 @@
-"""How far an update goes: its norm, and the same update shortened.
+"""The norm of an update, and the update made shorter.
 
-An update is what a device changed: its weights less the global model's;
-integer buffers (batch norm's counters) have no part in it.
+An update is what a device changed: its weights less the global model's. Integer buffers (batch norm's counters) are
+no part of it.
 """
 
 import math
-from collections.abc import Mapping
 
 import numpy as np
 
-Weights = Mapping[str, np.ndarray]
+from emo.wire.messages import Weights
 
 
 def norm(like: Weights, weights: Weights | None = None) -> float:

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from emo.errors import UpdateRefused
+from emo.wire.messages import Weights
 
 MAX_WEIGHT, MAX_SAMPLES, MAX_UPDATES = 2.0**16, 2**30, 2**14
 MAX_COUNTER = 2.0**53
 _HIGH, _LOW = 2.0**4, 2.0**38
-
-Weights = Mapping[str, np.ndarray]
 
 
 @dataclass

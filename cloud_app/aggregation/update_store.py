@@ -10,7 +10,7 @@ import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from emo import files
 from emo.errors import ConfigError, UpdateRefused
+from emo.wire.messages import Weights
 
-Weights = Mapping[str, np.ndarray]
 _BLOCK = 1 << 20  # numbers in memory at once, of all devices together
 _END = ".update"
 
@@ -34,8 +34,8 @@ class Block(NamedTuple):
 
 
 class UpdateStore:
-    """Begins empty: what an earlier round or process has left in `folder` is removed. Without one, in a temporary
-    folder of its own. `like`: the model that the round started from; `samples`: what each device counts for. One
+    """The files in `folder`, or in a temporary folder of its own. It begins empty: what an earlier round or process has
+    left is removed. `like`: the model that the round started from; `samples`: what each device counts for. One
     thread at a time."""
 
     def __init__(self, like: Weights, folder: Path | None = None) -> None:

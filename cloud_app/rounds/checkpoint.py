@@ -1,10 +1,10 @@
-"""Where a run of the cloud stands, as files that outlive it: its next process goes on from there.
+"""Writes the cloud's state to files, and reads it back in the next process.
 
     STATE_DIR/run/00000041.safetensors   `Record`; arrays model/NAME, high/NAME and low/NAME (the round's sum), overlay/EDGE/NAME
 
-A file is written whole or not at all, and the one before it stays: one that is found damaged is set aside, and the run
-goes on from the other. Nothing is lost by that but time: devices are asked again for what it does not count, and give
-the same bits.
+A file is written whole or not at all, and the one before it stays: if the newest is damaged, it is set aside and the
+run goes on from the other. That costs time only: devices are asked again for what the older one does not count, and
+answer with the same bits.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ _OLD = "Finish the run with the version that began it, or give it up and begin a
 
 
 def _must_agree(record: Record, config: CloudConfig, path: Path) -> None:
-    """Raises ConfigError when the run was begun with other settings, saying which. One that only one version of EMO
-    knows says nothing."""
+    """Raises ConfigError that names the settings that were others when the run began. Settings that only one version of
+    EMO has are passed over."""
     now, then = settings(config), record.settings
     odd = [name for name in sorted(now.keys() & then.keys()) if now[name] != then[name]]
     if odd:
@@ -44,9 +44,9 @@ def _must_agree(record: Record, config: CloudConfig, path: Path) -> None:
 
 
 class Checkpoints:
-    """Those below `folder`, which is one process's alone.
+    """The files in `folder`, which no other process may write.
 
-    A disk that fails ends no run: `save` says False, and it is told to the journal (`checkpoint.unwritten`).
+    A disk that fails ends no run: `save` returns False and the journal counts it (`checkpoint.unwritten`).
     """
 
     def __init__(self, folder: Path, journal: Journal) -> None:
@@ -63,8 +63,8 @@ class Checkpoints:
         self._ended, self._took = -float("inf"), 0.0
 
     def load(self, config: CloudConfig, like: Weights, layout: Layout = PLAIN) -> State | None:
-        """The newest that is whole, of a model like `like`, whose `layout` that is; None where there is none. What is damaged is moved to
-        NAME.damaged and told to the journal (`checkpoint.damaged`).
+        """The newest one that is whole and of a model like `like` with this `layout`; None if there is none. A damaged file
+        is moved to NAME.damaged and counted (`checkpoint.damaged`).
 
         Raises ConfigError when the run was begun with settings that are not those of `config`, or by another version
         of EMO."""
@@ -83,11 +83,11 @@ class Checkpoints:
         return None
 
     def due(self) -> bool:
-        """Whether writing what is not needed would still cost a twentieth of the time only."""
+        """Whether a checkpoint that may wait would still take no more than a twentieth of the time."""
         return time.monotonic() - self._ended >= self._took / _SHARE
 
     def save(self, state: State) -> bool:
-        """On return it is on the disk, and all but the last two are gone; or it is not, and False is returned."""
+        """True: `state` is on the disk, and all checkpoints but the last two are gone. False: it could not be written."""
         began = time.monotonic()
         path = self._folder / f"{self._next:08d}.safetensors"
         parts = {"model": state.weights}
@@ -112,13 +112,13 @@ class Checkpoints:
         return True
 
     def clear(self) -> None:
-        """The run is over, or given up: nothing is left to go on with."""
+        """Remove all, when the run is over or given up."""
         for path in _all(self._folder):
             files.remove(path)
 
 
 def agree(folder: Path, config: CloudConfig, like: Weights, layout: Layout) -> None:
-    """Raises ConfigError where `Checkpoints.load` does; changes nothing, since a cloud may be at work there."""
+    """Raises ConfigError where `Checkpoints.load` does, but changes nothing: a cloud may be running there."""
     for path in reversed(_all(folder)):
         with contextlib.suppress(CheckpointError):
             _read(path, config, like, layout)
@@ -130,8 +130,7 @@ def _all(folder: Path) -> list[Path]:
 
 
 def _read(path: Path, config: CloudConfig, like: Weights, layout: Layout) -> State:
-    """Raises ConfigError as `load` does, CheckpointError where it is not, to its last byte, what `save` has written of a
-    model like `like`."""
+    """Raises ConfigError as `load` does, CheckpointError where the file is not what `save` writes of a model like `like`."""
     size = (6 + len(config.overlays.edges)) * _MESSAGE
     record, arrays = snapshot_file.read(path, _KIND, Record, size, CheckpointError, _OLD)
     _must_agree(record, config, path)

@@ -1,9 +1,9 @@
-"""The cloud: FedAvg rounds, then the overlays. What to do with the overlays is `cloud_app.run`'s.
+"""The cloud's logic: FedAvg rounds, then it collects the overlays, of which cloud_app/run.py makes the ensemble.
 
     waiting -> collecting -> waiting ... -> overlays -> done
 
-A message that depends on a step goes out after that step is on the disk. So whoever goes on from a checkpoint asks for
-the round that devices know, with the weights that they know: for each that is not counted there, once more.
+A message that depends on a step goes out after that step is on the disk. So a process that resumes from a checkpoint opens
+the round that devices know, with the weights that they know, and asks those again that the checkpoint does not count.
 """
 
 import logging
@@ -44,9 +44,9 @@ _TOLD = 10  # nodes, of those that take no part
 
 @dataclass(frozen=True)
 class Host:
-    """What the process of a node has for it; in a simulation there is nothing. `evaluate`: weights -> (accuracy, loss) on
-    the test set. `pause`: whether to open no round for now. `folder`: for a round's updates, where its rule has to see
-    them all; None: a temporary one."""
+    """What a process provides to its node; in a simulation nothing. `evaluate`: weights -> (accuracy, loss) on
+    the test set. `pause`: whether no round may be opened now. `folder`: for a round's updates, where its rule needs them
+    all at once; None: a temporary one."""
 
     evaluate: Evaluate | None = None
     checkpoints: Checkpoints | None = None
@@ -64,8 +64,8 @@ class CloudNode(Node):
         layout: Layout = PLAIN,
         facts: Facts | None = None,
     ) -> None:
-        """`state`: of a run that begins, or as another process of the same settings has left it. `facts`: what devices and
-        edges must have alike (agreement.py). Raises ConfigError where a round's updates would not fit in `host.folder`.
+        """`state`: of a new run, or from a checkpoint of the same settings. `facts`: what devices and edges must have in
+        common with the cloud (agreement.py). Raises ConfigError where a round's updates would not fit in `host.folder`.
         `tick` raises QuorumError when a round cannot be closed; the text names the devices."""
         aggregator.check(config.rounds, state.weights, host.folder)
         self._config, self.state, self._journal = config, state, journal
@@ -94,14 +94,14 @@ class CloudNode(Node):
         return Status(self._config.id, "cloud", online)
 
     def limits(self) -> Limits:
-        """How large a message may be that it takes."""
+        """The largest messages that it takes."""
         return {
             Update: of_weights(Update, self.state.weights),
             OverlayWeights: of_weights(OverlayWeights, self._overlay),
         }
 
     def about(self) -> dict[str, object]:
-        """For people and playbooks. Waits for nothing. `idle`: no round and no overlay is under way."""
+        """For health.json. Takes no lock. `idle`: no round and no overlay is under way."""
         state, opened = self.state, self.state.opened
         cannot = self._round.cannot if self._round else {}
         return {
@@ -118,8 +118,8 @@ class CloudNode(Node):
         }
 
     def forgotten(self) -> None:
-        """With the retained messages the broker has perhaps lost who has gone. Without the lock, which a checkpoint may
-        hold: a status that was on its way is said again."""
+        """The broker has lost its retained messages, and perhaps the news that a device has gone. Takes no lock, since a
+        checkpoint may hold it; a status that is on its way is sent again."""
         self._roster.doubt()
 
     def restore(self) -> Iterator[Message | None]:
@@ -208,7 +208,7 @@ class CloudNode(Node):
         return Round(self._config, self.state, opened, self._host.folder, self._layout)
 
     def _cannot_train(self, message: CannotTrain) -> None:
-        """The first time in a round, and of an edge in a run: nobody waits for it any more."""
+        """A device of this round, or an edge, says that it cannot train. Logged once a round, and once a run of an edge."""
         node, this = message.node, self._open
         if message.run != self.state.run:
             known = True
@@ -285,8 +285,8 @@ class CloudNode(Node):
         yield from self._retained()
 
     def work(self, now: float) -> Iterator[Message | None]:
-        """Measures the round that is over, on a thread of its own: the devices train meanwhile. The next is not closed
-        before that."""
+        """Measures the round that is over, on a thread of its own, while devices train. The next round is not closed before
+        that."""
         del now
         if self._report.slow and self._report.write(self._lock):
             self._behind = True
@@ -315,7 +315,7 @@ class CloudNode(Node):
             self._behind = not self._host.checkpoints.save(self.state)
 
     def close(self) -> None:
-        """Before the process ends: who was counted is not asked again."""
+        """Before the process ends: save, so that no device is asked again that was counted."""
         with self._lock:
             if self._behind:
                 self._save()

@@ -18,20 +18,22 @@ class OverlayCollection:
         rounds = config.rounds
         seconds = rounds.rounds * (rounds.deadline_s + rounds.give_up_s) + config.overlays.wait_s
         self._most = 1e6 * seconds  # steps and batches; no honest edge comes near
-        self._failed: dict[str, str] = {}  # who has said that it cannot train, and why
+        self._failed: dict[str, str] = {}  # edges that cannot train -> why
         for edge, counts in list(state.overlays.items()):  # perhaps of a version that took more
             if not self._sound(edge, counts, state.overlay_weights[edge]):
                 del state.overlays[edge], state.overlay_weights[edge]
 
     def failed(self, edge: str, why: str) -> bool:
-        """`edge` cannot train; False where that is known, or it is none of ours. Perhaps it can later, so it is waited for."""
+        """`edge` cannot train. False if that is known, or the edge is none of ours. It is still waited for: perhaps it can
+        later."""
         if edge not in self._edges or edge in self._failed:
             return False
         self._failed[edge] = why
         return True
 
     def add(self, overlay: OverlayWeights, out: Mapping[str, str]) -> bool:
-        """False, and nothing changed, for one that is not expected, or brings nothing. `out`: who takes no part, and why."""
+        """False, with nothing changed, for an overlay that is not expected or not newer. `out`: nodes that take no part, and
+        why."""
         edge, state = overlay.edge, self._state
         if edge in out:
             self._journal.problem("overlays.refused", f"overlay of {edge}: it takes no part: {out[edge]}")
@@ -73,11 +75,11 @@ class OverlayCollection:
         return not why
 
     def lacking(self, out: Mapping[str, str]) -> dict[str, str]:
-        """Whose overlay has not come, and why."""
+        """Edges whose overlay has not come, and why."""
         return {
             edge: out.get(edge) or self._failed.get(edge, "nothing has come") for edge in self.missing(())
         }
 
     def missing(self, out: Container[str]) -> list[str]:
-        """Whose overlay is still to come; none of those in `out`."""
+        """Edges whose overlay is still to come, without those in `out`."""
         return [edge for edge in self._edges if edge not in self._state.answered and edge not in out]

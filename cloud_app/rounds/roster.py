@@ -1,4 +1,4 @@
-"""Who is here, by their status messages, and for how long that is believed.
+"""Which devices and edges are online, by their status messages.
 
 A status holds until another comes: where a node vanishes, the broker publishes its last one. It publishes none where it
 was itself away meanwhile, or where nobody listened: then every device has to show itself within `patience_s`, or counts
@@ -27,7 +27,7 @@ class Roster:
         self.doubt()
 
     def take(self, status: Status) -> str:
-        """How the node differs from the cloud, for itself to hear; empty where it does not."""
+        """How the node differs from the cloud, to be told to it; empty where it does not."""
         state = self._state
         differs = differences(self._facts, status.facts) if status.online else ""
         why = differs or (status.trouble if status.online else "")
@@ -55,7 +55,7 @@ class Roster:
             self._journal.event("device_gone", device, device=device, round=self._state.round)
 
     def doubt(self) -> None:
-        """Something may have been missed."""
+        """A device's last status may have been missed."""
         self._doubted = set(self._state.devices)
         self._since: float | None = None
 
@@ -70,7 +70,7 @@ class Roster:
             self._doubted = set()
 
     def choose(self, count: int | None, seed: list[int]) -> list[str]:
-        """So many of the devices, sorted; all of them where None is asked for. The same devices and seed, the same choice."""
+        """`count` of the devices, or all of them (None), sorted. The same devices and seed give the same choice."""
         live = sorted(self._state.devices)
         rng = np.random.default_rng(seed)
         return sorted(
@@ -92,6 +92,6 @@ class Roster:
 
 
 def reasons(why: Mapping[str, str]) -> str:
-    """For people: who, and why."""
+    """For people: names, each with its reason."""
     more = [f"and {len(why) - _NAMED} more"] * (len(why) > _NAMED)
     return ", ".join([*(f"{node} ({why[node]})" for node in sorted(why)[:_NAMED]), *more])

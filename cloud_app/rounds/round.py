@@ -1,4 +1,4 @@
-"""One round: who was asked, what came of it, who was left out and why; and what devices and edges are sent of it."""
+"""One round: which devices were asked, their updates, which were left out and why; and the messages that announce it."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path
@@ -16,8 +16,8 @@ _MAX_LOSS = 1e12
 
 
 class Round:
-    """The one that `state` has open, from its weights. `folder`, `layout`: as aggregator.init has them. `missing`: who has
-    not answered; `cannot`: who has said that it cannot train, and why."""
+    """The round that `state` has open. `folder`, `layout`: as in aggregator.init. `missing`: devices that have not
+    answered; `cannot`: devices that cannot train -> why."""
 
     def __init__(
         self, config: CloudConfig, state: State, opened: Opened, folder: Path | None, layout: Layout = PLAIN
@@ -52,14 +52,14 @@ class Round:
         del self.missing[device]
 
     def enough(self) -> bool:
-        """Whether the round may close with what has come: the quorum of those that can train, who are not too few."""
+        """Whether the round may close with what has come: a quorum of the devices that can train, which are not too few."""
         asked = len(self._opened.sampled)
         able = asked - len(self.cannot)
         least = self._settings.least(asked), self._settings.quorum * able
         return len(self._opened.heard) >= max(least) and able >= min(asked, self._settings.min_devices)
 
     def awaits(self, online: Container[str]) -> bool:
-        """Whether somebody who is here has still to answer."""
+        """Whether a device that is online has still to answer."""
         silent = (name for name in self.missing if name not in self._refused and name not in self.cannot)
         return any(name in online for name in silent)
 

@@ -24,13 +24,13 @@ class RoundReport:
         return self._evaluate is not None
 
     def take(self, closed: Closed) -> None:
-        """A round is over."""
+        """A round is over: its line is due."""
         self._state.closed = closed
         self._journal.count("updates.clipped", len(closed.clipped))
         self._journal.count("updates.outvoted", len(closed.outvoted))
 
     def write(self, lock: AbstractContextManager[object]) -> bool:
-        """Writes the line, if one is to be written. Only that is done under `lock`: what is measured takes its time."""
+        """Writes the line, if one is due. Only that is done under `lock`, since measuring takes long."""
         state, closed, accuracy = self._state, self._state.closed, None
         if closed is None:
             return False

@@ -1,4 +1,4 @@
-"""What the cloud knows of its run: its node's memory, as a checkpoint writes it and the next process goes on from it."""
+"""The state of a run: the memory of the cloud's node, which a checkpoint writes and the next process resumes from."""
 
 from typing import Annotated, Any, Literal
 
@@ -96,18 +96,18 @@ class State(Record):
 
 
 def begin(config: CloudConfig, run: str, weights: Weights) -> State:
-    """Of a run that nobody has begun yet, from the `weights` of the untrained FL model."""
+    """The state of a new run, from the `weights` of the untrained FL model."""
     return State(settings=settings(config), run=run, weights=as_sent(config, weights))
 
 
 def as_sent(config: CloudConfig, weights: Weights) -> Weights:
-    """What devices read: the cloud goes on from that, and their deltas are made against it."""
+    """The `weights` as devices read them: the cloud goes on from those, since the deltas of updates are made against them."""
     form = config.rounds.model
     return restore(shrink(weights, form, weights), form, weights)
 
 
 def settings(config: CloudConfig) -> dict[str, Any]:
-    """Of `config`, section.key -> value: all that a run must end with as it has begun."""
+    """Of `config`, section.key -> value: all that may not change during a run."""
     whole = config.model_dump(mode="json", include={"model", "data", "rounds", "training", "overlays"})
     return {
         f"{section}.{key}": value

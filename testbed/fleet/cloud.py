@@ -1,7 +1,4 @@
-"""The cloud of a simulated fleet: the fleet's own node on the network in memory, in virtual time.
-
-Knows who is there, what a round's packets are and when each update comes. Knows no training and no process.
-"""
+"""The cloud of a simulated fleet: the node that a real fleet runs, on a network in memory and in virtual time."""
 
 from collections.abc import Callable, Iterable, Sequence
 
