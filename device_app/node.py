@@ -87,12 +87,12 @@ class DeviceNode(Node):
             self._tap = Tap(self._net.trunk, self._offer)
 
     def hello(self, online: bool) -> Status:
-        told = (self._facts, self._unable) if online else ({}, "")
-        return Status(self._config.id, "device", online, self._batches.samples, *told)
+        details = (self._facts, self._unable) if online else ({}, "")
+        return Status(self._config.id, "device", online, self._batches.samples, *details)
 
     def prepare(self) -> None:
-        """Before it connects: what `hello` says of this node, and whether it can train at all: a step on its smallest batch, by
-        another node, so that nothing changes here but `trouble`."""
+        """Before it connects: finds what `hello` tells, and whether it can train at all, by a step of a second node on its smallest
+        batch, so that nothing changes here but `trouble`."""
         net, rows = split_network.network(self._config.model, seed=0), self._batches.rows(-1)
         try:
             weights = split_network.weights(net)
@@ -111,7 +111,7 @@ class DeviceNode(Node):
             self._unable = self.trouble.failed(f"a trial step on its smallest batch ({of})", error)
 
     def limits(self) -> Limits:
-        """How large a message may be that it takes."""
+        """The largest messages that it takes."""
         return {GlobalModel: of_weights(GlobalModel, split_network.weights(self._net))}
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
@@ -136,11 +136,11 @@ class DeviceNode(Node):
             self.trouble.unfit(message)
 
     def state(self) -> bytes:
-        """What of one round the next one depends on, its messages once encoded; nothing, without a tap."""
+        """What the next round depends on, once this one's messages are encoded; empty without a tap."""
         return b"" if self._publisher is None else self._publisher.state()
 
     def resume(self, state: bytes) -> None:
-        """In another node of the same device: go on after what `state` gave. Raises CodecError."""
+        """In another node of the same device: go on after what `state` gave. Raises as Publisher.resume."""
         if self._publisher is not None:
             self._publisher.resume(state)
             self._run = self._publisher.run
@@ -174,9 +174,9 @@ class DeviceNode(Node):
         split_network.load(self._net, start)
         loss = yield from self._epochs(model)
         trained, self._base = split_network.weights(self._net), base
-        said = {"base": base, "digest": digest(trained), "loss": loss}
+        details = {"base": base, "digest": digest(trained), "loss": loss}
         log.info("%s: round %d trained, loss %.3f", self._config.id, model.round, loss)
-        self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, **said)
+        self._journal.event("trained", device=self._config.id, run=model.run, round=model.round, **details)
         self._update = Update(
             run=model.run,
             device=self._config.id,

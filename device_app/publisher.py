@@ -1,4 +1,5 @@
-"""What a device offers to its edge: decided by the intervals, encoded against what the edge is known to hold."""
+"""Makes a device's activation batches messages to its edge: those that the intervals let through, encoded against what the edge
+is known to hold."""
 
 from typing import Annotated
 
@@ -20,7 +21,7 @@ _OLD = "Run the simulation anew, or finish it with the version of EMO that began
 
 
 class PublisherState(BaseModel, extra="forbid"):
-    """What is known of one run, beside the batches that were sent last. `intervals`: batch -> of what was sent last."""
+    """One run so far, beside the frames that were sent last. `intervals`: batch -> what was sent of it last."""
 
     run: Id | Annotated[str, Field(max_length=0)] = ""
     attempted: Count = 0
@@ -93,8 +94,8 @@ class Publisher:
         return b"".join(snapshot_file.pack(_KIND, self._state, frames))
 
     def resume(self, data: bytes) -> None:
-        """Go on from what `state` gave. With nothing changed, raises CodecError on anything else, ConfigError on what another
-        version of EMO gave."""
+        """Go on from what `state` gave. Raises ConfigError where that was another version of EMO, CodecError on anything else; then
+        nothing has changed."""
         if data[4:11] == b'{"run":':  # after the size of the header
             raise ConfigError(f"{_WHERE}: was written by another version of EMO. {_OLD}")
         state, frames = snapshot_file.unpack(data, _KIND, PublisherState, _WHERE, CodecError, _OLD)

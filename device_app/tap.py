@@ -1,7 +1,7 @@
-"""The tap: sees what the split layer gives in the training forward pass, and offers it.
+"""The tap: takes the split layer's output in the training forward pass, and offers it.
 
-Knows a module and a source of batches, nothing of the trainer, so that it serves other people's training
-loops too: wrap the batches, train as ever.
+It needs a module and a source of batches and no trainer, so it serves other people's training loops too: wrap the batches, train
+as ever.
 
     tap = Tap(net.trunk, offer)
     for batch in tap.watch(batches):      # anything with .id and .labels

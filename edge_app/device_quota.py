@@ -1,6 +1,6 @@
-"""What one device may take of an edge: batches, work, training budget.
+"""Bounds what one device may take of an edge: batches, work, training budget.
 
-Shares are of what the others have had, so that a fast fleet and a slow one need no figures of their own.
+Relative to what the other devices have had, so that a fast fleet and a slow one need no figures of their own.
 """
 
 import statistics

@@ -92,12 +92,12 @@ class EdgeNode(Node):
         self._controller.state, self._quota.state = state.controller, state.quota
 
     def hello(self, online: bool) -> Status:
-        told = (self._facts, self._unable) if online else ({}, "")
-        return Status(self._config.id, "edge", online, 0, *told)
+        details = (self._facts, self._unable) if online else ({}, "")
+        return Status(self._config.id, "edge", online, 0, *details)
 
     def prepare(self) -> None:
-        """Before it connects: what `hello` says of this node, and whether the overlay can train at all: a step of another of its
-        kind, so that nothing changes here but `trouble`."""
+        """Before it connects: finds what `hello` tells, and whether the overlay can train at all, by a step of a second one, so
+        that nothing changes here but `trouble`."""
         self._facts = agreement.facts(self._config.model, self._shape, overlay=self._training.weights())
         try:
             ready.step(self._config, self._device)
@@ -105,7 +105,7 @@ class EdgeNode(Node):
             self._unable = self.trouble.failed("a trial step of the overlay", error)
 
     def limits(self) -> Limits:
-        """How large a message may be that it takes."""
+        """The largest messages that it takes."""
         samples = self._config.cache.batch_samples
         return {
             ActivationBatch: of_batches(ActivationBatch, samples, self._shape),
@@ -156,7 +156,7 @@ class EdgeNode(Node):
             self._quota.report(report, min(most, batches * (self._state.round + 1) * MAX_EPOCHS))
 
     def _follow(self, told: RunState, now: float) -> OverlayWeights | None:
-        """What the cloud asks for once more, by saying again that the run ends."""
+        """The overlay, where the cloud asks for it once more: by saying again that the run ends."""
         if told.run in self._over:
             self._journal.problem("runs.old", f"the cloud goes on with run {told.run}, which is over here")
             return None

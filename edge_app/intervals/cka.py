@@ -1,7 +1,5 @@
 """Linear CKA: how alike two versions of the same activations are (Kornblith et al. 2019, ICML).
 
-Knows two arrays. Knows no device, no batch, no cache and no interval.
-
 What a score means. As SVCCA it cannot see a rotation or permutation of channels, a common scale or a
 shift. It weighs channels by their variance where SVCCA counts all directions that it keeps alike, so the
 same change scores nearer to 1: noise of relative L2 10 % 0.996, 30 % 0.96. Unrelated activations score about
@@ -21,8 +19,8 @@ def cka(a: Floats, b: Floats) -> float:
     NaN when nothing can be said: a NaN or an infinity in the input, or activations that are constant
     over the datapoints. Raises ModelError when the two do not have the same n datapoints.
     """
-    found = covariances(a, b)
-    if found is None:
+    products = covariances(a, b)
+    if products is None:
         return float("nan")
-    alone_a, across, alone_b = (float(np.linalg.norm(x)) for x in found)
+    alone_a, across, alone_b = (float(np.linalg.norm(product)) for product in products)
     return min(1.0, across / alone_a * (across / alone_b))

@@ -1,11 +1,8 @@
-"""What SVCCA and CKA look at of two sets of activations: the covariances of their channels.
-
-Knows two arrays of datapoints x channels. Knows no score.
+"""The covariances of the channels of two sets of activations, which SVCCA and CKA compare.
 
 Datapoints are centred in the precision of the input, multiplied in float32 (twice as fast as float64)
 and summed over pieces in float64. An entry's error stays near 1e-7 of its two channels' norms, so
-that of the matrix near 1e-7 of the whole variance: whoever looks at directions weaker than that
-asks for `exact`.
+that of the matrix near 1e-7 of the whole variance; for directions weaker than that there is `exact`.
 """
 
 import numpy as np
@@ -26,7 +23,7 @@ _LEAST = {np.float32: 1e-20, np.float64: float(np.finfo(np.float64).tiny)}
 def covariances(a: Floats, b: Floats, *, exact: bool = False) -> tuple[Doubles, Doubles, Doubles] | None:
     """(c, c) of `a` (n, c), (c, d) across, (d, d) of `b` (n, d), float64, not divided by n.
 
-    Below c datapoints they are given in n other coordinates: what can be told does not see rotation.
+    Below c datapoints they are in n other, rotated coordinates, which no score sees.
     None when nothing can be said: a NaN or an infinity in the input, or activations that are constant
     over the datapoints. Raises ModelError when the two do not have the same n datapoints.
     `exact` multiplies in float64; so does what float32 cannot hold.

@@ -2,12 +2,10 @@
 
     CACHE.DIR/intervals     lines `CRC32 JSON`: first the run, then rows; of one batch the last row counts
 
-Knows lines, rows and when each was written. Knows no policy, no activation and no message.
-
 A row is one unbuffered append, not synced: kill -9 loses none, a power cut the last few seconds'. A line that
-is cut or damaged is left out and counted. Neither does harm: an edge that does not know an interval says none,
-and its device sends. The file is replaced as a whole when an edge starts and when most of it is history: so
-anyone may read it at any moment.
+is cut or damaged is left out and counted. Neither does harm: an edge that does not know an interval answers none,
+and its device sends. The file is replaced as a whole when an edge starts and when most of it is history, so it can be read at
+any moment.
 """
 
 import json
@@ -21,6 +19,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter
+
 from edge_app.intervals.controller import Row
 from emo import files
 from emo.config import ID
@@ -31,6 +31,7 @@ Key = tuple[str, int]
 
 NAME = "intervals"
 _LINE = 512  # bytes of the longest line; ours stay below 300
+_ROW = TypeAdapter(Row)
 _HISTORY = 1000  # lines that no longer count, beyond one a row, before the file is written anew
 
 
@@ -52,15 +53,15 @@ class IntervalLog(AbstractContextManager["IntervalLog"]):
         """The rows of `run` that are there. What is of another run goes."""
         self._lines, rows = {}, []
         try:
-            found, stored, damaged = _load(self._path)
+            stored_run, stored, damaged = _load(self._path)
         except FileNotFoundError:
-            found, stored, damaged = "", [], 0
+            stored_run, stored, damaged = "", [], 0
         except OSError as error:
-            found, stored, damaged = "", [], 1
+            stored_run, stored, damaged = "", [], 1
             self._journal.problem("intervals.unreadable", f"{self._path}: {error.strerror}; starts empty")
         if damaged:
             self._journal.count("intervals.damaged", damaged)
-        if found == run:
+        if stored_run == run:
             rows = [row for row, _ in stored]
             self._lines = {(row.device, row.batch): _row_line(row, at) for row, at in stored}
         self._head = _line({"run": run})
@@ -182,11 +183,11 @@ def _load(path: Path) -> tuple[str, list[tuple[Row, float]], int]:
                 if not ID.fullmatch(run):
                     return "", [], 1
                 continue
-            found = _row(value) if value else None
-            if found is None:
+            entry = _row(value) if value else None
+            if entry is None:
                 damaged += 1
             else:
-                rows[found[0].device, found[0].batch] = found
+                rows[entry[0].device, entry[0].batch] = entry
     return run, list(rows.values()), damaged
 
 
@@ -205,15 +206,7 @@ def _row(value: dict[str, Any]) -> tuple[Row, float] | None:
     """None unless it is what `as_json` gives."""
     try:
         at, score = float(value["time"]), value["score"]
-        row = Row(
-            str(value["device"]),
-            int(value["batch"]),
-            int(value["version"]),
-            math.nan if score is None else float(score),
-            float(value["interval"]),
-            int(value["counter"]),
-        )
+        row = _ROW.validate_python({**value, "score": math.nan if score is None else score})
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    good = ID.fullmatch(row.device) and min(row.batch, row.version, row.counter) >= 0
-    return (row, at) if good and 0 <= row.interval < math.inf and math.isfinite(at) else None
+    return (row, at) if math.isfinite(at) else None

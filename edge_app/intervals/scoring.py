@@ -1,7 +1,4 @@
-"""How far a batch has moved since the version that is cached: what the controller goes by.
-
-Knows two arrays and the name of a policy. Knows no device, no cache and no interval.
-"""
+"""How far a batch has moved since the version that is cached, from which the controller makes its interval."""
 
 import math
 from collections.abc import Callable

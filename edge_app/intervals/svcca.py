@@ -1,7 +1,5 @@
 """SVCCA: how alike two versions of the same activations are (Raghu et al. 2017, NeurIPS).
 
-Knows two arrays and a share of variance. Knows no device, no batch, no cache and no interval.
-
 What a score means. 1 is "the same, up to a rotation or permutation of the channels, a common scale and
 a shift": an overlay may see a change of 140 % where this sees none. Unrelated activations do not score
 0 but about 0.87 * sqrt(c / n) for n datapoints and c channels: 0.05 at 4096 x 16, 0.43 at 256 x 64, and
@@ -46,10 +44,10 @@ def svcca(a: Floats, b: Floats, variance: float = 0.99) -> float:
     """
     channels = max((*a.shape[1:], *b.shape[1:]), default=0)
     for exact in (False, True):
-        found = covariances(a, b, exact=exact)
-        if found is None:
+        products = covariances(a, b, exact=exact)
+        if products is None:
             return float("nan")
-        aa, ab, bb = map(torch.from_numpy, found)
+        aa, ab, bb = map(torch.from_numpy, products)
         score, weakest = _score(aa, ab, bb, variance)
         if weakest * channels > _STRONG:
             break

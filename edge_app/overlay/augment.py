@@ -1,7 +1,4 @@
-"""What one step trains on, and its augmentation in activation space: mirrored maps, mixup (Zhang et al. 2018).
-
-Knows the samples of one step and a seed. Knows no batch, no cache and no module.
-"""
+"""What one step trains on, and its augmentation in activation space: mirrored maps, mixup (Zhang et al. 2018)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,12 +1,12 @@
-"""Which of the batches that are next may be trained on: by their scale, and by what the FL model says of their labels.
+"""Leaves batches out of the training: those out of scale, and those whose labels the FL model finds unlikely.
 
 One thread at a time, but for `head` and `state`, which another may set.
 
-A device that lies about labels cannot be found out by looking at its neighbours where no neighbour has its classes. The
-FL model has learnt from all devices: so its head, on the very activations, is the measure. Where it finds labels less
-likely than a guess among all classes (cross entropy above log K), batch by batch or in the mean of a device, they are
-left out; unless it finds so of most devices: then it has learnt nothing yet. An honest device with rare classes is
-left out in the first rounds at most, until the FL model knows them a little.
+A device that lies about labels cannot be told by comparing it with other devices where none of them has its classes. The
+FL model has learnt from all devices, so its head is asked, on the same activations. Labels that it finds less likely than a
+guess among all classes (cross entropy above log K), batch by batch or in the mean of a device, are left out; unless it
+finds so of most devices: then it has learnt nothing yet. An honest device with rare classes is left out in the first rounds
+at most, until the FL model knows them a little.
 """
 
 import math
@@ -49,16 +49,16 @@ class BatchFilter:
         self.state = FilterState()
 
     def choose(self, samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
-        """(those to train on, those whose activations are none). The weight of a batch with more samples than is usual
+        """(those to train on, those whose activations are out of scale). The weight of a batch with more samples than is usual
         is lowered, so that its device has no larger part of the step."""
         head, figures = self.head, []
         with torch.no_grad():
             for sample in samples:
                 power = sample.activations.double().square().mean()
                 figures += [power, power if head is None else self._loss(head, sample)]
-        found = torch.stack(figures).view(-1, 2).tolist() if figures else []
+        pairs = torch.stack(figures).view(-1, 2).tolist() if figures else []
         taken, wrong = [], []
-        for sample, (power, loss) in zip(samples, found, strict=True):
+        for sample, (power, loss) in zip(samples, pairs, strict=True):
             if self._odd(sample.device, math.log2(max(power, 1e-300)) / 2):
                 wrong.append(sample)
             elif head is None or self._believes(sample.device, loss):

@@ -61,14 +61,14 @@ class State:
 
     def misfit(self, like: "State") -> str:
         """What of `arrays` is not as `like`, a state of the same module, has it; empty when nothing."""
-        found, expected = _kinds(self), _kinds(like)
+        own, expected = _kinds(self), _kinds(like)
         for name in [name for name in expected if name.startswith("mean/")]:
             momentum = name.replace("mean/", "momentum/", 1)
             expected.pop(momentum, None)
-            if momentum in found:
+            if momentum in own:
                 expected[momentum] = expected[name]
-        odd = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        return ", ".join(f"{name}: {found.get(name)}, expected {expected.get(name)}" for name in odd[:3])
+        odd = sorted(name for name in expected.keys() | own.keys() if expected.get(name) != own.get(name))
+        return ", ".join(f"{name}: {own.get(name)}, expected {expected.get(name)}" for name in odd[:3])
 
     def finite(self, like: "State") -> bool:
         """Whether nothing is NaN or infinite but where `like` is: a mask of -inf is a buffer, and stays as it is."""

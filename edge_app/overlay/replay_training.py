@@ -1,4 +1,4 @@
-"""When the overlay trains, on what, and how it comes back after a restart: the training side of an edge.
+"""The training side of an edge: when the overlay trains, on what, and how it comes back after a restart.
 
 One thread trains; `begin`, and who changes `state.progress`, may be another.
 """
@@ -73,7 +73,7 @@ class ReplayTraining:
             return False
         self.state.spent += self._settings.batches
         if not samples:
-            return True  # what there is may not be trained on
+            return True  # all were left out
         refused, rollbacks = trainer.refused_steps, trainer.rollbacks
         batches = [(sample.activations, sample.labels) for sample in samples]
         losses = trainer.step(batches, [sample.weight for sample in samples], self.state.progress)
@@ -105,13 +105,13 @@ class ReplayTraining:
         drawn = False
         for _ in range(_DRAWS):
             samples = [self._cache.sample() for _ in range(self._settings.batches - len(chosen))]
-            there = [sample for sample in samples if sample is not None]
-            drawn |= bool(there)
-            taken, wrong = self._filter.choose(there)
+            known = [sample for sample in samples if sample is not None]
+            drawn |= bool(known)
+            taken, wrong = self._filter.choose(known)
             chosen += taken
             for sample in wrong:
                 self._aside(sample, "its activations are out of scale")
-            if len(chosen) == self._settings.batches or not there:
+            if len(chosen) == self._settings.batches or not known:
                 break
         return chosen if drawn else None
 
