@@ -1,7 +1,4 @@
-"""What is simulated, and what a simulated round leaves behind: the words that the testbed's parts share.
-
-Knows settings and counts. Knows no process, no training and no clock.
-"""
+"""The types that the testbed's parts share: what is simulated (Plan), and what a simulated round has done and cost."""
 
 import itertools
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The export at the end of a run, tried before its first round: nobody learns after a night that it cannot be had."""
+"""Tries the export before the first round, so that a run does not fail at its end."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory

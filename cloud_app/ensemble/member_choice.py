@@ -1,7 +1,7 @@
-"""Who is a member of what is served, and with what share.
+"""Decides which overlays are served, and with what shares.
 
-Left out, each with the reason: what is no overlay of this model, what answers with no numbers, and by held-out data what
-costs accuracy. An ensemble that is then less accurate than the FL model alone is not served: the FL model is.
+An overlay that costs accuracy on held-out data is left out, with the reason. Where the ensemble is then less accurate than
+the FL model alone, the FL model alone is served.
 """
 
 import shlex
@@ -33,34 +33,34 @@ class Choice:
 
     def command(self, models: Path, name: str) -> str:
         """The options with which `emo export` takes it, into the repository `models` as `name`."""
-        said = ["--out", str(models), "--name", name]
+        options = ["--out", str(models), "--name", name]
         for option, value, default in (("fit", self.fit, "none"), ("at-least", self.at_least, "head")):
-            said += [f"--{option}", value] if value != default else []
-        said += ["--head"] * self.head + ["--int8"] * self.int8 + ["--opset", str(self.opset)]
-        return shlex.join(said)
+            options += [f"--{option}", value] if value != default else []
+        options += ["--head"] * self.head + ["--int8"] * self.int8 + ["--opset", str(self.opset)]
+        return shlex.join(options)
 
 
 @dataclass(frozen=True)
 class Votes:
-    """The logits `each` (parts, N, classes) of the parts `names` on data with these `labels` (N,). `where`: for people."""
+    """The `logits` (parts, N, classes) of the parts `names` on data with these `labels` (N,). `where`: for people."""
 
     names: Sequence[str]
-    each: torch.Tensor
+    logits: torch.Tensor
     labels: np.ndarray
     where: str
 
     def accuracy(self, shares: Mapping[str, float], combine: Combine) -> float:
-        given = torch.tensor([shares.get(name, 0.0) for name in self.names])
-        return member_weights.accuracy(self.each, given / given.sum(), combine, self.labels)
+        weights = torch.tensor([shares.get(name, 0.0) for name in self.names])
+        return member_weights.accuracy(self.logits, weights / weights.sum(), combine, self.labels)
 
     def no_numbers(self) -> list[str]:
-        """Those who answer NaN or infinity to an image."""
-        return [name for name, each in zip(self.names, self.each, strict=True) if not each.isfinite().all()]
+        """The parts that answer NaN or infinity to an image."""
+        return [name for name, each in zip(self.names, self.logits, strict=True) if not each.isfinite().all()]
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """`shares`: of the members. `left_out`: part -> why. `figures`: what was found on held-out data, for the result.
+    """`shares`: of the members. `left_out`: part -> why. `figures`: measured on held-out data, for the result.
     `instead`: why it is the FL model alone, where it was to be an ensemble."""
 
     shares: Mapping[str, float]
@@ -83,19 +83,19 @@ def choose(
     if choice.at_least == "head" and HEAD in test.names:
         fl = judged.accuracy({HEAD: 1}, "logits")
     if kept is not None and members:
-        each = kept.each[[kept.names.index(part) for part in members]]
+        logits = kept.logits[[kept.names.index(part) for part in members]]
         alone = {part: kept.accuracy({part: 1}, "logits") for part in members}
         worse = [place for place, part in enumerate(members) if fl is not None and alone[part] < fl]
-        fitted = member_weights.fit(each, kept.labels, combine, choice.fit, worse).tolist()
-        found = {part: share for part, share in zip(members, fitted, strict=True) if share > 0}
-        before, after = (kept.accuracy(each, combine) for each in (shares, found))
+        fitted = member_weights.fit(logits, kept.labels, combine, choice.fit, worse).tolist()
+        fitted_shares = {part: share for part, share in zip(members, fitted, strict=True) if share > 0}
+        before, after = (kept.accuracy(logits, combine) for logits in (shares, fitted_shares))
         figures = {"samples": len(kept.labels), "equal": before, "fitted": after}
         left_out = {
             part: f"without it the ensemble is more accurate on {kept.where}; alone it is right for {alone[part]:.2%}"
             for part in members
-            if part not in found
+            if part not in fitted_shares
         }
-        shares = found
+        shares = fitted_shares
     instead = ""
     if fl is not None and not shares:
         instead = "no member is left"

@@ -1,7 +1,6 @@
-"""Which members an ensemble takes, and with what shares: chosen by data that no device has trained on.
+"""Chooses the members of an ensemble and their shares by data that no device has trained on, never by the test set.
 
-Knows the members' logits and the labels. Knows neither networks nor files, and never sees the test set. Shares are
-those of the greatest likelihood: stacking (Breiman, Stacked Regressions, 1996) on the simplex. Members are dropped one
+Shares are those of the greatest likelihood: stacking (Breiman, Stacked Regressions, 1996) on the simplex. Members are dropped one
 by one: Ensemble Selection (Caruana et al. 2004) backwards.
 """
 
@@ -24,68 +23,68 @@ def votes(module: Ensemble, dataset: Dataset, batch_size: int = 64) -> torch.Ten
     """The members' logits (members, N, classes) on the images of `dataset`, the trunk run once."""
     with torch.inference_mode():
         starts = range(0, len(dataset.labels), batch_size)
-        found = [module.each(torch.from_numpy(dataset.images[at : at + batch_size])) for at in starts]
-    return torch.cat(found, 1)
+        images = (torch.from_numpy(dataset.images[at : at + batch_size]) for at in starts)
+        return torch.cat([module.member_logits(batch) for batch in images], 1)
 
 
-def accuracy(each: torch.Tensor, shares: torch.Tensor, combine: Combine, labels: np.ndarray) -> float:
-    """Share of right answers of the members' logits `each`; those with a share of zero have no say."""
+def accuracy(logits: torch.Tensor, shares: torch.Tensor, combine: Combine, labels: np.ndarray) -> float:
+    """Share of right answers of the members' `logits`; those with a share of zero have no say."""
     taken = shares > 0
-    logits = combined(each[taken], shares[taken], combine)
-    return float((logits.argmax(1).numpy() == labels).mean())
+    answers = combined(logits[taken], shares[taken], combine)
+    return float((answers.argmax(1).numpy() == labels).mean())
 
 
 def fit(
-    each: torch.Tensor, labels: np.ndarray, combine: Combine, what: Fit, suspects: Sequence[int] = ()
+    logits: torch.Tensor, labels: np.ndarray, combine: Combine, what: Fit, suspects: Sequence[int] = ()
 ) -> torch.Tensor:
-    """Shares (members,) that sum to one, for the members' logits `each` (members, N, classes) on held-out data.
+    """Shares (members,) that sum to one, for the members' `logits` (members, N, classes) on held-out data.
 
     "none": equal. "members": the member without which accuracy is highest is left out (share 0) as long as that
     raises it. "weights": those of the highest likelihood, unless they lower accuracy. "both": one after the other.
-    Of `suspects`, places in `each`, those go in any case that "members" would leave out.
+    Of `suspects`, places in `logits`, those go in any case that "members" would leave out.
     The same input gives the same shares; where one member is as good as another, the later one stays.
     """
-    shares = torch.full((len(each),), 1 / len(each))
-    may_go = range(len(each)) if what in {"members", "both"} else suspects
+    shares = torch.full((len(logits),), 1 / len(logits))
+    may_go = range(len(logits)) if what in {"members", "both"} else suspects
     if may_go:
-        shares = _dropped(each, labels, combine, shares, may_go)
+        shares = _dropped(logits, labels, combine, shares, may_go)
     if what in {"weights", "both"}:
         taken = shares > 0
         fitted = shares.clone()
-        fitted[taken] = _likeliest(each[taken], labels, combine)
-        if accuracy(each, fitted, combine, labels) >= accuracy(each, shares, combine, labels):
+        fitted[taken] = _likeliest(logits[taken], labels, combine)
+        if accuracy(logits, fitted, combine, labels) >= accuracy(logits, shares, combine, labels):
             shares = fitted
     return shares
 
 
 def _dropped(
-    each: torch.Tensor, labels: np.ndarray, combine: Combine, shares: torch.Tensor, may_go: Sequence[int]
+    logits: torch.Tensor, labels: np.ndarray, combine: Combine, shares: torch.Tensor, may_go: Sequence[int]
 ) -> torch.Tensor:
-    best = accuracy(each, shares, combine, labels)
+    best = accuracy(logits, shares, combine, labels)
     while (shares > 0).sum() > 1:
         tried = []
         for member in [place for place in may_go if shares[place] > 0]:
             rest = shares.clone()
             rest[member] = 0
             tried.append(rest / rest.sum())
-        found = [accuracy(each, rest, combine, labels) for rest in tried]
-        if max(found, default=0.0) <= best:
+        accuracies = [accuracy(logits, rest, combine, labels) for rest in tried]
+        if max(accuracies, default=0.0) <= best:
             break
-        best, shares = max(found), tried[int(np.argmax(found))]
+        best, shares = max(accuracies), tried[int(np.argmax(accuracies))]
     return shares
 
 
-def _likeliest(each: torch.Tensor, labels: np.ndarray, combine: Combine) -> torch.Tensor:
+def _likeliest(logits: torch.Tensor, labels: np.ndarray, combine: Combine) -> torch.Tensor:
     """A temperature is fitted with the shares and then forgotten: it changes no answer, and without it shares would go
     to who is sure of himself, not to who is right."""
-    logits, truth = each.double(), torch.from_numpy(labels)
-    x = torch.zeros(len(each) + 1, dtype=torch.float64, requires_grad=True)
+    precise, truth = logits.double(), torch.from_numpy(labels)
+    x = torch.zeros(len(logits) + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([x], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
         optimizer.zero_grad()
         shares, temperature = torch.softmax(x[1:], 0), x[0].exp()  # on the simplex, above zero
-        value = nll_loss((combined(logits, shares, combine) / temperature).log_softmax(1), truth)
+        value = nll_loss((combined(precise, shares, combine) / temperature).log_softmax(1), truth)
         # By less than one image: where the data does not say, shares are equal.
         value = value + 0.1 * x.square().mean() / len(truth)
         value.backward()  # type: ignore[no-untyped-call]  # torch leaves backward() untyped

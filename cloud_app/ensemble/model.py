@@ -1,7 +1,6 @@
-"""The ensemble: trunk once, then every member on its output, then the weighted mean of what they say.
+"""The ensemble: trunk once, then every member on its output, then the weighted mean of their answers.
 
-Knows modules and arrays; neither files, ONNX nor where the weights came from. Source: the paper's ensemble, a
-horizontal pair (trunk, overlay: "boosted") and the vertical mean over N pairs ("bagged").
+Source: the paper's ensemble, a horizontal pair (trunk, overlay: "boosted") and the vertical mean over N pairs ("bagged").
 
 A member is what takes the trunk's output to logits: an edge's overlay, or the head of the FL model itself. The parts
 of a run go by the names `trunk`, `head` and `overlay-EDGE`.
@@ -86,10 +85,10 @@ class Ensemble(nn.Module):
         self.eval()
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = combined(self.each(images), self.shares, self.combine)
+        logits = combined(self.member_logits(images), self.shares, self.combine)
         return logits, torch.softmax(logits, 1)
 
-    def each(self, images: torch.Tensor) -> torch.Tensor:
+    def member_logits(self, images: torch.Tensor) -> torch.Tensor:
         """The members' own logits (members, N, classes)."""
         split = self.split(images)
         return torch.stack([member(split.clone()) for member in self.members])  # one may work in place
@@ -98,16 +97,16 @@ class Ensemble(nn.Module):
         """The trunk's output (N, ...), which all members share."""
         per_channel = (-1, *[1] * (images.ndim - 2))
         normalised = (images.float() - self.mean.view(per_channel)) / self.std.view(per_channel)
-        found: torch.Tensor = self.trunk(normalised)
-        return found
+        output: torch.Tensor = self.trunk(normalised)
+        return output
 
 
-def combined(each: torch.Tensor, shares: torch.Tensor, combine: Combine) -> torch.Tensor:
+def combined(logits: torch.Tensor, shares: torch.Tensor, combine: Combine) -> torch.Tensor:
     """The members' logits (members, N, classes), with `shares` (members,) that sum to one -> logits (N, classes)."""
     shares = shares.view(-1, 1, 1)
     if combine == "logits":
-        return (each * shares).sum(0)
-    return torch.logsumexp(torch.log_softmax(each, 2) + shares.log(), 0)
+        return (logits * shares).sum(0)
+    return torch.logsumexp(torch.log_softmax(logits, 2) + shares.log(), 0)
 
 
 def parts(weights: Weights, overlays: Mapping[str, Weights]) -> dict[str, Weights]:
@@ -115,13 +114,13 @@ def parts(weights: Weights, overlays: Mapping[str, Weights]) -> dict[str, Weight
 
     Raises ExportError where `weights` hold an array of neither.
     """
-    found: dict[str, dict[str, np.ndarray]] = {TRUNK: {}, HEAD: {}}
+    cut: dict[str, dict[str, np.ndarray]] = {TRUNK: {}, HEAD: {}}
     for name, array in weights.items():
         part, _, rest = name.partition(".")
-        if part not in found or not rest:
+        if part not in cut or not rest:
             raise ExportError(f"the global model: {name} belongs neither to its trunk nor to its head")
-        found[part][rest] = array
-    return {**found, **{OVERLAY + edge: overlays[edge] for edge in sorted(overlays)}}
+        cut[part][rest] = array
+    return {**cut, **{OVERLAY + edge: overlays[edge] for edge in sorted(overlays)}}
 
 
 def misfit(like: Weights, weights: Weights) -> str:
@@ -139,8 +138,8 @@ def misfit(like: Weights, weights: Weights) -> str:
 def misfits(spec: Model, overlays: Mapping[str, Weights]) -> dict[str, str]:
     """Those of `overlays` that are none of `spec`, with the reason. Raises ModelError."""
     like = split_network.weights(split_network.overlay(spec, seed=0)) if overlays else {}
-    found = {name: misfit(like, weights) for name, weights in overlays.items()}
-    return {name: why for name, why in found.items() if why}
+    reasons = {name: misfit(like, weights) for name, weights in overlays.items()}
+    return {name: why for name, why in reasons.items() if why}
 
 
 def build(
@@ -174,11 +173,11 @@ def build(
         else:
             module = network.head if part == HEAD else split_network.overlay(spec, seed=0)
             members.append(module)
-        _fill(module, parts[part], said(part))
+        _fill(module, parts[part], described(part))
     return Ensemble(network.trunk, members, mean, std, dtype, combine, list(shares.values()))
 
 
-def said(part: str) -> str:
+def described(part: str) -> str:
     """A part, for people."""
     if part.startswith(OVERLAY):
         return f"the overlay of edge {part.removeprefix(OVERLAY)}"

@@ -1,4 +1,4 @@
-"""Which operator sets an ONNX file names: none that it does not use, for engines that know only those of ONNX itself."""
+"""Removes the operator sets that an ONNX file names but does not use: some engines know only those of ONNX itself."""
 
 from collections.abc import Iterable, Iterator
 

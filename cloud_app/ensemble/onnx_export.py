@@ -105,9 +105,9 @@ def trace(
     model: onnx.ModelProto = program.model_proto
     _strip(model)
     only_used(model)
-    found = [each.version for each in model.opset_import if not each.domain]
-    if found != [opset]:
-        raise ExportError(f"torch exports this network as opset {found}, not as {opset}: choose another")
+    versions = [each.version for each in model.opset_import if not each.domain]
+    if versions != [opset]:
+        raise ExportError(f"torch exports this network as opset {versions}, not as {opset}: choose another")
     return model
 
 
@@ -132,14 +132,14 @@ def _why(error: BaseException) -> str:
     """One line of what torch says in a page, and the user's own line where it happened."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
     ours = (Path(torch.__file__).parent, Path(__file__).parents[1])
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if not any(Path(frame.filename).is_relative_to(folder) for folder in ours)
     ]
-    return said + (f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else "")
+    return text + (f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})" if frames else "")
 
 
 def _strip(model: onnx.ModelProto) -> None:
@@ -192,11 +192,11 @@ def _compare(module: Ensemble, path: Path, input_shape: tuple[int, ...]) -> floa
         images = _images(module, batch, input_shape)
         expected = _run(module, images)
         try:
-            found = session.run(list(OUTPUTS), {"images": images})
+            outputs = session.run(list(OUTPUTS), {"images": images})
         except Exception as error:  # as open_session says; a batch that the trace has frozen ends here too
             raise ExportError(f"the exported ensemble does not run at batch {batch}: {error}") from error
         scale = max(1.0, float(np.abs(expected[0]).max()))
-        for name, ours, theirs in zip(OUTPUTS, expected, found, strict=True):
+        for name, ours, theirs in zip(OUTPUTS, expected, outputs, strict=True):
             if ours.shape != theirs.shape:
                 raise ExportError(f"{name} at batch {batch}: torch gives {ours.shape}, ONNX {theirs.shape}")
             off = float(np.abs(ours - theirs).max()) / scale

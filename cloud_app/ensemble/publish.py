@@ -1,4 +1,4 @@
-"""From a run's parts to a version in a model repository: the members, what they are worth, one ONNX file.
+"""Publishes a run: its parts become one ONNX file, the next version in a model repository.
 
 Four steps, in order: `collect` the parts and what they answer, `choose_members`, `export_checked`, `add_version`.
 """
@@ -133,7 +133,7 @@ def collect(record: Record, parts: Mapping[str, Weights], choice: Choice, test: 
 
     on_test = votes(test, "the test images")
     left_out |= {part: "it answers with NaN or infinity" for part in on_test.no_numbers() if part != HEAD}
-    kept = _kept(record, choice)
+    held_out = _heldout(record, choice)
     return Candidates(
         record,
         parts,
@@ -142,7 +142,7 @@ def collect(record: Record, parts: Mapping[str, Weights], choice: Choice, test: 
         [part for part in asked if part not in left_out],
         left_out,
         on_test,
-        None if kept is None else votes(kept, "the held-out images"),
+        None if held_out is None else votes(held_out, "the held-out images"),
     )
 
 
@@ -152,7 +152,7 @@ def choose_members(candidates: Candidates, choice: Choice) -> Chosen:
     chosen = choose(choice, candidates.combine, overlays, candidates.votes, candidates.heldout)
     chosen = replace(chosen, left_out={**candidates.left_out, **chosen.left_out})
     for part, why in chosen.left_out.items():
-        log.warning("%s is left out: %s", ensemble.said(part), why)
+        log.warning("%s is left out: %s", ensemble.described(part), why)
     if chosen.instead:
         log.warning("%s: the FL model alone is exported (export.at_least, --at-least)", chosen.instead)
     if not chosen.shares:
@@ -269,7 +269,7 @@ def _accuracies(candidates: Candidates, members: Chosen) -> dict[str, Any]:
     }
 
 
-def _kept(record: Record, choice: Choice) -> Dataset | None:
+def _heldout(record: Record, choice: Choice) -> Dataset | None:
     """The run's held-out data, where there is some and a use for it. Raises only where `choice.fit` needs it."""
     if choice.fit == "none" and not (record.data.heldout and choice.at_least == "head"):
         return None

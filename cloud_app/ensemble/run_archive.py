@@ -124,11 +124,11 @@ def members_named(method: str, parts: Mapping[str, A]) -> dict[str, A]:
 
 
 def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
-    found = _json(_Plan, folder / "plan.json")
-    plan = found.plan
+    header = _json(_Plan, folder / "plan.json")
+    plan = header.plan
     parts = members_named(plan.method, read_weights(folder, ExportError))
     record = Record(
-        emo=found.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data
+        emo=header.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data
     )
     return record, parts
 

@@ -1,6 +1,6 @@
 """Reads named files out of a .tar.gz as a stream, nothing to disk, nothing larger than asked for.
 
-Knows tar headers and bounds. Knows no dataset. Not tarfile.open: that believes the size in an extended header, so
+Not tarfile.open: that believes the size in an extended header, so
 a small archive can make it allocate all memory.
 """
 

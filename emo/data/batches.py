@@ -1,7 +1,7 @@
 """Fixed batches: batch j of a device is the same samples in the same order for the whole run.
 
 SVCCA compares a batch's activation with its own earlier one, so only the order of batches is shuffled, never their
-content. Knows rows, seeds and how to normalise. Knows no model and no round but its number.
+content.
 """
 
 from typing import NamedTuple

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the official binary archives or their unpacked folders.
 
-Knows the layout at https://www.cs.toronto.edu/~kriz/cifar.html: records of label bytes and 3,072 pixel bytes, channel
+The layout is that of https://www.cs.toronto.edu/~kriz/cifar.html: records of label bytes and 3,072 pixel bytes, channel
 by channel. Checks every size and label; writes nothing to disk. The python archives are pickles and are refused.
 """
 
@@ -189,9 +189,9 @@ def _open(layout: Layout, root: Path | None) -> Iterator[tuple[str, str, Buffere
 def _unpacked(layout: Layout, folder: Path) -> Iterator[tuple[str, str, BufferedIOBase]]:
     for file in layout.files:
         path = folder / file
-        found = path.stat().st_size if path.is_file() else None
-        if found != layout.size(file):
-            state = "is missing" if found is None else f"has {found:,} bytes"
+        size = path.stat().st_size if path.is_file() else None
+        if size != layout.size(file):
+            state = "is missing" if size is None else f"has {size:,} bytes"
             raise DataError(f"{path}: {state}, expected {layout.size(file):,} bytes; {_download(layout)}")
         with path.open("rb") as stream:
             yield str(path), file, stream

@@ -1,7 +1,4 @@
-"""What a dataset is: images, labels, class names, and how to normalise.
-
-Knows arrays. Knows no file and no torch.
-"""
+"""What a dataset is: images, labels, class names, and how to normalise."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -57,14 +54,14 @@ class Dataset:
 
 def _names(classes: Any) -> tuple[str, ...]:
     try:
-        found = list(classes)
+        items = list(classes)
     except TypeError:
-        found = [None]
+        items = [None]
     _need(
-        not isinstance(classes, str) and all(isinstance(name, str | int | np.integer) for name in found),
+        not isinstance(classes, str) and all(isinstance(name, str | int | np.integer) for name in items),
         f"classes must be the classes' names, a tuple of str, not {str(classes)[:80]!r}",
     )
-    names = tuple(str(name) for name in found)
+    names = tuple(str(name) for name in items)
     for name in names:
         _need(
             name != "" and name.isprintable(),
@@ -78,18 +75,18 @@ def _names(classes: Any) -> tuple[str, ...]:
 def _channels(name: str, value: Any, channels: int) -> np.ndarray:
     """float32 (C,) from that, from a list, or from one number for all."""
     try:
-        found = np.asarray(value, np.float32)
+        values = np.asarray(value, np.float32)
     except (TypeError, ValueError):
-        found = np.empty(0, np.float32)
-    if found.ndim == 0:
-        found = np.full(channels, found)
+        values = np.empty(0, np.float32)
+    if values.ndim == 0:
+        values = np.full(channels, values)
     shape = getattr(value, "shape", None)
-    found_is = f"{value!r}"[:80] if shape is None else f"{value.dtype} {shape}"
+    description = f"{value!r}"[:80] if shape is None else f"{value.dtype} {shape}"
     _need(
-        found.shape == (channels,),
-        f"{name} must be float32 ({channels},), a number a channel, or one for all; not {found_is}",
+        values.shape == (channels,),
+        f"{name} must be float32 ({channels},), a number a channel, or one for all; not {description}",
     )
-    return found
+    return values
 
 
 def constant(*values: float) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Handwritten digits: 1,797 real images of 8x8, in the package, so the demo needs no network.
 
-Knows the file (a line each: 64 pixels of 0..16, then the digit), the scale and the split. Source: E. Alpaydin and
+The file has a line each: 64 pixels of 0..16, then the digit. Source: E. Alpaydin and
 C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998 (CC BY 4.0), its test part,
 as scikit-learn ships it: 150 MB that a device need not carry for it.
 """

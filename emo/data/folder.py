@@ -49,7 +49,7 @@ def load(
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
     if skipped:
-        log.warning("%s: skipped %s", root, tree.told(skipped))
+        log.warning("%s: skipped %s", root, tree.summary(skipped))
     images = _read([file for each in listed.values() for file in each.files], root, colour)
     # Constants, not statistics: a device sees its own images only, and all tiers must normalise alike.
     scale = constant(*[127.5] * images.shape[1])
@@ -66,9 +66,9 @@ def _parted(
     """The classes' names, and the images of each part that is wanted."""
     for part in wanted:
         if part not in parts:
-            there = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
+            beside = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
             raise DataError(
-                f"{root}: has no {part}/ with classes in it, which is needed here; there is {there}"
+                f"{root}: has no {part}/ with classes in it, which is needed here; there is {beside}"
             )
     folders = {part: tree.classes(folder, skipped) for part, folder in parts.items()}
     first: Part = "train" if "train" in parts else "test"
@@ -130,6 +130,6 @@ def _read(files: list[Path], root: Path, colour: bool) -> np.ndarray:
             images = np.repeat(images, len(pixels), axis=1)
         images[row] = pixels
     if wrong:
-        said = f"{root}: {len(wrong)} of {len(files)} images cannot be used; mend or remove them:"
-        raise DataError("\n".join([said, *wrong[:_NAMED], *["..."] * (len(wrong) > _NAMED)]))
+        heading = f"{root}: {len(wrong)} of {len(files)} images cannot be used; mend or remove them:"
+        raise DataError("\n".join([heading, *wrong[:_NAMED], *["..."] * (len(wrong) > _NAMED)]))
     return images

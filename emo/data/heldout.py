@@ -1,6 +1,6 @@
 """The training data that the cloud keeps: `data.heldout` of every class, on no device and not in the test set.
 
-Knows rows. What an ensemble is fitted on comes from here, and nowhere else.
+What an ensemble is fitted on comes from here, and nowhere else.
 """
 
 import numpy as np

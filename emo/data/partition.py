@@ -1,6 +1,6 @@
 """Deals the samples of one dataset out to devices: iid, Dirichlet, shards. And the 80/20 split of a dataset.
 
-Knows labels and row numbers only. All shares are disjoint and seeded; without `per_device` they are complete and
+All shares are disjoint and seeded; without `per_device` they are complete and
 their sizes differ by at most one. A share is int64 row numbers, ascending.
 """
 

@@ -1,6 +1,5 @@
 """Datasets by name: digits, cifar10, cifar100, folder, or your own `package.module:function`.
 
-Knows where each is read and what a reader must give. Knows no torch, no partition and no model but its input.
 A built-in is found as a user's own is, so Pillow is imported only by the dataset that needs it.
 """
 
@@ -33,22 +32,22 @@ def load(spec: Data) -> tuple[Dataset, Dataset]:
     Raises DataError: unknown name, missing or damaged file, or a user's function that gives something else.
     """
     train, test = _both(spec)
-    return _there(train, spec, "train"), _there(test, spec, "test")
+    return _needed(train, spec, "train"), _needed(test, spec, "test")
 
 
 def training(spec: Data, model: Model, own: bool) -> Dataset:
     """The training set alone, for `model`: the test set need not lie here. `own`: it is one device's, not shared with others,
     so it may lack classes, and plain class folders are all for training. Raises as `load` and `must_fit`."""
-    found = _there(_both(spec, "train", own and not spec.heldout, model.input[0] == 3)[0], spec, "train")
-    must_fit(found, model)
-    return found
+    dataset = _needed(_both(spec, "train", own and not spec.heldout, model.input[0] == 3)[0], spec, "train")
+    must_fit(dataset, model)
+    return dataset
 
 
 def testing(spec: Data, model: Model) -> Dataset:
     """The test set alone, for `model`. Raises as `load` and `must_fit`."""
-    found = _there(_both(spec, "test", False, model.input[0] == 3)[1], spec, "test")
-    must_fit(found, model)
-    return found
+    dataset = _needed(_both(spec, "test", False, model.input[0] == 3)[1], spec, "test")
+    must_fit(dataset, model)
+    return dataset
 
 
 def must_fit(dataset: Dataset, model: Model) -> None:
@@ -99,7 +98,7 @@ def _read(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
     return train, test
 
 
-def _there(part: Dataset | None, spec: Data, name: str) -> Dataset:
+def _needed(part: Dataset | None, spec: Data, name: str) -> Dataset:
     if part is None:
         raise DataError(f"{spec.name}: gives no {name} set, which is needed here")
     return part

@@ -37,36 +37,36 @@ class Listed(NamedTuple):
 def parts(root: Path, skipped: Counter[str]) -> dict[Part, Path]:
     """train/ and test/ (or training/, testing/) in it, where they hold folders: one that holds only images is a class of
     that name. Raises DataError where one part is there under two names."""
-    found: dict[Part, Path] = {}
+    by_part: dict[Part, Path] = {}
     beside = Counter[str]()
     for folder in _folders(root, beside):
         part = _PARTS.get(folder.name.casefold())
         if part is None or not _folders(folder, Counter()):
             beside[f"folder {printable(folder.name, 30)}/ beside train/ and test/"] += 1
-        elif part in found:
+        elif part in by_part:
             raise DataError(
-                f"{root}: {found[part].name}/ and {folder.name}/ are both the {part} part; keep one"
+                f"{root}: {by_part[part].name}/ and {folder.name}/ are both the {part} part; keep one"
             )
         else:
-            found[part] = folder
-    if found:
+            by_part[part] = folder
+    if by_part:
         skipped.update(beside)
-    return found
+    return by_part
 
 
 def classes(folder: Path, skipped: Counter[str]) -> dict[str, Path]:
     """The folders in it by name, sorted. Names are in Unicode's NFC: a Mac writes "é" in other bytes than Linux does.
 
     Raises DataError: two of one name, or a name that is not UTF-8."""
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for path in _folders(folder, skipped):
         name = unicodedata.normalize("NFC", path.name)
         if any("\ud800" <= letter <= "\udfff" for letter in name):
             raise DataError(f"{folder}: the class {path.name!a} has a name that is not UTF-8; rename it")
-        if name in found:
+        if name in by_name:
             raise DataError(f"{folder}: has {name!r} twice, in other bytes of the same letters; join the two")
-        found[name] = path
-    return dict(sorted(found.items()))
+        by_name[name] = path
+    return dict(sorted(by_name.items()))
 
 
 def images(
@@ -79,20 +79,22 @@ def images(
     labels: list[int] = []
     for label, name in enumerate(names):
         passed = Counter[str]()
-        found = _files(folders[name], passed) if name in folders else []
-        if not found and passed.keys() - {_HIDDEN}:
-            raise DataError(f"{folders[name]}: holds no image that can be read: {told(passed)}; convert them")
-        if not found and not lacks:
+        of_class = _files(folders[name], passed) if name in folders else []
+        if not of_class and passed.keys() - {_HIDDEN}:
+            raise DataError(
+                f"{folders[name]}: holds no image that can be read: {summary(passed)}; convert them"
+            )
+        if not of_class and not lacks:
             raise DataError(
                 f"{where / name}: holds no image; every class needs one, but in a device's own training set"
             )
         skipped.update(passed)
-        files += found
-        labels += [label] * len(found)
+        files += of_class
+        labels += [label] * len(of_class)
     return Listed(files, np.array(labels, np.int64))
 
 
-def told(skipped: Counter[str]) -> str:
+def summary(skipped: Counter[str]) -> str:
     """For one line: how many for which reason, the most frequent ones."""
     most = [f"{count} {reason}" for reason, count in skipped.most_common(8)]
     rest = skipped.total() - sum(count for _, count in skipped.most_common(8))
@@ -100,19 +102,19 @@ def told(skipped: Counter[str]) -> str:
 
 
 def _folders(folder: Path, skipped: Counter[str]) -> list[Path]:
-    found = []
+    folders = []
     for path in sorted(folder.iterdir()):
         if _is_system(path.name):
             skipped[_HIDDEN] += 1
         elif path.is_dir():
-            found.append(path)
+            folders.append(path)
         elif path.suffix.lower() in _SUFFIXES:
             skipped["in no class's folder"] += 1
-    return found
+    return folders
 
 
 def _files(folder: Path, skipped: Counter[str]) -> list[Path]:
-    found = []
+    files = []
     for where, below, names in os.walk(folder, onerror=_raise):
         for name in list(below):
             if _is_system(name) or (Path(where) / name).is_symlink():
@@ -128,8 +130,8 @@ def _files(folder: Path, skipped: Counter[str]) -> list[Path]:
             elif not path.is_file():
                 skipped["broken link, or no file"] += 1
             else:
-                found.append(path)
-    return sorted(found)
+                files.append(path)
+    return sorted(files)
 
 
 def _is_system(name: str) -> bool:

@@ -1,7 +1,4 @@
-"""What the built-in networks share: the three parts, channel counts, one convolution with its norm.
-
-Knows layers and their initial weights. Knows no architecture.
-"""
+"""What the built-in networks share: the three parts, channel counts, one convolution with its norm."""
 
 import math
 from collections.abc import Callable

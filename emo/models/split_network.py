@@ -1,6 +1,5 @@
 """Split networks: a trunk up to the split, a head (the FL model's rest), an overlay on the trunk's output.
 
-Knows architectures, seeds, shapes and weights as named arrays. Knows no data, no training and no wire.
 The table below is all that is built in; your own network is a `package.module:function` that gives `Parts`.
 """
 
@@ -43,7 +42,7 @@ BUILT_IN: dict[str, Callable[[Model], Parts]] = {
 }
 
 
-_GIVEN: WeakSet[nn.Module] = WeakSet()  # those with weights, and whole parts
+_USED: WeakSet[nn.Module] = WeakSet()  # those with weights, and whole parts
 
 
 class SplitNetwork(nn.Module):
@@ -141,12 +140,12 @@ def _build(factory: Callable[[], nn.Module], spec: Model, part: str) -> nn.Modul
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec.name}: its {part} is a {type(module).__name__}, not a torch.nn.Module")
     mine = {module, *(each for each in module.modules() if any(True for _ in _own(each)))}
-    if not mine.isdisjoint(_GIVEN):
+    if not mine.isdisjoint(_USED):
         raise ModelError(
             f"{spec.name}: its {part} is, or holds, a module that it gave before, so two networks would share their "
             "weights; build a new one each time: the function and those in Parts are called once a network"
         )
-    _GIVEN.update(mine)
+    _USED.update(mine)
     return module
 
 
@@ -165,16 +164,16 @@ def _forward(module: nn.Module, shape: tuple[int, ...], spec: Model, part: str) 
             f"{spec.name}: its {part} does not take samples of shape {shape}: {error}"
         ) from error
     if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != 2:
-        found = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
-        raise ModelError(f"{spec.name}: its {part} must give one tensor (N, ...); for N = 2 it gave {found}")
+        kind = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
+        raise ModelError(f"{spec.name}: its {part} must give one tensor (N, ...); for N = 2 it gave {kind}")
     return tuple(out.shape[1:])
 
 
 def _classify(module: nn.Module, shape: tuple[int, ...], spec: Model, part: str) -> None:
-    found = _forward(module, shape, spec, part)
-    if found != (spec.classes,):
+    gives = _forward(module, shape, spec, part)
+    if gives != (spec.classes,):
         raise ModelError(
-            f"{spec.name}: its {part} gives {found} for a sample, where model.classes = {spec.classes} "
+            f"{spec.name}: its {part} gives {gives} for a sample, where model.classes = {spec.classes} "
             f"asks for ({spec.classes},)"
         )
 

@@ -3,7 +3,7 @@
 trained     parameters, a norm's running statistics, whatever else a pass in training moves: averaged
 variance    of these, a norm's `running_var`: never below zero
 counter     of these, integers that every pass raises, as `num_batches_tracked`: by so much a pass, and no more
-constant    what training leaves alone, masks, tables of indices, frozen layers: everybody keeps his own
+constant    what training leaves alone, masks, tables of indices, frozen layers: each node keeps its own
 tied        a second name of a tensor: the first stands for both
 """
 

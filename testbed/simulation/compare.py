@@ -1,6 +1,6 @@
 """`emo compare`: simulated runs beside each other, as a table and as plots.
 
-Knows the folders of runs and matplotlib. Runs nothing. Runs that differ in their seed only are one line: the mean, and
+Runs that differ in their seed only are one line: the mean, and
 the spread (standard deviation) of what differs.
 """
 
@@ -49,18 +49,18 @@ class Group:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table, or its rows as JSON. Raises ConfigError, DataError where a folder holds no run."""
-    found = read(args.runs)
-    rows = table(found)
+    compared = read(args.runs)
+    rows = table(compared)
     text = markdown(rows)
     print(json.dumps(rows, indent=1) if args.json else text)
     if args.out is not None:
         try:
             args.out.mkdir(parents=True, exist_ok=True)
-            assumed = dict.fromkeys(line for group in found for line in group.runs[0].header.assumptions)
+            assumed = dict.fromkeys(line for group in compared for line in group.runs[0].header.assumptions)
             notes = "".join(f"- {line}\n" for line in assumed)
             (args.out / "compare.md").write_text(f"{text}\n\nAssumed:\n\n{notes}", encoding="utf-8")
-            curves(found, args.out / f"accuracy.{args.format}")
-            bars(found, args.out / f"round.{args.format}")
+            curves(compared, args.out / f"accuracy.{args.format}")
+            bars(compared, args.out / f"round.{args.format}")
         except OSError as error:
             raise ConfigError(f"{args.out}: cannot be written: {error.strerror}") from error
     return 0
@@ -77,15 +77,15 @@ def read(folders: Sequence[Path]) -> list[Group]:
 
 def groups(runs: Sequence[Run]) -> list[Group]:
     """In the order of the first of each. Where a method stands in several, its folder is named beside it."""
-    found: dict[str, list[Run]] = {}
+    by_kind: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(_kind(run), []).append(run)
-    made = [Group(alike) for alike in found.values()]
-    methods = [group.plan.method for group in made]
-    for group in made:
+        by_kind.setdefault(_kind(run), []).append(run)
+    compared = [Group(alike) for alike in by_kind.values()]
+    methods = [group.plan.method for group in compared]
+    for group in compared:
         if methods.count(group.plan.method) > 1:
             group.name = f"{group.plan.method} ({group.runs[0].out.name})"
-    return made
+    return compared
 
 
 def _kind(run: Run) -> str:

@@ -1,7 +1,4 @@
-"""Runs a plan: which method, what is checked first, rounds, checkpoints, and how it stops and goes on.
-
-Knows plans, methods by their protocol and a run's folder. Knows no device, no frame and no command line.
-"""
+"""Runs a plan: checks it, makes the method, runs its rounds with checkpoints, and resumes a run that was stopped."""
 
 import contextlib
 import shutil
@@ -131,9 +128,9 @@ def _begin(plan: Plan, scenario: Scenario, out: Path, device: Device, resume: bo
     return here
 
 
-def differences(found: Section, asked: Section) -> list[str]:
+def differences(before: Section, asked: Section) -> list[str]:
     """The keys in which they differ, with both values. Where the data lies makes no difference."""
-    ours, theirs = _flat(asked.model_dump(mode="json")), _flat(found.model_dump(mode="json"))
+    ours, theirs = _flat(asked.model_dump(mode="json")), _flat(before.model_dump(mode="json"))
     return [
         f"{key} is {theirs.get(key)!r} there, not {ours.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())

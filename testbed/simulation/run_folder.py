@@ -1,12 +1,12 @@
 """The folder of a simulated run: what was asked, a line a round, the last checkpoint, the result.
 
-Knows files and their fields. Knows no method, no training and no clock.
-
-    DIR/plan.json       Header: the plan, the scenario, what it assumes
-    DIR/rounds.jsonl    Row: one JSON line a round, written when the round is over
-    DIR/checkpoint-N/   the method as it was after round N; one of them, the newest
+    DIR/plan.json             Header: the plan, the scenario, what it assumes
+    DIR/rounds.jsonl          Row: one JSON line a round, written when the round is over
+    DIR/checkpoint-N/         the method as it was after round N; one of them, the newest
     DIR/weights.safetensors   the served model's parts (cloud_app/ensemble/run_archive.py)
-    DIR/result.json     Result; there is one when the run is over
+    DIR/result.json           Result; there is one when the run is over
+
+The JSON files are for people and tools too.
 """
 
 import shutil
@@ -111,13 +111,13 @@ def row(
     before: Total,
 ) -> Row:
     """What is written of a round; `before`: the total of the rounds before it."""
-    found = as_json(work)
+    totals = as_json(work)
     links: dict[Link, dict[str, dict[str, int]]] = {
         "lan": {"up": {}, "down": {}},
         "wan": {"up": {}, "down": {}},
     }
     for way in ("up", "down"):
-        for kind, count in found[way].items():
+        for kind, count in totals[way].items():
             links[link(method, kind)][way][kind] = count
     for way, sizes in (("up", work.overlays), ("down", work.overlays_down)):
         if any(sizes):

@@ -1,7 +1,4 @@
-"""`emo simulate`: from options to a plan, and what is printed.
-
-Knows the command line's options. Knows no method and no file of a run.
-"""
+"""`emo simulate`: makes a plan of the command line's options, runs it and prints the result."""
 
 import argparse
 import json
@@ -65,7 +62,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
     before = run_folder.Run(out).header if args.resume else None
     plan = plan_of(args, before.plan if before else None)
     where = scenario.load(args.scenario) if args.scenario or not before else before.scenario
-    there = simulate.run(
+    finished = simulate.run(
         plan,
         where,
         out,
@@ -77,11 +74,11 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
         stop=stop,
         closed=(lambda row: print(row.model_dump_json(), flush=True)) if args.json else (lambda _row: None),
     )
-    if there is None:
+    if finished is None:
         simulate.say(f"stopped; `emo simulate --resume --out {out}` goes on")
         return 130
-    assert there.result is not None
-    print(json.dumps({"out": str(out), **there.result.model_dump()}) if args.json else summary(there))
+    assert finished.result is not None
+    print(json.dumps({"out": str(out), **finished.result.model_dump()}) if args.json else summary(finished))
     return 0
 
 
@@ -90,9 +87,9 @@ def plan_of(args: argparse.Namespace, before: Plan | None, environ: Mapping[str,
     EMO_OVERLAY__LR=0.02. The data is read for the shape of its samples. Raises ConfigError, DataError."""
     values: dict[str, Any] = before.model_dump() if before else {}
     for option, key in KEYS.items():
-        given = getattr(args, option)
-        if given is not None:
-            _set(values, key, given)
+        value = getattr(args, option)
+        if value is not None:
+            _set(values, key, value)
     if before is None:
         _complete(values)
     return config_file.parse(Plan, values, "options", environ)
@@ -135,9 +132,9 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def summary(there: run_folder.Run) -> str:
+def summary(finished: run_folder.Run) -> str:
     """A run that is over, for people."""
-    result, plan = there.result, there.header.plan
+    result, plan = finished.result, finished.header.plan
     assert result is not None
     total, rounds = result.total, result.rounds
     accuracies = ", ".join(f"{name} {value:.2f} %" for name, value in result.accuracies.items())
@@ -149,4 +146,4 @@ def summary(there: run_folder.Run) -> str:
     ]
     if total.sent_fraction is not None:
         lines.append(f"sent       {total.sent_fraction:.1%} of the batches")
-    return "\n".join([*lines, f"everything is in {there.out}"])
+    return "\n".join([*lines, f"everything is in {finished.out}"])

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from ensembles import ended
 from torch import nn
 
 from cloud_app.ensemble import publish, run_archive
@@ -15,7 +16,6 @@ from emo.data.dataset import Dataset
 from emo.errors import EmoError, ExportError, ServeError
 from emo.models import split_network
 from emo.models.layers import Parts
-from emo.wire.messages import OverlayWeights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,9 +83,9 @@ def test_a_run_whose_export_failed_is_exported_once_it_is_mended(tmp_path, capsy
     settings = config(tmp_path, model=model, export=always)
     spec, test = settings.model, registry.load(Data())[1]
     net, overlay = split_network.network(spec, 0), split_network.weights(split_network.overlay(spec, 0))
-    ended = split_network.weights(net), {"e": OverlayWeights("r", "e", 7, 5, 3, overlay)}, test, "r"
+    state = ended(settings, "r", split_network.weights(net), {"e": overlay})
     with pytest.raises(ExportError) as failed:
-        finish(settings, *ended)
+        finish(settings, state, test, resumed=False)
     why, remedy = str(failed.value).splitlines()
     assert "cannot export" in why
     command = remedy[remedy.index("emo export") : remedy.index(" (or start the cloud again)")].split()
@@ -94,7 +94,7 @@ def test_a_run_whose_export_failed_is_exported_once_it_is_mended(tmp_path, capsy
     assert "version" not in capsys.readouterr().err
     assert Repository(settings.export.models).versions("emo") == [1]
     # The cloud, started again, finds it there.
-    assert finish(settings, *ended, resumed=True)["version"] == 1
+    assert finish(settings, state, test, resumed=True)["version"] == 1
 
 
 def test_a_temporary_folder_that_cannot_be_had_is_said(tmp_path, monkeypatch):
@@ -104,9 +104,9 @@ def test_a_temporary_folder_that_cannot_be_had_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(publish, "TemporaryDirectory", full)
     settings = config(tmp_path)
     weights = split_network.weights(split_network.network(settings.model, 0))
-    overlay = OverlayWeights(
-        "r", "e", 7, 5, 3, split_network.weights(split_network.overlay(settings.model, 0))
-    )
+    overlay = split_network.weights(split_network.overlay(settings.model, 0))
     with pytest.raises(ExportError, match="/tmp/x: cannot be written: No space left on device"):
-        finish(settings, weights, {"e": overlay}, registry.load(Data())[1], "r")
+        finish(
+            settings, ended(settings, "r", weights, {"e": overlay}), registry.load(Data())[1], resumed=False
+        )
     assert run_archive.read(settings.state_dir)[0].run == "r"

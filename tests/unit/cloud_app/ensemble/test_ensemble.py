@@ -72,7 +72,7 @@ def test_members_that_work_in_place_do_not_hear_of_each_other(tmp_path):
     members = [nn.Sequential(nn.Hardswish(inplace=True), nn.Linear(8, 5)) for _ in range(3)]
     whole, images = Ensemble(trunk, members, MEAN, STD, combine="logits"), _images()
     alone = [Ensemble(trunk, [member], MEAN, STD, combine="logits")(images)[0] for member in members]
-    torch.testing.assert_close(whole.each(images), torch.stack(alone))
+    torch.testing.assert_close(whole.member_logits(images), torch.stack(alone))
     path = tmp_path / "m.onnx"
     export(whole, path, (2, 3, 3), list("abcde"), {})
     (logits,) = open_session(path, 1).run(["logits"], {"images": images.numpy()})
@@ -169,7 +169,7 @@ def test_the_head_of_the_global_model_is_no_member_unless_it_is_named():
     assert len(build(SPEC, found, *GREY).members) == 1
     shares = {"overlay-e": 3.0, HEAD: 1.0}
     module = build(SPEC, found, *GREY, combine="logits", shares=shares)
-    each = module.each(_digits())
+    each = module.member_logits(_digits())
     inputs = (_digits().float() - float(GREY[0][0])) / float(GREY[1][0])
     with split_network.inference(network), split_network.inference(overlay):
         expected = torch.stack([overlay(network.trunk(inputs)), network(inputs)])

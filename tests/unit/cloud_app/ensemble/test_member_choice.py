@@ -66,6 +66,6 @@ def test_where_nobody_is_left_it_is_the_fl_model():
 
 
 def test_answers_that_are_no_numbers_are_seen():
-    each = VOTES.each.clone()
+    each = VOTES.logits.clone()
     each[1, 7, 2], each[3, 0, 0] = torch.nan, torch.inf
-    assert dataclasses.replace(VOTES, each=each).no_numbers() == ["overlay-b", "head"]
+    assert dataclasses.replace(VOTES, logits=each).no_numbers() == ["overlay-b", "head"]

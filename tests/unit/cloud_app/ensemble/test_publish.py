@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from ensembles import DATA, RECORD, SPEC, trained
+from ensembles import DATA, RECORD, SPEC, ended, trained
 
 from cloud_app.ensemble import int8, model, run_archive
 from cloud_app.ensemble.member_choice import Choice
@@ -22,7 +22,6 @@ from emo.config import CloudConfig, Data, Model
 from emo.data import heldout, registry
 from emo.data.dataset import Dataset
 from emo.errors import DataError, ExportError
-from emo.wire.messages import OverlayWeights
 
 torch.set_num_threads(1)
 
@@ -207,9 +206,9 @@ def test_a_run_of_the_cloud_can_be_exported_again(parts, tmp_path, capsys):
         }
     )
     weights = {f"{part}.{name}": array for part in ("trunk", "head") for name, array in parts[part].items()}
-    overlays = {"good": OverlayWeights("r", "good", 7, 5, 3, parts["overlay-good"])}
+    overlays = {"good": parts["overlay-good"]}
     _, test = registry.load(config.data)
-    result = finish(config, weights, overlays, test, "r")
+    result = finish(config, ended(config, "r", weights, overlays), test, resumed=False)
     assert (result["version"], result["edges"]) == (1, {"good": {"steps": 7, "attempted": 5, "sent": 3}})
     again = from_folder(tmp_path, tmp_path / "models", "emo", Choice())
     assert again["version"] == 2
@@ -218,10 +217,10 @@ def test_a_run_of_the_cloud_can_be_exported_again(parts, tmp_path, capsys):
     assert first.read_bytes() == second.read_bytes()
     assert _says(second)["combine"] == "logits"
     # A process that was killed after this is followed by one that finishes the same run.
-    followed = finish(config, weights, overlays, test, "r", resumed=True)
+    followed = finish(config, ended(config, "r", weights, overlays), test, resumed=True)
     assert (followed["version"], followed["accuracy"]) == (2, result["accuracy"])
     assert Repository(tmp_path / "models").versions("emo") == [1, 2]
-    assert finish(config, weights, overlays, test, "another", resumed=True)["version"] == 3
+    assert finish(config, ended(config, "another", weights, overlays), test, resumed=True)["version"] == 3
 
 
 def test_the_command_exports_what_it_is_asked_for(parts, tmp_path, capsys, untraced):
@@ -256,9 +255,9 @@ def test_a_full_disk_does_not_cost_the_model(parts, tmp_path, monkeypatch, caplo
     write_weights = run_archive.write_weights
     monkeypatch.setattr(run_archive, "write_weights", full)
     weights = {f"{part}.{name}": array for part in ("trunk", "head") for name, array in parts[part].items()}
-    overlays = {"good": OverlayWeights("r", "good", 7, 5, 3, parts["overlay-good"])}
+    overlays = {"good": parts["overlay-good"]}
     _, test = registry.load(config.data)
-    assert finish(config, weights, overlays, test, "r")["version"] == 1
+    assert finish(config, ended(config, "r", weights, overlays), test, resumed=False)["version"] == 1
     assert "`emo export` will not find this run" in caplog.text
     caplog.clear()
     # There is room again while it exports; but for the sample image, which is not worth a run.
@@ -269,6 +268,6 @@ def test_a_full_disk_does_not_cost_the_model(parts, tmp_path, monkeypatch, caplo
         full()
 
     monkeypatch.setattr(run_archive, "write_weights", full_once)
-    assert finish(config, weights, overlays, test, "later")["sample"] is None
+    assert finish(config, ended(config, "later", weights, overlays), test, resumed=False)["sample"] is None
     assert "`emo export`" not in caplog.text
     assert run_archive.read(tmp_path)[0].run == "later"

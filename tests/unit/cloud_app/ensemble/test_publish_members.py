@@ -69,14 +69,14 @@ def test_an_archive_with_an_overlay_that_cannot_be_is_exported_without_it(parts,
 
 
 def test_a_member_that_answers_with_no_numbers_is_left_out(parts, tmp_path, monkeypatch, untraced):
-    real = model.Ensemble.each
+    real = model.Ensemble.member_logits
 
-    def each(self, images):
+    def broken(self, images):
         found = real(self, images)
         found[:1] = np.nan
         return found
 
-    monkeypatch.setattr(model.Ensemble, "each", each)
+    monkeypatch.setattr(model.Ensemble, "member_logits", broken)
     found = publish(RECORD, parts, Choice(), tmp_path, "m")
     assert found["left_out"] == {"overlay-bad": "it answers with NaN or infinity"}
     assert found["members"] == ["overlay-good"]
