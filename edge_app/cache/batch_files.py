@@ -105,9 +105,9 @@ class BatchFiles:
         failed |= files.sync_all({folder for above in folders.values() for folder in above})
         errors: dict[Key, OSError] = {}
         for key, path in places.items():
-            wrong = [failed[each] for each in (path, *folders[key]) if each in failed]
-            if wrong:
-                errors[key] = wrong[0]
+            error = next((failed[place] for place in (path, *folders[key]) if place in failed), None)
+            if error:
+                errors[key] = error
             else:
                 self._known.add(path.parent)
         return errors

@@ -52,7 +52,7 @@ class Catalogue:
         superseded += self._below(key) if settled else []
         victims: list[Key] | None = []
         if self._evictor:
-            more = row.size - sum(each.size for each in superseded)
+            more = row.size - sum(old.size for old in superseded)
             victims = self._evictor.victims(key, more, self._freed)
         if victims is None:
             return None

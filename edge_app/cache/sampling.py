@@ -46,23 +46,6 @@ class Uniform(BatchRecords):
         """The next key and the weight of its loss, 1 on average; None when there is none."""
         return (self._keys[self._random.integers(len(self))], 1.0) if len(self) else None
 
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "random": self._random.bit_generator.state}
-
-    def resume(self, state: dict[str, Any]) -> None:
-        """As BatchRecords.resume; with the same batches `pick` then names the same keys."""
-        before = self._random.bit_generator.state
-        try:
-            self._random.bit_generator.state = state["random"]
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            self._random.bit_generator.state = before
-            raise CacheError(f"the state of the sampling is damaged: {error!r}") from error
-        try:
-            super().resume(state)
-        except CacheError:
-            self._random.bit_generator.state = before
-            raise
-
 
 class Importance(Uniform):
     def __init__(self, random: np.random.Generator) -> None:
@@ -155,69 +138,73 @@ class Sampler:
         self.clear()
 
     def clear(self) -> None:
-        self._of: dict[str, Uniform] = {}
+        self._devices: dict[str, Uniform] = {}
         self._given: dict[str, int] = {}  # new ones so far, by device
         self._count = 0
 
     @property
     def fresh(self) -> int:
-        return sum(each.fresh for each in self._of.values())
+        return sum(batches.fresh for batches in self._devices.values())
 
     def __len__(self) -> int:
         return self._count
 
     def __contains__(self, key: Key) -> bool:
-        return key[0] in self._of and key in self._of[key[0]]
+        return key[0] in self._devices and key in self._devices[key[0]]
 
     def version(self, key: Key) -> int | None:
-        return self._of[key[0]].version(key) if key[0] in self._of else None
+        return self._devices[key[0]].version(key) if key[0] in self._devices else None
 
     def add(self, key: Key, version: int) -> None:
-        if key[0] not in self._of:
-            self._of[key[0]] = self._kind(self._random)
+        if key[0] not in self._devices:
+            self._devices[key[0]] = self._kind(self._random)
         self._count += key not in self
-        self._of[key[0]].add(key, version)
+        self._devices[key[0]].add(key, version)
 
     def remove(self, key: Key) -> None:
         if key in self:
             self._count -= 1
-            self._of[key[0]].remove(key)
+            self._devices[key[0]].remove(key)
 
     def trained(self, key: Key, loss: float) -> None:
         if key in self:
-            self._of[key[0]].trained(key, loss)
+            self._devices[key[0]].trained(key, loss)
 
     def column(self, name: str) -> NDArray[Any]:
         return np.concatenate(
-            [BatchRecords().column(name), *(each.column(name) for each in self._of.values())]
+            [BatchRecords().column(name), *(batches.column(name) for batches in self._devices.values())]
         )
 
     def pick(self) -> tuple[Key, float] | None:
         """The next key and the weight of its loss, 1 on average; None when there is none."""
         for key in self.due(1):
-            self._of[key[0]].seen(key)
+            self._devices[key[0]].seen(key)
             self._given[key[0]] = self._given.get(key[0], 0) + 1
             return key, 1.0
         if not self._count:
             return None
-        counts = np.array([len(each) for each in self._of.values()])
+        counts = np.array([len(batches) for batches in self._devices.values()])
         held = np.sort(counts[counts > 0])
         ends = np.cumsum(np.minimum(counts, held[(len(held) - 1) // 2]))
         place = int(np.searchsorted(ends, self._random.random() * ends[-1], side="right"))
-        return list(self._of.values())[place].pick()
+        return list(self._devices.values())[place].pick()
 
     def due(self, count: int) -> list[Key]:
         """What `pick` names next, whatever chance has; beyond the first, if nothing else happens. At most `count`, in order."""
-        new = {device: each for device, each in self._of.items() if each.fresh} if self._first else {}
+        new = (
+            {device: batches for device, batches in self._devices.items() if batches.fresh}
+            if self._first
+            else {}
+        )
         if not new:
             return []
         had = sorted(given for given in self._given.values() if given)
         most = _TIMES * had[(len(had) - 1) // 2] if had else 0
         turns = [
             (given + place, order, key)
-            for order, (device, each) in enumerate(new.items())
+            for order, (device, batches) in enumerate(new.items())
             for given in (self._given.get(device, 0),)
-            for place, key in enumerate(each.newest(count))
+            for place, key in enumerate(batches.newest(count))
             if given + place <= most or not had
         ]
         return [key for *_, key in heapq.nsmallest(count, turns)]
@@ -226,37 +213,38 @@ class Sampler:
         return {
             "given": dict(self._given),
             "random": self._random.bit_generator.state,
-            "of": {device: each.state() for device, each in self._of.items()},
+            "of": {device: batches.state() for device, batches in self._devices.items()},
         }
 
     def resume(self, state: dict[str, Any]) -> None:
         """As BatchRecords.resume; with the same batches `pick` then names the same keys."""
         before = self._random.bit_generator.state
-        of: dict[str, Uniform] = {}
+        devices: dict[str, Uniform] = {}
         try:
             for device, records in state["of"].items():
-                of[str(device)] = self._kind(self._random)
-                for key, version in self._keys(device):
-                    of[device].add(key, version)
-                of[device].resume(records)
+                devices[device] = self._kind(self._random)
+                for key, version in self._versions(device):
+                    devices[device].add(key, version)
+                devices[device].resume(records)
             given = {str(device): int(count) for device, count in state["given"].items()}
             self._random.bit_generator.state = state["random"]
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             self._random.bit_generator.state = before
             raise CacheError(f"the state of the sampling is damaged: {error!r}") from error
-        except CacheError:
-            self._random.bit_generator.state = before
-            raise
-        self._of, self._given = {**of, **{d: each for d, each in self._of.items() if d not in of}}, given
+        self._devices = {**devices, **{d: kept for d, kept in self._devices.items() if d not in devices}}
+        self._given = given
 
-    def _keys(self, device: str) -> list[tuple[Key, int]]:
-        each = self._of.get(device)
-        return [] if each is None else [(key, each.version(key) or 0) for key in each.keys()]  # noqa: SIM118 - a method of ours
+    def _versions(self, device: str) -> list[tuple[Key, int]]:
+        batches = self._devices.get(device)
+        return [(key, batches.version(key) or 0) for key in batches.keys()] if batches else []  # noqa: SIM118 - a method of ours
 
 
 def as_json(state: dict[str, Any]) -> dict[str, Any]:
     """A `state` with its rows as text; as batch_records.as_json."""
-    return {**state, "of": {device: batch_records.as_json(each) for device, each in state["of"].items()}}
+    return {
+        **state,
+        "of": {device: batch_records.as_json(records) for device, records in state["of"].items()},
+    }
 
 
 POLICIES: dict[str, Callable[[np.random.Generator], Sampler]] = {

@@ -63,8 +63,8 @@ class World(NamedTuple):
 
     def shares(self, samples: int) -> list[tuple[int, int]]:
         """Where the part of each rank begins and ends; rank 0 has one of the largest."""
-        each, more = divmod(samples, self.size)
-        return list(pairwise(rank * each + min(rank, more) for rank in range(self.size + 1)))
+        part, rest = divmod(samples, self.size)
+        return list(pairwise(rank * part + min(rank, rest) for rank in range(self.size + 1)))
 
     def join(self) -> None:
         """Returns when all ranks are there. Raises EmoError when they do not come."""
@@ -95,10 +95,10 @@ def world(environ: Mapping[str, str] = os.environ) -> World | None:
 class _Shared(Descent):
     """One rank's part in the steps of all."""
 
-    def __init__(self, world: World, module: nn.Module, *given: Any) -> None:
+    def __init__(self, world: World, module: nn.Module, *args: Any) -> None:
         if torch.cuda.is_available():
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        super().__init__(module, *given)
+        super().__init__(module, *args)
         self._world = world
 
     def begin(self) -> None:
@@ -146,7 +146,7 @@ class Leader(AbstractContextManager["Leader"]):
     def trainer(self, module: nn.Module, settings: Overlay, device: torch.device | str = "cpu") -> Trainer:
         """`Trainer(module, settings, device)` with all ranks behind it. Its `step` also raises EmoError, after it has
         called `on_lost`, when a rank is lost."""
-        return Trainer(module, settings, device, lambda *given: _Led(self, *given))
+        return Trainer(module, settings, device, lambda *args: _Led(self, *args))
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -191,8 +191,8 @@ class Leader(AbstractContextManager["Leader"]):
 class _Led(_Shared):
     """Rank 0's own part: it gives the orders."""
 
-    def __init__(self, leader: Leader, *given: Any) -> None:
-        super().__init__(leader.world, *given)
+    def __init__(self, leader: Leader, *args: Any) -> None:
+        super().__init__(leader.world, *args)
         self._leader = leader
         self._alike = False  # whether the ranks that follow this descent have the same
 

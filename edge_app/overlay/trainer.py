@@ -88,7 +88,7 @@ class Descent:
 
 
 class Trainer:
-    """Trains `module` in place, on `device`, with cross entropy and SGD as `settings` has it.
+    """Trains `module` in place, on `device`, with cross entropy and SGD as `settings` say.
 
     `weights` gives the running average of the weights (Polyak), which moves by 1 - `settings.average` a step, faster
     in the beginning: at a constant rate the last step's own weights scatter by a point of accuracy.
@@ -173,8 +173,7 @@ class Trainer:
         return (loss / count, right / count) if count else (math.nan, math.nan)
 
     def weights(self) -> dict[str, NDArray[np.generic]]:
-        """The whole state, averaged, under all names, and buffers as they are: name -> array, copied, so that later steps
-        do not change it."""
+        """The whole state: averaged parameters, under all their names, and buffers as they are. Name -> array, copied."""
         state = self._module.state_dict() | self._mean
         state |= {name: state[first] for name, first in self._tied.items()}
         return {name: value.detach().cpu().numpy().copy() for name, value in state.items()}
@@ -193,9 +192,8 @@ class Trainer:
     def load(self, state: State) -> None:
         """Go on from `state`, of a trainer of the same module. Raises ModelError, before anything changes, when it
         is not that."""
-        wrong = state.misfit(self.kept)
-        if wrong:
-            raise ModelError(f"a checkpoint of another overlay: {wrong}")
+        if misfit := state.misfit(self.kept):
+            raise ModelError(f"a checkpoint of another overlay: {misfit}")
         self._augment.resume(state.random)
         self._put(state)
         for name, parameter in self._parameters.items():
@@ -210,8 +208,8 @@ class Trainer:
         if weights is None or all(weight == 1.0 for weight in weights):
             return Rows(activations, labels[None])
         counts = [len(y) for _, y in batches]
-        each = torch.from_numpy(np.repeat(np.asarray(weights, np.float32), counts)).to(self._device)
-        return Rows(activations, labels[None], each[None])
+        of_samples = torch.from_numpy(np.repeat(np.asarray(weights, np.float32), counts)).to(self._device)
+        return Rows(activations, labels[None], of_samples[None])
 
     def _rate(self, progress: float) -> float:
         rate = self._settings.lr
@@ -243,7 +241,7 @@ class Trainer:
             self._roll_back()
 
     def _roll_back(self) -> None:
-        """Random numbers go on: the same ones would lead to the same end."""
+        """To the weights that were kept. The random numbers do not go back: the same ones would lead to the same end."""
         self._put(self.kept)
         self._refused_in_a_row = 0
         self.rollbacks += 1
@@ -279,21 +277,17 @@ def backward(call: Callable[[Tensor], Tensor], rows: Rows, total: float) -> Tens
     Returns the cross entropies (K, N), unweighted; NaN where a label has no class.
     """
     with Draws(rows.activations.device).seeded(rows.seed):
-        return _backward(call, rows, total)
+        logits = call(rows.activations)
+        classes = logits.shape[1]
+        known = (rows.labels >= 0) & (rows.labels < classes)
+        labels = rows.labels.clamp(0, classes - 1)  # on a GPU another one would end the process
+        if rows.weights is None:
+            loss = functional.cross_entropy(logits, labels[0]) * (len(logits) / total)
+        else:
+            loss = (rows.weights * _cross_entropies(logits, labels)).sum() / total
+        loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no annotations
+        return torch.where(known, _cross_entropies(logits.detach(), labels), math.nan)
 
 
-def _backward(call: Callable[[Tensor], Tensor], rows: Rows, total: float) -> Tensor:
-    logits = call(rows.activations)
-    classes = logits.shape[1]
-    known = (rows.labels >= 0) & (rows.labels < classes)
-    labels = rows.labels.clamp(0, classes - 1)  # on a GPU another one would end the process
-    if rows.weights is None:
-        loss = functional.cross_entropy(logits, labels[0]) * (len(logits) / total)
-    else:
-        loss = (rows.weights * _each(logits, labels)).sum() / total
-    loss.backward()  # type: ignore[no-untyped-call]  # torch gives it no annotations
-    return torch.where(known, _each(logits.detach(), labels), math.nan)
-
-
-def _each(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch.stack([functional.cross_entropy(logits, each, reduction="none") for each in labels])
+def _cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([functional.cross_entropy(logits, row, reduction="none") for row in labels])

@@ -100,7 +100,7 @@ def test_a_restart_goes_on_with_the_same_picks(policy, before, after, left_out):
     one = sampler(policy)
     play(one, before)
     state = json.loads(json.dumps(as_json(one.state())))
-    there = [key for each in one._of.values() for key in each.keys() if key not in left_out]  # noqa: SIM118 - ours
+    there = [key for each in one._devices.values() for key in each.keys() if key not in left_out]  # noqa: SIM118 - ours
     for key in left_out:
         one.remove(key)
     two = sampler(policy, seed=99)
@@ -128,7 +128,7 @@ def test_what_came_while_it_was_down_is_new(policy):
     for batch, version in ((7, 7), (0, 0), (1, 5), (2, 2)):
         two.add(("d", batch), version)
     two.resume(state)
-    assert two._of["d"].newest(9) == [("d", 1), ("d", 7)]
+    assert two._devices["d"].newest(9) == [("d", 1), ("d", 7)]
     assert sorted(two.column("trained")) == [0, 0, 1, 1]
 
 
@@ -151,7 +151,7 @@ def test_what_came_while_it_was_down_is_new(policy):
 def test_a_damaged_state_is_refused_and_changes_nothing(policy, damage):
     one, two = filled(policy), filled(policy)
     if "loss" in damage:
-        two._of["d"]._rows["loss"][3] = damage["loss"]
+        two._devices["d"]._rows["loss"][3] = damage["loss"]
         state = as_json(two.state())
     else:
         state = as_json(one.state())
