@@ -25,11 +25,11 @@ from testbed.simulation.run_folder import Run
 
 def digest(arrays: Mapping[str, np.ndarray]) -> str:
     """Of the arrays, whatever their order."""
-    found = hashlib.sha256()
+    whole = hashlib.sha256()
     for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()
+        whole.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        whole.update(np.ascontiguousarray(array).tobytes())
+    return whole.hexdigest()
 
 
 def measure(rounds: int, devices: int) -> dict[str, str]:
@@ -60,8 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--devices", type=int, default=10, metavar="N", help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     args = parser.parse_args(argv)
-    found = measure(args.rounds, args.devices)
-    print(json.dumps(found) if args.json else "\n".join(f"{part:<10} {each}" for part, each in found.items()))
+    digests = measure(args.rounds, args.devices)
+    print(
+        json.dumps(digests)
+        if args.json
+        else "\n".join(f"{part:<10} {each}" for part, each in digests.items())
+    )
     return 0
 
 

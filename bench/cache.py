@@ -70,13 +70,13 @@ def main() -> None:
         folder = Path(name)
         cases = {case.name: _speeds(folder, case, args.batches, args.turns) for case in CASES}
         _table(cases)
-        found = dict(cases[CASES[0].name])
-        found["space_amplification"] = _amplification(folder, args.overwrites)
-        found["rebuild_s_100k"] = _rebuild(folder, args.entries) * 100_000 / args.entries
-    found |= replay.measure()
-    figures.show(found)
+        result = dict(cases[CASES[0].name])
+        result["space_amplification"] = _amplification(folder, args.overwrites)
+        result["rebuild_s_100k"] = _rebuild(folder, args.entries) * 100_000 / args.entries
+    result |= replay.measure()
+    figures.show(result)
     named = [{"name": name, **case} for name, case in cases.items()]
-    figures.write(args.json, {**found, "cases": named})
+    figures.write(args.json, {**result, "cases": named})
 
 
 def _content(case: Case, seed: int) -> Content:
@@ -103,10 +103,10 @@ def _speeds(folder: Path, case: Case, batches: int, turns: int) -> Figures:
             shutil.rmtree(place)
         rows.append(row)
     medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    found = {
+    speeds = {
         f"{key}_MBps": megabytes / seconds for key, seconds in medians.items() if not key.endswith("_us")
     }
-    return found | {key: 1e6 * seconds / count for key, seconds in medians.items() if key.endswith("_us")}
+    return speeds | {key: 1e6 * seconds / count for key, seconds in medians.items() if key.endswith("_us")}
 
 
 def _cache_turn(place: Path, case: Case, stream: list[Content]) -> Figures:

@@ -25,14 +25,14 @@ def main() -> None:
     args, options = parser.parse_known_args()
     runs = [_run(seed, [option for option in options if option != "--"]) for seed in range(args.seeds)]
     gains = [run["bagged"] - run["fl"] for run in runs]
-    found = {
+    summary = {
         "gain_points": [round(100 * gain, 2) for gain in gains],
         "mean_gain_points": round(100 * sum(gains) / len(gains), 2),
         "seconds": max(run["seconds"] for run in runs),
         "peak_mib": max(run["peak_mib"] for run in runs),
     }
-    figures.show(found)
-    figures.write(args.json, {"runs": runs, **found})
+    figures.show(summary)
+    figures.write(args.json, {"runs": runs, **summary})
 
 
 def _run(seed: int, options: list[str]) -> dict[str, Any]:
@@ -48,10 +48,10 @@ def _run(seed: int, options: list[str]) -> dict[str, Any]:
         seconds = time.perf_counter() - began
         if process.returncode:
             sys.exit(f"emo demo ended with {process.returncode}")
-        found = json.loads(out.read_text(encoding="utf-8"))
-    accuracy = {name: found["accuracy"][name] for name in ("fl", "boosted", "bagged", "bagged_logits")}
+        result = json.loads(out.read_text(encoding="utf-8"))
+    accuracy = {name: result["accuracy"][name] for name in ("fl", "boosted", "bagged", "bagged_logits")}
     run = {"seed": seed, **accuracy, "seconds": round(seconds, 1), "peak_mib": round(peak / 2**20)}
-    run |= {"bytes": found["bytes"], "sent_fraction": found["sent_fraction"], "broker": found["broker"]}
+    run |= {"bytes": result["bytes"], "sent_fraction": result["sent_fraction"], "broker": result["broker"]}
     figures.line(run)
     return run
 

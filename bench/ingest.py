@@ -71,13 +71,13 @@ def main() -> None:
         rows.append(_case(case, cores, args.seconds))
         figures.line(rows[-1], "  ")
     first = rows[0]
-    found = {
+    summary = {
         "MBps_fp32": {"idle": first["idle"], "training": first["training"]},
         "trainer_slowdown": first["trainer_slowdown"],
         "codec": first["codec"],
         "cases": rows,
     }
-    figures.write(args.json, found)
+    figures.write(args.json, summary)
 
 
 def _case(case: Case, cores: list[int], seconds: float) -> dict[str, Any]:

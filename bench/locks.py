@@ -79,9 +79,9 @@ def main() -> None:
         tempfile.TemporaryDirectory() as folder,
         _edge(Path(folder)) as (node, locks),
     ):
-        found = _measure(node, locks, args.seconds)
-    figures.show(found)
-    figures.write(args.json, found)
+        measured = _measure(node, locks, args.seconds)
+    figures.show(measured)
+    figures.write(args.json, measured)
 
 
 @contextlib.contextmanager
@@ -146,16 +146,16 @@ def _measure(node: EdgeNode, locks: list[Timed], seconds: float) -> dict[str, An
     stop.set()
     for thread in threads:
         thread.join()
-    found: dict[str, Any] = {"locks": len(locks), **counts}
+    waited: dict[str, Any] = {"locks": len(locks), **counts}
     for name in ("receiving", "training"):
         waits = np.array([wait for lock in locks for wait in list(lock.waits[name])]) * 1e3
         held = np.array([hold for lock in locks for hold in list(lock.held[name])]) * 1e3
-        found[f"{name}_waits"] = len(waits)
-        found[f"{name}_longest_ms"] = round(float(waits.max()), 2)
-        found[f"{name}_999_ms"] = round(float(np.quantile(waits, 0.999)), 3)
-        found[f"{name}_held_ms"] = round(float(held.max()), 2)
-    found |= {f"slowest_{name}_ms": round(1e3 * value, 1) for name, value in slowest.items()}
-    return found
+        waited[f"{name}_waits"] = len(waits)
+        waited[f"{name}_longest_ms"] = round(float(waits.max()), 2)
+        waited[f"{name}_999_ms"] = round(float(np.quantile(waits, 0.999)), 3)
+        waited[f"{name}_held_ms"] = round(float(held.max()), 2)
+    waited |= {f"slowest_{name}_ms": round(1e3 * value, 1) for name, value in slowest.items()}
+    return waited
 
 
 if __name__ == "__main__":

@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=100, help="in the cache")
     parser.add_argument("--steps", type=int, default=8, help="that are timed at a time")
     args = parser.parse_args()
-    found = measure(args.model, args.width, args.codec, args.batches, args.steps, args.turns)
-    figures.show(found)
-    figures.write(args.json, found)
+    measured = measure(args.model, args.width, args.codec, args.batches, args.steps, args.turns)
+    figures.show(measured)
+    figures.write(args.json, measured)
 
 
 def measure(
@@ -134,9 +134,9 @@ def _from_tensor(trainer: Trainer, arrays: Tensor, labels: Tensor, random: np.ra
 
 def _from_cache(trainer: Trainer, cache: ReplayCache) -> Step:
     def sample() -> Sample:
-        found = cache.sample()
-        assert found is not None
-        return found
+        sampled = cache.sample()
+        assert sampled is not None
+        return sampled
 
     def step() -> None:
         samples = [sample() for _ in range(_TOGETHER)]

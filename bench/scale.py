@@ -159,12 +159,12 @@ def main() -> None:
     args = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # for the broker too: two a device and some
-    found = []
+    runs = []
     for count in args.devices:
         with tempfile.TemporaryDirectory(prefix="emo-scale-") as folder:
-            found.append(asyncio.run(run(count, Path(folder))))
-        print(json.dumps(found[-1]), flush=True)
-    figures.write(args.json, found)
+            runs.append(asyncio.run(run(count, Path(folder))))
+        print(json.dumps(runs[-1]), flush=True)
+    figures.write(args.json, runs)
 
 
 if __name__ == "__main__":

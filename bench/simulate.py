@@ -51,20 +51,20 @@ def main() -> None:
         }
         if args.peers:
             turns |= _peers(args)
-        found: dict[str, list[float]] = {name: [] for name in turns}
+        rounds: dict[str, list[float]] = {name: [] for name in turns}
         for turn in range(args.turns):
             for name, take in turns.items():
-                found[name] += take()
-                times = ", ".join(f"{seconds:.2f}" for seconds in found[name])
+                rounds[name] += take()
+                times = ", ".join(f"{seconds:.2f}" for seconds in rounds[name])
                 print(f"turn {turn + 1}: {name[:-2]}: {times}", flush=True)
-    medians = {name: statistics.median(times) for name, times in found.items()}
+    medians = {name: statistics.median(times) for name, times in rounds.items()}
     if args.peers:
         medians["pfl_s"] = min(medians["pfl_one_s"], medians["pfl_many_s"])
     emo = medians["emo_s"]
     ratios = {f"ratio_{name[:-2]}": seconds / emo for name, seconds in medians.items() if name != "emo_s"}
     figures.show(medians | ratios)
     machine = {"workers": args.workers, "cores": os.cpu_count()}
-    figures.write(args.json, {**machine, **medians, **ratios, "rounds": found})
+    figures.write(args.json, {**machine, **medians, **ratios, "rounds": rounds})
 
 
 def parser() -> argparse.ArgumentParser:

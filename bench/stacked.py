@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     spec = Model(name=args.model, width=args.width, norm=args.norm, input=(3, 32, 32))
     streams = _noise(spec, args.devices, args.samples, args.batch_size, args.torch_device)
-    found = {
+    result = {
         "model": f"{args.model} x {args.width:g}, {args.norm} norm",
         "devices": args.devices,
         "samples": args.samples,
@@ -46,8 +46,8 @@ def main() -> None:
         "on": torch.cuda.get_device_name() if args.torch_device.startswith("cuda") else "cpu, one thread",
         **_measure(spec, streams, args.rounds, args.torch_device),
     }
-    figures.show(found)
-    figures.write(args.json, found)
+    figures.show(result)
+    figures.write(args.json, result)
 
 
 def _measure(spec: Model, streams: Streams, rounds: int, device: str) -> dict[str, Any]:
@@ -56,12 +56,12 @@ def _measure(spec: Model, streams: Streams, rounds: int, device: str) -> dict[st
     stack = Stack(split_network.network(spec, 0), device)
 
     def alone() -> list[Weights]:
-        found: list[Weights] = []
+        weights: list[Weights] = []
         for stream in streams:
             split_network.load(net, start)
             list(train(net, stream, settings))
-            found.append(split_network.weights(net))
-        return found
+            weights.append(split_network.weights(net))
+        return weights
 
     def together() -> list[Weights]:
         stack.load(start, len(streams))

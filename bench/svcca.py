@@ -68,7 +68,7 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
                 times[name].append((time.process_time() - began) * 1e3)
     ms = {name: statistics.median(taken) for name, taken in times.items()}
     direct_svd = min(ms["direct32"], ms["direct64"])
-    found = {
+    case = {
         "n": n,
         "c": c,
         "ms": round(ms["svcca"], 3),
@@ -80,8 +80,8 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
         "cka_ms": round(ms["cka"], 3),
     }
     if n <= SMALL:
-        found["batch_ms"] = round(ms["batch"] / BATCH, 3)
-    return found
+        case["batch_ms"] = round(ms["batch"] / BATCH, 3)
+    return case
 
 
 def direct(a: Floats, b: Floats) -> float:

@@ -63,7 +63,7 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
         same &= all(np.array_equal(weights[True][key], weights[False][key]) for key in start)
     channel.stop()
     medians = {on: statistics.median(times) for on, times in seconds.items()}
-    found = {
+    case = {
         "model": f"{name} x {width:g}",
         "codec": codec,
         "ratio": round(medians[True] / medians[False], 4),
@@ -74,8 +74,8 @@ def _case(name: str, width: float, codec: str, rounds: int, broker: Broker) -> d
         "batches_sent": journal.counts["sent.ActivationBatch"],
         "bytes_sent": journal.counts["sent_bytes.ActivationBatch"],
     }
-    figures.line(found)
-    return found
+    figures.line(case)
+    return case
 
 
 def _node(spec: Model, codec: str, on: bool) -> DeviceNode:

@@ -88,8 +88,8 @@ def main() -> None:
     rows = []
     for name, width, classes in NETWORKS:
         spec = Model(name=name, width=width, input=(3, 32, 32), classes=classes)
-        found = measure(spec, args.members, args.batch, args.threads)
-        rows.append({"network": name, "width": width, **found})
+        measured = measure(spec, args.members, args.batch, args.threads)
+        rows.append({"network": name, "width": width, **measured})
         figures.line(rows[-1], " ")
     setup = {"members": args.members, "batch": args.batch, "threads": args.threads}
     figures.write(args.json, {**setup, "rows": rows})

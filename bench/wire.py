@@ -180,8 +180,8 @@ def _speeds(codec: str, now: np.ndarray, bases: list[np.ndarray | None]) -> tupl
     return now.nbytes / 1e6 / (between - began), now.nbytes / 1e6 / (ended - between)
 
 
-def _relative(found: np.ndarray, wanted: np.ndarray) -> float:
-    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+def _relative(ours: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(ours - wanted) / np.linalg.norm(wanted))
 
 
 if __name__ == "__main__":

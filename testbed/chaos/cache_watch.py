@@ -1,6 +1,6 @@
 """Looks at the edges' caches from outside while they run: no batch may go back to an older version.
 
-Knows the names of cached files, which carry their version. Opens none of them, and holds no lock.
+It reads the names of cached files, which carry their version, opens none of them, and holds no lock.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ from pathlib import Path
 _NAME = re.compile(r"(\d+)-(\d+)-[0-9a-f]{8}\.h5")
 
 
-class Watch:
+class CacheWatch:
     """`caches`: edge -> its cache.dir. `backwards`: a sentence for each step back that `look` saw."""
 
     def __init__(self, caches: Mapping[str, Path]) -> None:
@@ -39,11 +39,11 @@ def newest(folder: Path) -> dict[tuple[str, int], int]:
 
 
 def _read(folder: Path) -> dict[tuple[str, int], int]:
-    found: dict[tuple[str, int], int] = {}
+    versions: dict[tuple[str, int], int] = {}
     with contextlib.suppress(OSError):  # folders may go too
         for path in folder.glob("batches/*/*/*.h5"):
             match = _NAME.fullmatch(path.name)
             if match:
                 key = (path.parts[-3], int(match[1]))
-                found[key] = max(found.get(key, -1), int(match[2]))
-    return found
+                versions[key] = max(versions.get(key, -1), int(match[2]))
+    return versions

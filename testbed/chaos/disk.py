@@ -1,7 +1,7 @@
 """Disks that can be filled: a small file system of its own for each tier, where we may mount one.
 
-Knows folders and mounts. Knows no tier and no fault schedule. As root on Linux a folder is a tmpfs, and full means
-ENOSPC for whoever writes there. Elsewhere the process itself may write no byte more to any file (RLIMIT_FSIZE, EFBIG).
+As root on Linux a folder is a tmpfs, and full means ENOSPC for whoever writes there. Elsewhere the process itself may write no
+byte more to any file (RLIMIT_FSIZE, EFBIG).
 """
 
 import contextlib

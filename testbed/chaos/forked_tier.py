@@ -1,8 +1,8 @@
-"""What stands between `emo chaos` and a tier: a process that is `emo ARGS` in all but three things.
+"""A process that is `emo ARGS` for `emo chaos` in all but three things.
 
 Its libraries were imported before it was forked (process.py), so that a restart takes a tenth of a second and not
-five; its wall clock is `time.time` and an offset that others may write, eight bytes of a file; and it dies with who
-started it. Knows nothing of what it runs. No tier knows of this.
+five; its wall clock is `time.time` and an offset that others may write, eight bytes of a file; and it dies with the process that
+started it.
 """
 
 import ctypes

@@ -1,17 +1,15 @@
 """What must hold of a run whatever happened to it, read from what its tiers wrote: judged here, recomputed elsewhere.
 
-Knows the event logs of cloud, edges and devices. Knows no process, no fault, no array and no file but a log.
-
-    logs      every line of every log is whole; no process wrote a traceback
-    ended     the run ended, nothing ended by itself, everything ended when it was asked to
-    closed    every round was closed once, with the members that were counted, and who is missing is named
-    counted   no update was lost or counted twice; what was counted is what the device has trained
-    forward   nothing went back: no round, no cached version; no overlay by more than its checkpoint allows
-    bits      the recorded members, trained anew, give the recorded models and the final one, bit for bit
-    cache     every cached batch is what its device computed in the round that its version says
-    unharmed  beside hostile nodes: no log can be forged or flooded, no process grows, what is served is no worse than the
-              FL model
-    served    the ensemble of all edges that anything has reached was exported once and answers a request
+logs      every line of every log is whole; no process wrote a traceback
+ended     the run ended, nothing ended by itself, everything ended when it was asked to
+closed    every round was closed once, with the members that were counted, and who is missing is named
+counted   no update was lost or counted twice; what was counted is what the device has trained
+forward   nothing went back: no round, no cached version; no overlay by more than its checkpoint allows
+bits      the recorded members, trained anew, give the recorded models and the final one, bit for bit
+cache     every cached batch is what its device computed in the round that its version says
+unharmed  beside hostile nodes: no log can be forged or flooded, no process grows, what is served is no worse than the
+          FL model
+served    the ensemble of all edges that anything has reached was exported once and answers a request
 """
 
 import json
@@ -151,28 +149,28 @@ class Rounds:
 
     def _round(self, event: Event) -> None:
         number, left_out = event["round"], set(event["left_out"])
-        found = Closed(self._asked.get(number, frozenset()), dict(event["members"]), event["digest"])
+        closed = Closed(self._asked.get(number, frozenset()), dict(event["members"]), event["digest"])
         if number in self.closed:  # killed after the line, before the next checkpoint: it is written again
-            if found != self.closed[number]:
+            if closed != self.closed[number]:
                 self._wrong("closed", f"round {number} was closed twice, and not with the same members")
             self._again.discard(number)
             return
         if number != len(self.closed) + 1:
             self._wrong("forward", f"round {number} was closed after round {len(self.closed)}")
-        members = found.members.keys()
-        if members | left_out != found.asked or members & left_out:
+        members = closed.members.keys()
+        if members | left_out != closed.asked or members & left_out:
             self._wrong(
                 "closed",
-                f"round {number} asked {_names(found.asked)}, counted {_names(members)}, left out {_names(left_out)}",
+                f"round {number} asked {_names(closed.asked)}, counted {_names(members)}, left out {_names(left_out)}",
             )
         if event["updates"] != len(members):
             self._wrong("closed", f"round {number} says {event['updates']} updates of {len(members)} members")
-        if found.members != self._counted.get(number, {}):
+        if closed.members != self._counted.get(number, {}):
             told = _names(self._counted.get(number, {}))
             self._wrong("counted", f"round {number} counted {told}, and recorded {_names(members)}")
         if self._strict and left_out:
             self._wrong("counted", f"round {number} left out {_names(left_out)}, with time to wait")
-        self.closed[number] = found
+        self.closed[number] = closed
 
     def _export(self, event: Event) -> None:
         self._exported += 1
@@ -205,8 +203,8 @@ def devices(logs: Mapping[str, Sequence[Event]], rounds: Rounds) -> list[Violati
                 wrong.append(Violation("bits", text))
         wrong += [
             Violation("counted", f"round {number} counted {device}, who never trained it")
-            for number, found in sorted(rounds.closed.items())
-            if device in found.members and number not in trained
+            for number, closed in sorted(rounds.closed.items())
+            if device in closed.members and number not in trained
         ]
     return wrong
 

@@ -1,7 +1,7 @@
 """Processes that others may kill, stop and start again at will.
 
-Knows processes, their exit statuses and their logs. Knows no fleet and no fault. Two kinds behind one face: a tier,
-forked from a process that has imported everything (forked_tier.py), and a program of its own (the broker).
+There are two kinds: a tier, forked from a process that has imported everything (forked_tier.py), and a program of its own (the
+broker).
 """
 
 import contextlib

@@ -1,7 +1,4 @@
-"""TCP between a node and its broker, which gets worse when told to: cut, silent, slow, late.
-
-Knows sockets and bytes. Knows no MQTT, no fault schedule and no process. One thread carries every link.
-"""
+"""TCP between a node and its broker, which gets worse when told to: cut, silent, slow, late. One thread carries every link."""
 
 import asyncio
 import contextlib
@@ -17,7 +14,7 @@ _START_S = 10.0
 
 
 @dataclass(frozen=True)
-class Weather:
+class LinkState:
     """Of one link, both directions. `refuse`: who connects is hung up on. `silent`: nothing goes through, not even
     an end, and nothing is lost: as when packets are dropped and TCP sends them again later. `rate`: bytes a second.
     `delay_s`: how much later everything arrives."""
@@ -28,7 +25,7 @@ class Weather:
     delay_s: float = 0.0
 
 
-CLEAR = Weather()
+CLEAR = LinkState()
 
 
 class Link:
@@ -37,14 +34,14 @@ class Link:
     def __init__(self, name: str, port: int, target: int, loop: asyncio.AbstractEventLoop) -> None:
         self.name, self.port, self.target = name, port, target
         self.passed = 0  # bytes, both directions
-        self._loop, self._weather = loop, CLEAR
+        self._loop, self._link_state = loop, CLEAR
         self._heard = asyncio.Event()  # is set while something may pass
         self._heard.set()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def set(self, weather: Weather) -> None:
+    def set(self, state: LinkState) -> None:
         """From now on; what is open stays open."""
-        self._loop.call_soon_threadsafe(self._set, weather)
+        self._loop.call_soon_threadsafe(self._set, state)
 
     def cut(self) -> None:
         """Every connection ends, without a word of MQTT."""
@@ -52,9 +49,9 @@ class Link:
 
     # -- on the proxy's thread
 
-    def _set(self, weather: Weather) -> None:
-        self._weather = weather
-        (self._heard.clear if weather.silent else self._heard.set)()
+    def _set(self, state: LinkState) -> None:
+        self._link_state = state
+        (self._heard.clear if state.silent else self._heard.set)()
 
     def _cut(self) -> None:
         for task in self._tasks:
@@ -67,7 +64,7 @@ class Link:
         task.add_done_callback(self._tasks.discard)
         with contextlib.suppress(OSError, asyncio.CancelledError):
             try:
-                if not self._weather.refuse:
+                if not self._link_state.refuse:
                     await self._carry(reader, writer)
             finally:
                 writer.transport.abort()
@@ -94,8 +91,8 @@ class Link:
 
         async def take() -> None:
             while data := await reader.read(_PIECE):
-                await pieces.put((self._loop.time() + self._weather.delay_s, data))
-            await pieces.put((self._loop.time() + self._weather.delay_s, b""))
+                await pieces.put((self._loop.time() + self._link_state.delay_s, data))
+            await pieces.put((self._loop.time() + self._link_state.delay_s, b""))
             await asyncio.Event().wait()  # `give` says when it is over
 
         async def give() -> None:
@@ -108,8 +105,8 @@ class Link:
                 writer.write(data)
                 await writer.drain()
                 self.passed += len(data)
-                if self._weather.rate is not None:
-                    await asyncio.sleep(len(data) / self._weather.rate)
+                if self._link_state.rate is not None:
+                    await asyncio.sleep(len(data) / self._link_state.rate)
 
         return take(), give()
 

@@ -1,8 +1,7 @@
 """A run once more, from nothing but its configuration and its recorded members: the same bits, if the record is true.
 
-Knows the nodes' own training and FedAvg. Knows no fault, no log and no process. What a device trains in a round follows
-from the global model alone, so it can be done again, in one thread and without a network; and with a tap, so that it
-shows what the edges should hold.
+What a device trains in a round follows from the global model alone, so it can be done again, in one thread and without a network;
+and with a tap, so that it shows what the edges should hold.
 """
 
 import zlib
@@ -70,34 +69,34 @@ def _mean(
 ) -> Weights:
     """What a round gives with the updates of its honest members and, of one that is not among them, one of `others`."""
     strange = closed.members.keys() - updates.keys()
-    found: Weights = {}
+    mean: Weights = {}
     for other in others if strange else [{}]:
         total = exact_mean.init(start)
         for device, samples in sorted(closed.members.items()):
             update = updates.get(device, other)
             exact_mean.check(start, update)
             total.add(update, samples)
-        found = total.result()
-        if digest(found) == closed.digest:
+        mean = total.result()
+        if digest(mean) == closed.digest:
             break
-    return found
+    return mean
 
 
 def compare(closed: Mapping[int, Closed], again: Replayed, final: Weights | None) -> list[Violation]:
     """`final`: the global model as the cloud has kept it; None where it did not get so far."""
     wrong = []
-    for number, found in sorted(closed.items()):
-        if found.digest != digest(again.models[number]):
+    for number, recorded in sorted(closed.items()):
+        if recorded.digest != digest(again.models[number]):
             wrong.append(Violation("bits", f"round {number} gave another model than its recorded members do"))
     if final is not None and closed and not _same(final, again.models[len(closed)]):
         wrong.append(Violation("bits", "the final model is not what the recorded members give"))
     return wrong
 
 
-def cached(found: Mapping[Batch, int], again: Replayed) -> list[Violation]:
-    """`found`: what the edges' caches hold, each with the crc32 of its activations once decoded."""
+def cached(batches: Mapping[Batch, int], again: Replayed) -> list[Violation]:
+    """`batches`: what the edges' caches hold, each with the crc32 of its activations once decoded."""
     wrong = []
-    for (device, batch, version), held in sorted(found.items()):
+    for (device, batch, version), held in sorted(batches.items()):
         computed = again.batches.get((device, batch, version))
         if computed != held:
             why = "was never computed" if computed is None else "is mixed or of another version"

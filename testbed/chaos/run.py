@@ -1,6 +1,6 @@
 """One run of `emo chaos`: the fleet starts, its faults come by schedule, and it has to finish all the same.
 
-What it saw is in `Seen`, what the tiers say is in their folders, and invariants.py judges both.
+What it saw is in `RunRecord`, what the tiers say is in their folders, and invariants.py judges both.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from testbed.chaos.cache_watch import Watch
+from testbed.chaos.cache_watch import CacheWatch
 from testbed.chaos.fleet import HOSTILE_EDGE, Fleet, Plan
 from testbed.chaos.hostile import Hostile
 from testbed.chaos.process import Process, Tier
-from testbed.chaos.proxy import CLEAR, Weather
+from testbed.chaos.proxy import CLEAR, LinkState
 from testbed.chaos.schedule import Act, Fault, Kind, acts, schedule
 
 _TURN_S = 0.02
@@ -32,7 +32,7 @@ _MOST_EXITS = 50
 
 
 @dataclass
-class Seen:
+class RunRecord:
     """`exits`: (process, status, whether its disk was full lately) of what ended by itself. `stubborn`: processes that did
     not end on SIGTERM. `backwards`: what the watch of the caches found. `during`: rounds that were closed when the last fault was over.
     `seconds`: until the cloud had finished. `peaks`: MiB that each tier held at most."""
@@ -56,8 +56,8 @@ class Run:
         if fleet.hostile is not None:
             ports = fleet.ports["broker"], fleet.ports["broker-1"]
             self.hostile = Hostile(fleet.hostile, HOSTILE_EDGE, *ports, plan.seed)
-        self.seen = Seen()
-        self._watch = Watch({edge: config.cache.dir for edge, config in fleet.edges.items()})
+        self.seen = RunRecord()
+        self._watch = CacheWatch({edge: config.cache.dir for edge, config in fleet.edges.items()})
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._began = 0.0
@@ -69,14 +69,14 @@ class Run:
             "restart": lambda fault: self._signalled(fault, signal.SIGTERM),
             "stop": self._hold,
             "cut": self._cut,
-            "silent": lambda fault: self._weather(fault, Weather(silent=True)),
-            "throttle": lambda fault: self._weather(fault, Weather(rate=fault.amount)),
-            "delay": lambda fault: self._weather(fault, Weather(delay_s=fault.amount)),
+            "silent": lambda fault: self._link_state(fault, LinkState(silent=True)),
+            "throttle": lambda fault: self._link_state(fault, LinkState(rate=fault.amount)),
+            "delay": lambda fault: self._link_state(fault, LinkState(delay_s=fault.amount)),
             "disk": self._disk,
             "clock": self._clock,
         }
 
-    def run(self) -> Seen:
+    def run(self) -> RunRecord:
         """Until the cloud has finished, `stop` is set, or it takes too long; then everything is ended in good order."""
         try:
             for process in self._fleet.processes().values():
@@ -200,13 +200,13 @@ class Run:
         return lambda: process.send(signal.SIGCONT)
 
     def _cut(self, fault: Fault) -> Callable[[], None]:
-        mend = self._weather(fault, Weather(refuse=True))
+        mend = self._link_state(fault, LinkState(refuse=True))
         self._fleet.links[fault.target].cut()
         return mend
 
-    def _weather(self, fault: Fault, weather: Weather) -> Callable[[], None]:
+    def _link_state(self, fault: Fault, state: LinkState) -> Callable[[], None]:
         link = self._fleet.links[fault.target]
-        link.set(weather)
+        link.set(state)
         return lambda: link.set(CLEAR)
 
     def _disk(self, fault: Fault) -> Callable[[], None]:

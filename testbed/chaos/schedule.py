@@ -1,7 +1,6 @@
 """What goes wrong when, by seed: the schedule of `emo chaos`.
 
-Knows kinds of faults, their bounds and the names that they may hit. Does nothing. The same arguments give the same
-schedule on every machine: Python's own generator, and no clock.
+The same arguments give the same schedule on every machine: Python's own generator, and no clock.
 """
 
 import random
@@ -87,7 +86,7 @@ def schedule(seed: int, faults: int, over_s: float, targets: Targets) -> list[Fa
     kinds = [kind for kind in KINDS if targets.of(kind)]
     deck: list[Kind] = []
     free: dict[str, float] = {}
-    found = []
+    chosen = []
     for number in range(faults):
         if not deck:
             deck = [kind for kind in kinds for _ in range(_WEIGHT[kind])]
@@ -102,8 +101,8 @@ def schedule(seed: int, faults: int, over_s: float, targets: Targets) -> list[Fa
         lasts = rng.uniform(*(_LONG if long else _LASTS[kind]))
         fault = Fault(round(at, 3), kind, target, round(lasts, 3), _amount(rng, kind))
         free[target] = at + lasts + _SETTLE_S
-        found.append(fault)
-    return sorted(found, key=lambda fault: fault.at)
+        chosen.append(fault)
+    return sorted(chosen, key=lambda fault: fault.at)
 
 
 def _amount(rng: random.Random, kind: Kind) -> float:
@@ -118,10 +117,10 @@ def acts(seed: int, count: int, over_s: float) -> list[tuple[float, Act, float]]
     """`count` hostile acts, (seconds after the start, act, variant from 0 to 1), in order; each comes up before any twice."""
     rng = random.Random(f"emo-chaos-hostile-{seed}")  # noqa: S311 - to be repeated, not to be secret
     deck: list[Act] = []
-    found = []
+    drawn = []
     for number in range(count):
         if not deck:
             deck = rng.sample(ACTS, len(ACTS))
         at = over_s * (number + rng.random()) / count
-        found.append((round(at, 3), deck.pop(), round(rng.random(), 3)))
-    return found
+        drawn.append((round(at, 3), deck.pop(), round(rng.random(), 3)))
+    return drawn

@@ -21,14 +21,14 @@ from testbed.chaos.fleet import EDGES, Fleet, Plan
 from testbed.chaos.hostile import Hostile
 from testbed.chaos.invariants import Violation
 from testbed.chaos.process import Tier
-from testbed.chaos.run import Seen
+from testbed.chaos.run import RunRecord
 from testbed.chaos.schedule import schedule
 from testbed.processes import child
 
 _START_S = 120.0
 
 
-def check(fleet: Fleet, plan: Plan, seen: Seen, hostile: Hostile | None = None) -> list[Violation]:
+def check(fleet: Fleet, plan: Plan, seen: RunRecord, hostile: Hostile | None = None) -> list[Violation]:
     """Every violation of what must hold; the fleet has ended, and `hostile`, if it had one."""
     wrong, logs = list[Violation](), dict[str, list[invariants.Event]]()
     for name, folder in fleet.states():

@@ -1,4 +1,4 @@
-"""Stacked bars of where a round's time goes. Knows rows and matplotlib, no method."""
+"""Stacked bars of where a round's time goes."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -110,8 +110,8 @@ def _works(args: argparse.Namespace, plan: Plan, scenario: Scenario, *, small: b
     ]
     if args.data_dir is None or small:
         return bare
-    found = paper.measure(plan, scenario, args.scale, args.workers, args.rounds)
-    return [paper.spread(plan, found[place % len(found)], like) for place, like in enumerate(bare)]
+    measured = paper.measure(plan, scenario, args.scale, args.workers, args.rounds)
+    return [paper.spread(plan, measured[place % len(measured)], like) for place, like in enumerate(bare)]
 
 
 def _mean(plan: Plan, scenario: Scenario, works: Sequence[RoundWork]) -> dict[str, Any]:

@@ -144,11 +144,11 @@ def accuracy(
     while asked.devices:
         updates = {name: _update(devices[name], asked) for name in asked.devices}
         _turn(ATTACKS[attack], rng, asked.weights, updates, sorted(hostile & updates.keys()), lies)
-        found = _models(cloud, list(updates.values()), now)
-        while not found:  # some were refused: it waits for them
+        opened = _models(cloud, list(updates.values()), now)
+        while not opened:  # some were refused: it waits for them
             now += _DEADLINE_S
-            found = [m for m in cloud.tick(now) if isinstance(m, GlobalModel)]
-        (asked,) = found
+            opened = [m for m in cloud.tick(now) if isinstance(m, GlobalModel)]
+        (asked,) = opened
     split_network.load(net, state.weights)
     return evaluate(net, test)[0]
 
@@ -257,17 +257,17 @@ def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
     figures.heads("rule", *args.attacks, "seconds a run")
     rows = []
     for rule in args.rules:
-        began, found = time.perf_counter(), dict[str, list[float]]()
+        began, shares = time.perf_counter(), dict[str, list[float]]()
         for attack in args.attacks:
             for seed in args.seeds:
                 names = ("devices", "hostile", "rounds", "lr", "alpha", "sizes")
                 asked = {name: getattr(args, name) for name in names}
                 setting = Setting(spec, model, scheme=scheme, seed=seed, **asked)
                 share = accuracy(setting, RULES[rule], attack, train, test)
-                found.setdefault(attack, []).append(round(100 * share, 2))
+                shares.setdefault(attack, []).append(round(100 * share, 2))
         seconds = (time.perf_counter() - began) / (len(args.attacks) * len(args.seeds))
-        rows.append({"scheme": scheme, "rule": rule, "accuracy": found, "seconds": round(seconds, 2)})
-        means = [f"{statistics.fmean(shares):.1f}" for shares in found.values()]
+        rows.append({"scheme": scheme, "rule": rule, "accuracy": shares, "seconds": round(seconds, 2)})
+        means = [f"{statistics.fmean(each):.1f}" for each in shares.values()]
         figures.markdown(rule, *means, f"{seconds:.1f}")
     return rows
 

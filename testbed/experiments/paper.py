@@ -66,27 +66,27 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="emo-paper-") as folder:
         method = run.make(here, scenario, training, test, workers, "cpu", Path(folder))
         try:
-            found = []
+            works = []
             for number in range(1, count + 1):
                 run.say(f"{here.data.name} {here.method}: round {number} of {count}")
-                found.append(method.round(number)[0])
+                works.append(method.round(number)[0])
         finally:
             method.close()
-    return found
+    return works
 
 
-def spread(wanted: Plan, found: RoundWork, like: RoundWork) -> RoundWork:
-    """`found`, of fewer devices, as if the devices of `like` had done it: each takes the place of one, in turn."""
-    times = len(like.devices) / len(found.devices)
+def spread(wanted: Plan, measured: RoundWork, like: RoundWork) -> RoundWork:
+    """`measured`, of fewer devices, as if the devices of `like` had done it: each takes the place of one, in turn."""
+    times = len(like.devices) / len(measured.devices)
     devices = tuple(
-        replace(found.devices[place % len(found.devices)], device=each.device)
+        replace(measured.devices[place % len(measured.devices)], device=each.device)
         for place, each in enumerate(like.devices)
     )
-    steps = like.steps if wanted.method == "emo" else found.steps
+    steps = like.steps if wanted.method == "emo" else measured.steps
     return replace(
-        found,
+        measured,
         devices=devices,
         steps=steps,
-        attempted=round(times * found.attempted),
-        sent=round(times * found.sent),
+        attempted=round(times * measured.attempted),
+        sent=round(times * measured.sent),
     )

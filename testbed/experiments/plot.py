@@ -1,4 +1,4 @@
-"""Plots of a study's rows. Knows rows and matplotlib, no experiment."""
+"""Plots of a study's rows."""
 
 from collections import defaultdict
 from collections.abc import Callable

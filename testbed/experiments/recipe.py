@@ -58,7 +58,7 @@ def main(name: str, args: argparse.Namespace, show: Callable[[list[Run], argpars
 
 def _run(args: argparse.Namespace, work: Path) -> list[Run]:
     machines = scenario.load(args.scenario)
-    found = []
+    runs = []
     for dataset in args.datasets:
         for seed in args.seeds:
             for method in args.methods:
@@ -73,5 +73,5 @@ def _run(args: argparse.Namespace, work: Path) -> list[Run]:
                     resume=True,
                 )
                 assert done is not None  # nobody stops it but Ctrl-C
-                found.append(done)
-    return found
+                runs.append(done)
+    return runs

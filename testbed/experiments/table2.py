@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each dataset and method; accuracies in percent, those of the seeds in their order."""
-    found = []
+    table = []
     kinds = dict.fromkeys((run.header.plan.data.name, run.header.plan.method) for run in runs)
     for dataset, method in kinds:
         mine = [
@@ -41,7 +41,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
         ]
         ends = [run.rows[-1].accuracies for run in mine]
         values = [each["model"] for each in ends]
-        found.append(
+        table.append(
             {
                 "dataset": dataset,
                 "method": method,
@@ -54,7 +54,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "paper": PAPER[dataset][_SFL.get(method, method)],
             }
         )
-    return found
+    return table
 
 
 def _show(runs: list[Run], args: argparse.Namespace) -> None:

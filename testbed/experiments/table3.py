@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def row(args: argparse.Namespace, dataset: str, method: MethodName) -> dict[str, Any]:
     """`sent`: EMO's share of batches, 1 where it was not measured; `sent_paper`: what its figure comes to."""
     plan = paper.plan(dataset, method, args.data_dir, args.seed)
-    found: dict[str, Any] = {"dataset": dataset, "method": method}
+    cells: dict[str, Any] = {"dataset": dataset, "method": method}
     sent, measured = 1.0, None
     if not args.analytic:
         works = paper.measure(plan, scenario.load(None), args.scale, args.workers, args.rounds)
@@ -52,14 +52,14 @@ def row(args: argparse.Namespace, dataset: str, method: MethodName) -> dict[str,
         attempted = sum(work.attempted for work in works)
         sent = sum(work.sent for work in works) / attempted if attempted else 1.0
     raw = estimate.total(estimate.work(plan, paper.SAMPLES, sent=sent)) / _GIB
-    found |= {"gib_raw": raw, "gib_measured": measured, "paper": PAPER[dataset][method]}
+    cells |= {"gib_raw": raw, "gib_measured": measured, "paper": PAPER[dataset][method]}
     if method == "emo":
         every = estimate.total(estimate.work(plan, paper.SAMPLES)) - estimate.total(
             estimate.work(plan, paper.SAMPLES, sent=0.0)
         )
         extra = PAPER[dataset]["emo"] - PAPER[dataset]["fl-small"]
-        found |= {"sent": sent, "sent_paper": extra * _GIB / every}
-    return found
+        cells |= {"sent": sent, "sent_paper": extra * _GIB / every}
+    return cells
 
 
 def _all_devices(work: RoundWork, per_round: int) -> float:

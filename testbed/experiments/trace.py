@@ -1,7 +1,6 @@
 """A federated run, recorded: the activations that every round offers, and the model that comes out of it.
 
-The tap changes nothing in federated learning, so one recording serves every policy and every codec. Knows devices,
-rounds and files. Knows no policy, no codec and no overlay.
+The tap changes nothing in federated learning, so one recording serves every policy and every codec.
 
     DIR/options.json   what was recorded; another run's options make it another folder
     DIR/N.npz          round N: batches (K, 3) int64 [device, batch, samples] in order of training, activations

@@ -136,8 +136,8 @@ class Fleet:
             heads[name] = split_network.overlay(self._plan.model, 0)
             split_network.load(heads[name], weights)
         served = [name for name in heads if name != "head"] or ["head"]
-        found = evaluation.accuracies(self._net.trunk, heads, served, self._test)
-        return found if self._edges else {"model": found["model"]}
+        percent = evaluation.accuracies(self._net.trunk, heads, served, self._test)
+        return percent if self._edges else {"model": percent["model"]}
 
     def weights(self) -> dict[str, Weights]:
         """trunk and head, and with emo overlay-1, ..., one an edge."""

@@ -25,7 +25,7 @@ from testbed.workers.packets import Packet, Sender
 from testbed.workers.shared_memory import SharedData
 
 
-class Together:
+class GpuDevices:
     """`device`: torch's. It takes a float32 copy of the samples of every device that was ever asked, and per device
     of a round four times the network and what its forward pass keeps."""
 

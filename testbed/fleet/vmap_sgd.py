@@ -1,10 +1,8 @@
-"""The devices of a round, trained together: weights stacked along a first axis, one kernel where there were many.
-
-Knows a network, batches and SGD as in emo/local_sgd.py. Knows no round, no frame and no process.
+"""Trains the devices of a round together: weights stacked along a first axis, one kernel where there were many.
 
 On a GPU a step at batch 16 takes as long as its kernels take to start, so twenty devices one after another leave it
 idle. Here torch.func.vmap runs the network over the axis D of devices: convolutions become grouped, linear layers
-batched products. Sums are added up in another order, so the weights agree with those of the loop within rounding
+batched products. SGD is that of emo/local_sgd.py, but sums are added up in another order, so the weights agree within rounding
 only. Devices whose batches have the same size go through a step together, the others after them: nothing is padded,
 and batch norm sees what it would see alone.
 """

@@ -18,7 +18,7 @@ from emo.wire.messages import ActivationBatch, CannotTrain, GlobalModel, TapRepo
 from testbed import node_configs
 from testbed.fleet import messages
 from testbed.fleet.edge import Edge
-from testbed.fleet.gpu_devices import Together
+from testbed.fleet.gpu_devices import GpuDevices
 from testbed.plan import Plan
 from testbed.workers import packets
 from testbed.workers.messages import Request
@@ -39,7 +39,7 @@ class Worker:
         self._model: GlobalModel | None = None
         self._edges: dict[int, Edge] = {}
         self._torch_device = device
-        self._together: Together | None = None  # made where it is asked for: in one worker
+        self._together: GpuDevices | None = None  # made where it is asked for: in one worker
         self._journal = Journal()
 
     def __call__(self, request: Request[Any]) -> object:
@@ -53,7 +53,7 @@ class Worker:
             case messages.TrainTogether():
                 assert self._model is not None
                 if self._together is None:
-                    self._together = Together(self._plan, self._shared, self._torch_device)
+                    self._together = GpuDevices(self._plan, self._shared, self._torch_device)
                 return self._together.round(self._model, request.devices)
             case messages.OpenEdge():
                 if before := self._edges.pop(request.edge, None):

@@ -1,10 +1,8 @@
 """One device's round of split federated learning: the trunk on the device, a copy of the rest on a server.
 
-Knows both halves and what crosses between them: SplitFed V1 (Thapa et al. 2022, arXiv 2004.12088, algorithms 1, 2).
-Knows no other device, no averaging, no sampling and no clock.
-
-Every batch's activations go up and its gradient comes down as frames, in fp32, and what trains the other half are
-the values that were decoded. So the two halves take, to the bit, the steps of the network that they make together.
+SplitFed V1 (Thapa et al. 2022, arXiv 2004.12088, algorithms 1, 2). Every batch's activations go up and its gradient comes down as
+frames, in fp32, and what trains the other half are the values that were decoded. So the two halves take, to the bit, the steps of
+the network that they make together.
 """
 
 import math

@@ -1,7 +1,7 @@
 """A virtual clock: processes that use resources one after the other, and what time that takes.
 
-Knows amounts, rates and order. Knows no bytes, no FLOPs and no method. A process is a generator of stages; a resource
-serves whoever asked first, at the same moment whoever started first, so that the same processes give the same times.
+A process is a generator of stages; a resource serves whoever asked first, at the same moment whoever started first, so that the
+same processes give the same times.
 """
 
 import heapq

@@ -1,7 +1,4 @@
-"""What a split network costs: FLOPs, bytes, memory of a training step. Measured on the modules themselves.
-
-Knows modules and shapes. Knows no device, no link and no method.
-"""
+"""What a split network costs: FLOPs, bytes, memory of a training step. Measured on the modules themselves."""
 
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,4 @@
-"""A round's bytes from the models alone: no data, no training, no framing.
-
-Knows what each method moves between its parts. Knows no frames but one of noise; time is round_time.py's.
-"""
+"""A round's bytes from the models alone: no data, no training, no framing."""
 
 from functools import lru_cache
 

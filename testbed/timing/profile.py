@@ -1,7 +1,4 @@
-"""`emo doctor --profile`: how fast this machine trains, as a device class to paste into a scenario.
-
-Knows one network, this machine's clock and memory. Knows no fleet and no run.
-"""
+"""`emo doctor --profile`: how fast this machine trains, as a device class to paste into a scenario."""
 
 import itertools
 import platform
@@ -26,13 +23,13 @@ _STEPS, _SECONDS, _MOST = 5, 3.0, 200  # at least so many steps and so long, but
 _MIB = 1 << 20
 
 
-def text(found: dict[str, Any]) -> str:
+def text(device_class: dict[str, Any]) -> str:
     """YAML of `measure`'s result, with what it was measured on."""
     what = "its GPU" if torch.cuda.is_available() else f"its CPU, {torch.get_num_threads()} threads"
     return (
         f"# {platform.machine()}, {what}; torch {torch.__version__}, {_SPEC.name} at batch {BATCH}, fp32\n"
         "# for `devices:` of a scenario; for `edge:` or `cloud:` leave out name and share\n"
-        + yaml.safe_dump([found], sort_keys=False)
+        + yaml.safe_dump([device_class], sort_keys=False)
     )
 
 

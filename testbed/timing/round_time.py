@@ -1,12 +1,10 @@
 """When a round's work would be done: each device, server and link of a scenario, on a virtual clock.
 
-Knows methods as orders of stages, bytes by kind, FLOPs. Knows no training and no real time.
-
-    fl-*, emo   model down (WAN) -> its batches -> model up (WAN); EMO's activations leave beside it (LAN)
-    sfl-*       trunk down (WAN) -> each batch: trunk forward, activations up, server's forward and backward,
-                gradient down, trunk backward, each waiting for the one before (SplitFed V1, Thapa et al. 2022, on the
-                LAN or WAN) -> trunk up (WAN). At an edge the server's part comes from the cloud first and goes back
-                when the last of its devices is through.
+fl-*, emo   model down (WAN) -> its batches -> model up (WAN); EMO's activations leave beside it (LAN)
+sfl-*       trunk down (WAN) -> each batch: trunk forward, activations up, server's forward and backward,
+            gradient down, trunk backward, each waiting for the one before (SplitFed V1, Thapa et al. 2022, on the
+            LAN or WAN) -> trunk up (WAN). At an edge the server's part comes from the cloud first and goes back
+            when the last of its devices is through.
 """
 
 import math

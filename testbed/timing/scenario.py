@@ -1,6 +1,5 @@
 """The machines and links of a testbed, from a YAML file: who is how fast, how many bits pass, who lags or drops out.
 
-Knows rates, shares and seeds. Knows no bytes, no round's work and no clock; round_time.py puts them together.
 All that is drawn follows from the plan's seed, the round and the device: asked twice, the answer is the same.
 """
 

@@ -1,7 +1,4 @@
-"""Arrays that worker processes read where they lie: memory shared with them, under no name that could be left behind.
-
-Knows arrays and a dataset's fields. Knows no process and no round.
-"""
+"""Arrays that worker processes read where they lie: memory shared with them, under no name that could be left behind."""
 
 import ctypes
 import math
@@ -62,8 +59,8 @@ class SharedData:
         )
 
     def dataset(self) -> Dataset:
-        found = self._shared
-        return Dataset(found["images"], found["labels"], self._classes, found["mean"], found["std"])
+        arrays = self._shared
+        return Dataset(arrays["images"], arrays["labels"], self._classes, arrays["mean"], arrays["std"])
 
     def rows(self, device: int) -> NDArray[np.int64]:
         """Of device number `device`, ascending."""

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from testbed.chaos.proxy import CLEAR, Proxy, Weather
+from testbed.chaos.proxy import CLEAR, LinkState, Proxy
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_cut_ends_what_is_open_and_new_ones_work(link):
 
 
 def test_refused_until_it_clears_up(link):
-    link.set(Weather(refuse=True))
+    link.set(LinkState(refuse=True))
     with connect(link) as connection:
         assert ended(connection)
     link.set(CLEAR)
@@ -92,7 +92,7 @@ def test_refused_until_it_clears_up(link):
 def test_silence_loses_nothing(link):
     with connect(link) as connection:
         assert asked(connection) == b"hello"
-        link.set(Weather(silent=True))
+        link.set(LinkState(silent=True))
         connection.sendall(b"later")
         connection.settimeout(0.3)
         with pytest.raises(TimeoutError):
@@ -103,7 +103,7 @@ def test_silence_loses_nothing(link):
 
 
 def test_in_silence_nobody_learns_that_the_other_has_gone(link):
-    link.set(Weather(silent=True))
+    link.set(LinkState(silent=True))
     with connect(link) as connection:  # a new one is silent as well
         connection.sendall(b"x")
         connection.settimeout(0.3)
@@ -114,11 +114,11 @@ def test_in_silence_nobody_learns_that_the_other_has_gone(link):
 
 def test_delay_and_throttle_take_their_time(link):
     with connect(link) as connection:
-        link.set(Weather(delay_s=0.15))
+        link.set(LinkState(delay_s=0.15))
         began = time.monotonic()
         assert asked(connection) == b"hello"
         assert time.monotonic() - began >= 0.3  # there and back
-        link.set(Weather(rate=100_000.0))
+        link.set(LinkState(rate=100_000.0))
         began = time.monotonic()
         assert asked(connection, bytes(30_000)) == bytes(30_000)
         assert asked(connection, b"end") == b"end"

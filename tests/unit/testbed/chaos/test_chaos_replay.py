@@ -10,7 +10,7 @@ from emo.journal import Journal
 from emo.wire.compression import digest
 from emo.wire.messages import ActivationBatch, GlobalModel
 from testbed.chaos import replay as chaos_replay
-from testbed.chaos.cache_watch import Watch
+from testbed.chaos.cache_watch import CacheWatch
 from testbed.chaos.invariants import Closed
 
 MODEL = Model(name="cnn", width=0.25)
@@ -98,7 +98,7 @@ def test_cached_batches_are_what_the_device_shows_through_its_codec(true):
 def test_the_watch_sees_a_batch_go_back(tmp_path):
     folder = tmp_path / "batches" / "device-0" / "00"
     folder.mkdir(parents=True)
-    watch = Watch({"edge-1": tmp_path})
+    watch = CacheWatch({"edge-1": tmp_path})
     for version in (1, 3):
         (folder / f"7-{version}-00000000.h5").touch()
         watch.look()

@@ -9,7 +9,7 @@ from emo.errors import CodecError, ModelError
 from emo.models import split_network
 from emo.wire.messages import GlobalModel, Interval
 from testbed import node_configs
-from testbed.fleet.gpu_devices import Together
+from testbed.fleet.gpu_devices import GpuDevices
 from testbed.fleet.messages import BeginRound, TrainDevice
 from testbed.fleet.worker import Worker
 from testbed.plan import Plan
@@ -97,7 +97,7 @@ def test_a_first_round(method, tmp_path):
     settings = plan(method)
     held, model = shared(settings), opened(settings, 1)
     sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
-    sent = Together(settings, held, "cpu").round(model, sampled)
+    sent = GpuDevices(settings, held, "cpu").round(model, sampled)
     check(sent, alone(settings, held, model, sampled, tmp_path))
     waves = [bool(wave) for each in sent for wave in each.offered.waves]
     assert len(waves) == 3 * 2 * 4
@@ -107,7 +107,7 @@ def test_a_first_round(method, tmp_path):
 @pytest.mark.parametrize("fresh", [False, True])
 def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
     settings = plan("emo", training=Training(lr=0.05))
-    held, together = shared(settings), Together(settings, shared(settings), "cpu")
+    held, together = shared(settings), GpuDevices(settings, shared(settings), "cpu")
     sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
     first = together.round(opened(settings, 1), sampled)
     again = []
@@ -130,7 +130,7 @@ def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
 
 def test_another_number_of_devices_and_another_round_use_the_same_stack():
     settings = plan("fl-small")
-    together, model = Together(settings, shared(settings), "cpu"), opened(settings, 1)
+    together, model = GpuDevices(settings, shared(settings), "cpu"), opened(settings, 1)
     sampled = [TrainDevice(number, b"", []) for number in NUMBERS]
     first = together.round(model, sampled)
     together.round(opened(settings, 2), sampled[:1])
@@ -139,7 +139,7 @@ def test_another_number_of_devices_and_another_round_use_the_same_stack():
 
 def test_damaged_input_is_refused():
     settings = plan("emo")
-    together = Together(settings, shared(settings), "cpu")
+    together = GpuDevices(settings, shared(settings), "cpu")
     with pytest.raises(CodecError, match="damaged"):
         together.round(opened(settings, 1), [TrainDevice(1, b"junk" * 8, [])])
     other = opened(settings, 1, weights={"w": np.zeros(2, np.float32)})
