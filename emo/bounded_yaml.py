@@ -96,5 +96,5 @@ def parse(text: str, where: str) -> Any:
     ) as error:  # a month 13 is a ValueError, `!!bool x` a KeyError, `!!int ''` an IndexError, ...
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark and "password" in text:
             error.problem_mark.buffer = None  # the line is not quoted
-        said = " ".join(str(error)[:_SAID].split()).replace(' in "<unicode string>",', ",")
-        raise ConfigError(f"{where}: is not YAML: {said}") from error
+        problem = " ".join(str(error)[:_SAID].split()).replace(' in "<unicode string>",', ",")
+        raise ConfigError(f"{where}: is not YAML: {problem}") from error

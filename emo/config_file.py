@@ -57,7 +57,7 @@ def parse(kind: type[T], values: dict[str, Any], where: str, environ: Mapping[st
         return kind.model_validate(values)
     except ValidationError as error:
         wrong = error.errors(include_url=False)
-        lines = [f"{where}: {_say(kind, dict(each))}" for each in wrong[:_SAID]]
+        lines = [f"{where}: {_say(kind, dict(item))}" for item in wrong[:_SAID]]
         if len(wrong) > _SAID:
             lines.append(f"{where}: and {len(wrong) - _SAID} more")
         raise ConfigError("\n".join(lines)) from error

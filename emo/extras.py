@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from emo.errors import EmoError
 
-_SERVE = ("onnxruntime", "uvicorn", "PIL")
+_SERVE = ("onnxruntime", "uvicorn", "starlette", "prometheus_client", "PIL")
 _DEMO = ("torch", "h5py", "threadpoolctl", "onnx", "onnxscript", *_SERVE, "amqtt", "rich", "psutil")
 # Those that its commands import in any case: an extra has more, for TLS, say.
 _MODULES = {

@@ -40,13 +40,13 @@ class Sgd:
     @torch.no_grad()
     def step(self) -> None:
         """A parameter without a gradient stays as it is."""
-        moved = [(each, each.grad) for each in self._parameters if each.grad is not None]
-        buffers = [self.momenta.get(each) for each, _ in moved]
+        pairs = [(parameter, parameter.grad) for parameter in self._parameters if parameter.grad is not None]
+        buffers = [self.momenta.get(parameter) for parameter, _ in pairs]
         sgd(
-            [each for each, _ in moved],
-            [gradient for _, gradient in moved],
+            [parameter for parameter, _ in pairs],
+            [gradient for _, gradient in pairs],
             buffers,
-            has_sparse_grad=any(gradient.is_sparse for _, gradient in moved),
+            has_sparse_grad=any(gradient.is_sparse for _, gradient in pairs),
             weight_decay=self._weight_decay,
             momentum=self._momentum,
             lr=self.lr,
@@ -55,18 +55,17 @@ class Sgd:
             maximize=False,
         )
         if self._momentum:
-            self.momenta.update(
-                (each, buffer) for (each, _), buffer in zip(moved, buffers, strict=True) if buffer is not None
-            )
+            for (parameter, _), buffer in zip(pairs, buffers, strict=True):
+                if buffer is not None:
+                    self.momenta[parameter] = buffer
 
 
 def train(net: nn.Module, stream: Iterable[Batch], settings: Training, seed: int = 0) -> Iterator[float]:
     """Train `net` in place, one SGD step on the mean cross-entropy for each batch of `stream`.
 
-    A generator: it takes a batch, steps, and gives that batch's loss, taken before the step; the caller does what
-    it likes before the next. `net` is put into train mode at the first step and left in it. Momentum starts from
-    zero. `settings.epochs` is the caller's, who makes the stream. A loss may be NaN or infinite: the caller judges.
-    `seed`: of what the network draws, as dropout does.
+    A generator: for each batch it steps and yields the loss from before the step. `net` is put into train mode at the
+    first step and left in it. Momentum starts from zero. `settings.epochs` is up to the caller, who makes the stream. A
+    loss may be NaN or infinite: the caller judges. `seed`: of what the network draws, as dropout does.
     """
     optimizer = Sgd(net.parameters(), settings.lr, settings.momentum)
     device = _device(net)

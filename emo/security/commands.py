@@ -240,35 +240,31 @@ def _list(args: argparse.Namespace) -> Result:
     from emo.security.pki.node_request import common_name
 
     ca = _authority(args, keys=False)
-    rows = []
+    entries: list[tuple[str, str, str, Sequence[str], bool, Certificate]] = []
     for number, root in enumerate(ca.roots):
         state = "valid" if days_left(root) >= 0 else "expired"
-        rows.append(_row(common_name(root.subject), "ca", state, (), bool(number), root))
-    rows += [_row(i.id, i.kind, i.state, i.hosts, i.old, i.certificate) for i in ca.certificates()]
+        entries.append((common_name(root.subject), "ca", state, (), bool(number), root))
+    entries += [(i.id, i.kind, i.state, i.hosts, i.old, i.certificate) for i in ca.certificates()]
+    rows: list[dict[str, Any]] = [
+        {
+            "id": name,
+            "kind": kind,
+            "state": state,
+            "hosts": list(hosts),
+            "ca": "old" if old else "current",
+            "serial": f"{certificate.serial_number:x}",
+            "not_before": f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}",
+            "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
+            "days_left": days_left(certificate),
+        }
+        for name, kind, state, hosts, old, certificate in entries
+    ]
     lines = [
         f"{row['id']:24} {row['kind']:7} {row['state']:11} {row['not_after'][:10]} {row['days_left']:5} days"
         f"{'  old CA' if row['ca'] == 'old' else ''}{'  ' if row['hosts'] else ''}{', '.join(row['hosts'])}"
         for row in rows
     ]
     return "\n".join(lines), rows
-
-
-def _row(
-    name: str, kind: str, state: str, hosts: Sequence[str], old: bool, certificate: "Certificate"
-) -> dict[str, Any]:
-    from emo.security.pki.authority import days_left
-
-    return {
-        "id": name,
-        "kind": kind,
-        "state": state,
-        "hosts": list(hosts),
-        "ca": "old" if old else "current",
-        "serial": f"{certificate.serial_number:x}",
-        "not_before": f"{certificate.not_valid_before_utc:%Y-%m-%dT%H:%M:%SZ}",
-        "not_after": f"{certificate.not_valid_after_utc:%Y-%m-%dT%H:%M:%SZ}",
-        "days_left": days_left(certificate),
-    }
 
 
 def _authority(args: argparse.Namespace, keys: bool = True) -> "Authority":
