@@ -101,7 +101,7 @@ class CloudNode(Node):
         }
 
     def about(self) -> dict[str, object]:
-        """For health.json. Takes no lock. `idle`: no round and no overlay is under way."""
+        """For heartbeat.json. Takes no lock. `idle`: no round and no overlay is under way."""
         state, opened = self.state, self.state.opened
         cannot = self._round.cannot if self._round else {}
         return {
