@@ -20,11 +20,10 @@ from threadpoolctl import threadpool_limits
 
 from edge_app.intervals.cka import cka
 from edge_app.intervals.covariance import Floats
-from edge_app.intervals.svcca import svcca, svcca_batch
+from edge_app.intervals.svcca import svcca
 from testbed import figures
 
 CASES = (256, 64), (4096, 64), (16384, 128)  # the first is a batch of 16 at VGG's split, width 0.25
-BATCH, SMALL = 32, 1024  # pairs at once for `svcca_batch`; above so many datapoints it gains nothing
 VARIANCE = 0.99
 
 
@@ -55,9 +54,6 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
         "torch64": lambda: direct_torch(*wide),
         "cka": lambda: cka(*narrow),
     }
-    if n <= SMALL:
-        many_a, many_b = (torch.from_numpy(x).repeat(BATCH, 1, 1) for x in narrow)
-        jobs["batch"] = lambda: svcca_batch(many_a, many_b)
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _turn in range(rounds):
         for name, job in jobs.items():
@@ -68,7 +64,7 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
                 times[name].append((time.process_time() - began) * 1e3)
     ms = {name: statistics.median(taken) for name, taken in times.items()}
     direct_svd = min(ms["direct32"], ms["direct64"])
-    case = {
+    return {
         "n": n,
         "c": c,
         "ms": round(ms["svcca"], 3),
@@ -79,9 +75,6 @@ def _case(n: int, c: int, rounds: int) -> dict[str, float]:
         "direct_torch_ms": round(min(ms["torch32"], ms["torch64"]), 3),
         "cka_ms": round(ms["cka"], 3),
     }
-    if n <= SMALL:
-        case["batch_ms"] = round(ms["batch"] / BATCH, 3)
-    return case
 
 
 def direct(a: Floats, b: Floats) -> float:

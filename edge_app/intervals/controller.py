@@ -47,9 +47,8 @@ class Row:
     """One line of the log: the newest version of a batch that came.
 
     `score` of its comparison with the version before it, 0 for a first one, NaN where nothing can be said
-    or the policy asks for no score. `interval` and `counter` in attempts. The counter counts the attempts
-    that this controller was asked about. A device decides by itself, with a counter of its own; the edge
-    hears of its attempts by the round (TapReport) and not by the batch, so there the counter stays 0.
+    or the policy asks for no score. `interval` and `counter` in attempts. A device counts its own attempts
+    (device_app/intervals.py), of which the edge hears by the round and not by the batch: here the counter stays 0.
     """
 
     device: Id
@@ -109,21 +108,6 @@ class Controller:
         longest = max_interval if self._constant is None else self._constant
         self.attempts = math.ceil(min(longest, max_age)) + 1  # of a batch, for one that is sent, at most
         self.state = ControllerState()
-
-    def attempt(self, device: str, batch: int) -> bool:
-        """Algorithm 1's answer to one transfer request: True to send, False to skip.
-
-        Unseen: send, with s = 0 (so i = 1 under `svcca`) and c = 0. Seen: send once c >= i, and until
-        `received` says that it came; else c grows by one.
-        """
-        row = self.row(device, batch)
-        if row is None:
-            self.state.put(Row(device, batch, 0, 0.0, self._interval(0.0, 0.0)))
-            return True
-        if row.counter >= row.interval:
-            return True
-        row.counter += 1
-        return False
 
     def received(self, device: str, batch: int, score: float, change: float = 0.0, version: int = 0) -> float:
         """`version` of the batch came, with `score` and relative L2 `change` against the version before it

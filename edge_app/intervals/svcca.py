@@ -54,26 +54,9 @@ def svcca(a: Floats, b: Floats, variance: float = 0.99) -> float:
     return float(score)
 
 
-def svcca_batch(a: Tensor, b: Tensor, variance: float = 0.99) -> Tensor:
-    """`svcca` of k pairs at once: `a` (k, n, c), `b` (k, n, d) -> (k,) float64, on their device.
-
-    In float64 throughout; meant for n > c. NaN stands for a pair of which nothing can be said.
-    Raises ModelError when the shapes do not fit.
-    """
-    if a.ndim != 3 or b.ndim != 3 or a.shape[:2] != b.shape[:2]:
-        raise ModelError(f"SVCCA needs (k, n, c) and (k, n, d), found {tuple(a.shape)}, {tuple(b.shape)}")
-    if a.numel() == 0 or b.numel() == 0:
-        return torch.full((len(a),), torch.nan, dtype=torch.float64, device=a.device)
-    a, b = (x.double() - x[:, :1].double() for x in (a, b))  # a constant channel becomes exactly zero
-    a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
-    broken = ~(torch.isfinite(a).all(2).all(1) & torch.isfinite(b).all(2).all(1))
-    a, b = (x.masked_fill(broken[:, None, None], 0.0) for x in (a, b))
-    return _score(a.mT @ a, a.mT @ b, b.mT @ b, variance)[0]
-
-
 def _score(aa: Tensor, ab: Tensor, bb: Tensor, variance: float) -> tuple[Tensor, Tensor]:
-    """(..., c, c), (..., c, d), (..., d, d) -> (...) score, NaN where a side has no variance; (...) the
-    share of its side's variance in the weakest direction kept."""
+    """(c, c), (c, d), (d, d) -> score, NaN where a side has no variance; the share of its side's variance in the weakest
+    direction kept."""
     white_a, kept_a, weakest_a = _whitening(aa, variance)
     white_b, kept_b, weakest_b = _whitening(bb, variance)
     cross = white_a.mT @ ab @ white_b
@@ -84,8 +67,7 @@ def _score(aa: Tensor, ab: Tensor, bb: Tensor, variance: float) -> tuple[Tensor,
 
 
 def _whitening(covariance: Tensor, variance: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(..., c, k) the kept directions, each scaled to unit variance, zero where others keep more;
-    (...) how many; (...) the share of variance in the weakest of them."""
+    """(c, k) the kept directions, each scaled to unit variance; how many; the share of variance in the weakest of them."""
     values, vectors = torch.linalg.eigh(covariance)  # ascending
     weaker = values.cumsum(-1)  # a direction is kept if it and those below it hold more than can be dropped
     total = weaker[..., -1:]

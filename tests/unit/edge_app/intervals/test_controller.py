@@ -8,12 +8,30 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from device_app.intervals import IntervalTable
 from edge_app.intervals.controller import Controller, ControllerState, Row
 from edge_app.intervals.scoring import SCORES
 from emo.config import Controller as Settings
 from emo.config import EdgeConfig
 from emo.config_file import parse
 from emo.errors import ConfigError
+
+
+class Pair:
+    """A controller and a device's table, which has every answer at once."""
+
+    def __init__(self, *policy, **bounds):
+        self.table, self.controller, self.version = IntervalTable({}), Controller(*policy, **bounds), 0
+
+    def attempt(self, batch=0):
+        self.version += 1
+        return self.table.allow(batch, self.version)
+
+    def received(self, score, change=0.0, batch=0):
+        interval = self.controller.received("d", batch, score, change, self.version)
+        assert self.table.update(batch, self.version, interval)
+        return interval
+
 
 any_score = st.floats(-0.5, 1.0) | st.sampled_from([0.0, 0.5, 0.9, 1.0])
 
@@ -25,26 +43,21 @@ any_score = st.floats(-0.5, 1.0) | st.sampled_from([0.0, 0.5, 0.9, 1.0])
     st.lists(st.tuples(st.integers(0, 2), any_score), min_size=1, max_size=80),
 )
 def test_it_is_algorithm_1(policy, cap, age, attempts):
-    literal = Literal(cap, age)
-    controller = Controller(policy, max_interval=cap, max_age=age)
+    literal, pair = Literal(cap, age), Pair(policy, max_interval=cap, max_age=age)
     for batch, score in attempts:
         expected = literal.request(batch, score)
-        assert controller.attempt("d", batch) == expected
+        assert pair.attempt(batch) == expected
         if expected:
-            assert controller.received("d", batch, literal.score[batch]) == literal.pause(batch)
+            assert pair.received(literal.score[batch], batch=batch) == literal.pause(batch)
 
 
 def test_the_first_attempts_as_the_paper_has_them():
-    controller = Controller()
-    assert [controller.attempt("d", 0) for _ in range(3)] == [True, False, True]
-    assert controller.received("d", 0, 0.75) == pytest.approx(4.0)
-    assert [controller.attempt("d", 0) for _ in range(5)] == [False] * 4 + [True]
-
-
-def test_it_says_send_until_the_batch_has_come():
-    controller = Controller()
-    controller.attempt("d", 0)
-    assert [controller.attempt("d", 0) for _ in range(4)] == [False, True, True, True]
+    pair = Pair()
+    assert pair.attempt()
+    assert pair.received(0.0) == 1.0
+    assert [pair.attempt() for _ in range(2)] == [False, True]
+    assert pair.received(0.75) == pytest.approx(4.0)
+    assert [pair.attempt() for _ in range(5)] == [False] * 4 + [True]
 
 
 @pytest.mark.parametrize(
@@ -53,7 +66,6 @@ def test_it_says_send_until_the_batch_has_come():
 def test_score_to_interval(score, interval):
     controller = Controller(max_interval=64.0)
     assert controller.received("d", 0, score) == pytest.approx(interval)
-    assert not controller.attempt("d", 0)
     assert controller.state.nan_scores == 0
 
 
@@ -61,7 +73,6 @@ def test_score_to_interval(score, interval):
 def test_a_score_that_says_nothing_sends_at_the_next_attempt_and_is_counted(score):
     controller = Controller()
     assert controller.received("d", 0, score) == 0.0
-    assert controller.attempt("d", 0)
     assert controller.state.nan_scores == 1
 
 
@@ -100,28 +111,27 @@ def test_the_change_is_silent_where_the_score_says_less():
 
 
 def test_always():
-    controller = Controller("always")
-    assert all(controller.attempt("d", 0) for _ in range(9))
-    assert controller.received("d", 0, 0.99) == 0.0
+    assert Controller("always").received("d", 0, 0.99) == 0.0
 
 
 @pytest.mark.parametrize("n", [1, 4, 10])
 def test_fixed_skips_n_attempts_between_two_sends(n):
-    controller = Controller(f"fixed({n})")
+    pair = Pair(f"fixed({n})")
     sent = []
     for attempt in range(5 * (n + 1)):
-        if controller.attempt("d", 0):
+        if pair.attempt():
             sent.append(attempt)
-            assert controller.received("d", 0, math.nan, math.inf) == n
+            assert pair.received(math.nan, math.inf) == n
     assert sent == list(range(0, 5 * (n + 1), n + 1))
-    assert (controller.state.nan_scores, controller.state.guarded) == (0, 0)  # it asks for neither
+    state = pair.controller.state
+    assert (state.nan_scores, state.guarded) == (0, 0)  # it asks for neither
 
 
 def test_once_and_the_age_limit_that_binds_every_policy():
-    once = Controller("once", max_age=1000)
-    assert [once.attempt("d", 0) for _ in range(1001)] == [True] + [False] * 1000
-    assert once.attempt("d", 0)
-    assert once.received("d", 0, 0.0) == 1000
+    once = Pair("once", max_age=1000)
+    assert once.attempt()
+    assert once.received(0.0) == 1000
+    assert [once.attempt() for _ in range(1001)] == [False] * 1000 + [True]
     for policy in ("fixed(50)", "svcca", "cka"):
         assert Controller(policy, max_age=3).received("d", 0, 1.0) == 3
 
@@ -131,11 +141,10 @@ def test_once_and_the_age_limit_that_binds_every_policy():
 
 def test_the_table():
     controller = Controller()
-    controller.attempt("b", 1)
+    controller.received("b", 1, 0.0)
     controller.received("a", 0, 0.5, version=7)
-    controller.attempt("a", 0)
     assert controller.row("b", 1) == Row("b", 1, 0, 0.0, 1.0, 0)
-    assert controller.row("a", 0) == Row("a", 0, 7, 0.5, 2.0, 1)
+    assert controller.row("a", 0) == Row("a", 0, 7, 0.5, 2.0, 0)
     assert controller.row("a", 1) is controller.row("c", 0) is None
     assert (controller.batches("a"), controller.batches("c")) == (1, 0)
 
@@ -143,12 +152,8 @@ def test_the_table():
 def test_a_restart_goes_on_from_the_rows():
     controller, again = Controller(), Controller()
     controller.received("a", 0, 0.75)
-    controller.attempt("a", 0)
     again.state = ControllerState.of([controller.row("a", 0)])
     assert again.state == controller.state
-    assert [again.attempt("a", 0) for _ in range(4)] == [False] * 3 + [True]
-    again.state = ControllerState()
-    assert again.attempt("a", 0)
 
 
 @pytest.mark.parametrize(

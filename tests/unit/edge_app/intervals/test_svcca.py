@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge_app.intervals.svcca import fold, svcca, svcca_batch
+from edge_app.intervals.svcca import fold, svcca
 from emo.errors import ModelError
 
 
@@ -145,28 +144,6 @@ def test_outlier_in_front_and_weak_channels_cost_no_digits(n, dtype):
         assert svcca(x, y, 1.0) == pytest.approx(direct(x, y, 1 - 1e-12), abs=1e-4)
 
 
-def test_a_batch_gives_each_pair_its_score():
-    rng = np.random.default_rng(11)
-    a, b = np.empty((6, 400, 10)), np.empty((6, 400, 7))
-    for k in range(6):  # ranks differ from pair to pair
-        a[k] = mixed(rng, 400, 10) * (np.arange(10) <= 4 + k) + 100.0
-        b[k] = a[k, :, :7] + rng.standard_normal((400, 7)) * 0.2 * k
-    b[3] = 7.0
-    a[4, 17, 2] = np.nan
-    scores = svcca_batch(torch.from_numpy(a).float(), torch.from_numpy(b))
-    assert scores.shape == (6,)
-    assert scores.dtype == torch.float64
-    for k, score in enumerate(scores.tolist()):
-        assert score == pytest.approx(svcca(a[k].astype(np.float32), b[k]), abs=1e-5, nan_ok=True)
-    assert scores.isnan().tolist() == [False, False, False, True, True, False]
-
-
-def test_an_empty_batch():
-    assert svcca_batch(torch.zeros(0, 5, 2), torch.zeros(0, 5, 2)).shape == (0,)
-    assert svcca_batch(torch.zeros(2, 0, 3), torch.zeros(2, 0, 3)).isnan().all()
-    assert svcca_batch(torch.ones(1, 5, 3), torch.ones(1, 5, 3)).isnan().all()
-
-
 def test_input_is_left_alone():
     a, b = np.random.default_rng(7).standard_normal((2, 64, 4)).astype(np.float32)
     before = a.copy(), b.copy()
@@ -178,8 +155,6 @@ def test_input_is_left_alone():
 def test_shapes_that_cannot_be_compared():
     with pytest.raises(ModelError, match="same n"):
         svcca(np.zeros((4, 2)), np.zeros((5, 2)))
-    with pytest.raises(ModelError, match="k, n, c"):
-        svcca_batch(torch.zeros(3, 4, 2), torch.zeros(3, 5, 2))
     with pytest.raises(ModelError, match="N, C"):
         fold(np.zeros(4))
 
