@@ -3,7 +3,7 @@
 import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, get_args
+from typing import Annotated, Literal, Protocol, get_args
 
 from pydantic import Field
 
@@ -120,24 +120,3 @@ class Method(Protocol):
     def close(self) -> None:
         """Ends processes and threads; harmless twice."""
         ...
-
-
-def as_json(work: RoundWork) -> dict[str, Any]:
-    """Totals of a round: bytes by kind up and down, and the rest by its name."""
-    up, down = dict[str, int](), dict[str, int]()
-    for each in work.devices:
-        for total, part in ((up, each.up), (down, each.down)):
-            for kind, count in part.items():
-                total[kind] = total.get(kind, 0) + count
-    return {
-        "round": work.number,
-        "devices": len(work.devices),
-        "loss": work.loss,
-        "attempted": work.attempted,
-        "sent": work.sent,
-        "up": up,
-        "down": down,
-        "steps": list(work.steps),
-        "overlays": list(work.overlays),
-        "overlays_down": list(work.overlays_down),
-    }

@@ -18,7 +18,6 @@ import onnx
 from cloud_app.ensemble.onnx_domains import only_used
 from cloud_app.serving.onnx_session import open_session
 from emo.data.dataset import Dataset
-from emo.data.heldout import part
 from emo.errors import ExportError
 
 # isort: split
@@ -116,7 +115,7 @@ def _write(path: Path, images: np.ndarray[Any, Any], to: Path) -> None:
 
 
 def _some(dataset: Dataset, count: int) -> Dataset:
-    return part(dataset, np.random.default_rng(0).permutation(len(dataset.labels))[:count])
+    return dataset.of(np.random.default_rng(0).permutation(len(dataset.labels))[:count])
 
 
 @contextlib.contextmanager

@@ -74,11 +74,8 @@ def choose(
 ) -> Chosen:
     """Out of `members`, parts of `test`: by `kept`, the votes of the same parts on held-out data, where there are any.
     `test` is only asked whether it beats the FL model, and only without `kept`. No members: the FL model alone."""
-    shares, left_out, figures = (
-        dict.fromkeys(members, 1 / max(1, len(members))),
-        dict[str, str](),
-        dict[str, Any](),
-    )
+    shares = dict.fromkeys(members, 1 / max(1, len(members)))
+    left_out, figures = dict[str, str](), dict[str, Any]()
     judged, fl = kept or test, None
     if choice.at_least == "head" and HEAD in test.names:
         fl = judged.accuracy({HEAD: 1}, "logits")

@@ -287,7 +287,7 @@ def judges(spec: Data, model: Model) -> tuple[Dataset, Dataset]:
     train = registry.training(spec, model, own=False)
     if spec.heldout:
         return train, heldout.kept(spec, model)
-    every_other = (heldout.part(train, np.arange(first, len(train.labels), 2)) for first in (0, 1))
+    every_other = (train.of(np.arange(first, len(train.labels), 2)) for first in (0, 1))
     return next(every_other), next(every_other)
 
 

@@ -98,9 +98,9 @@ def read(layout: Layout, root: Path | None) -> tuple[Dataset, Dataset]:
 
     Raises DataError: which file, what was expected, what was found.
     """
-    images = {part: np.empty((n, PIXELS), np.uint8) for part, n in _totals(layout).items()}
-    labels = {part: np.empty(n, np.int64) for part, n in _totals(layout).items()}
-    starts = _starts(layout)
+    starts, sizes = _starts(layout)
+    images = {part: np.empty((n, PIXELS), np.uint8) for part, n in sizes.items()}
+    labels = {part: np.empty(n, np.int64) for part, n in sizes.items()}
     missing = set(layout.files)
     try:
         for where, file, stream in _open(layout, root):
@@ -123,20 +123,13 @@ def read(layout: Layout, root: Path | None) -> tuple[Dataset, Dataset]:
     return train, test
 
 
-def _totals(layout: Layout) -> dict[str, int]:
-    totals = {"train": 0, "test": 0}
-    for part, records in layout.files.values():
-        totals[part] += records
-    return totals
-
-
-def _starts(layout: Layout) -> dict[str, int]:
-    """Row of each file's first record: the archive's members come in any order, the samples must not."""
-    starts, at = {}, {"train": 0, "test": 0}
+def _starts(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
+    """Row of each file's first record: the archive's members come in any order, the samples must not. And each part's size."""
+    starts, sizes = {}, {"train": 0, "test": 0}
     for file, (part, records) in layout.files.items():
-        starts[file] = at[part]
-        at[part] += records
-    return starts
+        starts[file] = sizes[part]
+        sizes[part] += records
+    return starts, sizes
 
 
 def _records(

@@ -1,7 +1,7 @@
 """What a dataset is: images, labels, class names, and how to normalise."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,10 @@ class Dataset:
             _need(bool(np.isfinite(value).all()), f"{name} is not finite: {value}")
             object.__setattr__(self, name, value)
         _need(bool((self.std > 0).all()), f"std must be above zero, found {self.std}")
+
+    def of(self, rows: np.ndarray) -> "Dataset":
+        """These `rows` of it, copied."""
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
 
 def _names(classes: Any) -> tuple[str, ...]:

@@ -3,8 +3,6 @@
 What an ensemble is fitted on comes from here, and nowhere else.
 """
 
-import numpy as np
-
 from emo.config import Data, Model
 from emo.data import registry
 from emo.data.dataset import Dataset
@@ -21,9 +19,4 @@ def kept(spec: Data, model: Model) -> Dataset:
             f"{spec.name}: no held-out data, which overlays.fit and --fit need: set data.heldout (0.1, say) before the "
             "run, on the cloud and on every device that shares its dataset"
         )
-    return part(train, rows)
-
-
-def part(dataset: Dataset, rows: np.ndarray) -> Dataset:
-    """These `rows` of it, copied."""
-    return Dataset(dataset.images[rows], dataset.labels[rows], dataset.classes, dataset.mean, dataset.std)
+    return train.of(rows)

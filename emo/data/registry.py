@@ -4,7 +4,6 @@ A built-in is found as a user's own is, so Pillow is imported only by the datase
 """
 
 import threading
-from dataclasses import replace
 from functools import lru_cache
 
 from emo import user_function
@@ -12,8 +11,6 @@ from emo.config import Data, Model
 from emo.data.dataset import Dataset
 from emo.data.partition import holdout
 from emo.errors import DataError
-
-__all__ = ["Dataset", "load", "must_fit"]
 
 BUILT_IN = {
     "digits": "emo.data.digits:load",
@@ -71,7 +68,7 @@ def _load(spec: Data, *wanted: object) -> tuple[Dataset | None, Dataset | None]:
     train, test = _read(spec, *wanted)
     if spec.heldout and train is not None:
         rows, _ = holdout(train.labels, spec.seed, spec.heldout)
-        train = replace(train, images=train.images[rows], labels=train.labels[rows])
+        train = train.of(rows)
     return train, test
 
 

@@ -21,18 +21,6 @@ from emo.models.mobilenet import mobilenet6, mobilenet12
 from emo.models.vgg import vgg6, vgg11
 from emo.seeds import Draws
 
-__all__ = [
-    "Parts",
-    "SplitNetwork",
-    "inference",
-    "load",
-    "network",
-    "overlay",
-    "parts",
-    "split_shape",
-    "weights",
-]
-
 BUILT_IN: dict[str, Callable[[Model], Parts]] = {
     "vgg6": vgg6,
     "vgg11": vgg11,
@@ -139,7 +127,7 @@ def _build(factory: Callable[[], nn.Module], spec: Model, part: str) -> nn.Modul
     module = factory()
     if not isinstance(module, nn.Module):
         raise ModelError(f"{spec.name}: its {part} is a {type(module).__name__}, not a torch.nn.Module")
-    mine = {module, *(each for each in module.modules() if any(True for _ in _own(each)))}
+    mine = {module, *(each for each in module.modules() if _own(each))}
     if not mine.isdisjoint(_USED):
         raise ModelError(
             f"{spec.name}: its {part} is, or holds, a module that it gave before, so two networks would share their "
@@ -149,9 +137,8 @@ def _build(factory: Callable[[], nn.Module], spec: Model, part: str) -> nn.Modul
     return module
 
 
-def _own(module: nn.Module) -> Iterator[torch.Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+def _own(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
 
 
 def _forward(module: nn.Module, shape: tuple[int, ...], spec: Model, part: str) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from device_app.tap import Tap
 from emo.config import Data, Model, Partition, Training
 from emo.data import registry
 from emo.data.batches import FixedBatches
+from emo.data.dataset import Dataset
 from emo.data.partition import share
 from emo.errors import DataError
 from emo.local_sgd import train
@@ -42,7 +43,7 @@ class Options:
     lr: float = 0.01
     seed: int = 0
 
-    def load(self) -> tuple[registry.Dataset, registry.Dataset]:
+    def load(self) -> tuple[Dataset, Dataset]:
         """Training and test set. Raises DataError."""
         folder = Path(self.data_dir) if self.data_dir else None
         return registry.load(Data(name=self.dataset, dir=folder, seed=self.seed))
@@ -133,6 +134,6 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
     tap.close()
 
 
-def _batches(training: registry.Dataset, options: Options, index: int) -> FixedBatches:
+def _batches(training: Dataset, options: Options, index: int) -> FixedBatches:
     partition = Partition(devices=options.devices, index=index, alpha=options.alpha, seed=options.seed)
     return FixedBatches(training, share(training.labels, partition), options.batch_size, options.seed)

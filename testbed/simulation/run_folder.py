@@ -23,7 +23,7 @@ from emo.config import Positive, Section
 from emo.errors import ConfigError, DataError
 from emo.wire.messages import Weights
 from emo.wire.topics import Link
-from testbed.plan import MethodName, Plan, RoundTime, RoundWork, as_json
+from testbed.plan import MethodName, Plan, RoundTime, RoundWork
 from testbed.timing.round_time import link
 from testbed.timing.scenario import Scenario
 
@@ -111,17 +111,18 @@ def row(
     before: Total,
 ) -> Row:
     """What is written of a round; `before`: the total of the rounds before it."""
-    totals = as_json(work)
     links: dict[Link, dict[str, dict[str, int]]] = {
         "lan": {"up": {}, "down": {}},
         "wan": {"up": {}, "down": {}},
     }
-    for way in ("up", "down"):
-        for kind, count in totals[way].items():
-            links[link(method, kind)][way][kind] = count
-    for way, sizes in (("up", work.overlays), ("down", work.overlays_down)):
-        if any(sizes):
-            links["wan"][way]["OverlayWeights"] = sum(sizes)
+    for device in work.devices:
+        for way, sizes in (("up", device.up), ("down", device.down)):
+            for kind, count in sizes.items():
+                counts = links[link(method, kind)][way]
+                counts[kind] = counts.get(kind, 0) + count
+    for way, overlays in (("up", work.overlays), ("down", work.overlays_down)):
+        if any(overlays):
+            links["wan"][way]["OverlayWeights"] = sum(overlays)
     if work.heads:
         links["wan"]["down"]["GlobalHead"] = work.heads
     lan, wan = (Traffic.model_validate(links[each]) for each in ("lan", "wan"))

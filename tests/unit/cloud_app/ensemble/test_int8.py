@@ -5,7 +5,7 @@ import pytest
 
 from cloud_app.ensemble import int8
 from emo.config import Data
-from emo.data import heldout, registry
+from emo.data import registry
 from emo.errors import ExportError
 
 
@@ -30,7 +30,7 @@ def test_int8_is_taken_only_where_it_is_faster_and_as_good(tmp_path, monkeypatch
 def test_int8_needs_images_to_judge_by(tmp_path):
     train, _ = registry.load(Data())
     with pytest.raises(ExportError, match="199 images to judge accuracy by, at least 200"):
-        int8.quantise(tmp_path / "m", train, heldout.part(train, np.arange(199)), tmp_path / "to")
+        int8.quantise(tmp_path / "m", train, train.of(np.arange(199)), tmp_path / "to")
 
 
 def test_a_model_that_onnxruntime_cannot_quantise_is_said(tmp_path):
