@@ -61,7 +61,7 @@ class Votes:
 @dataclass(frozen=True)
 class Chosen:
     """`shares`: of the members. `left_out`: part -> why. `figures`: measured on held-out data, for the result.
-    `instead`: why it is the FL model alone, where it was to be an ensemble."""
+    `instead`: why the FL model alone is served instead of an ensemble."""
 
     shares: Mapping[str, float]
     left_out: Mapping[str, str] = field(default_factory=dict)
@@ -72,8 +72,8 @@ class Chosen:
 def choose(
     choice: Choice, combine: Combine, members: Sequence[str], test: Votes, kept: Votes | None
 ) -> Chosen:
-    """Out of `members`, parts of `test`: by `kept`, the votes of the same parts on held-out data, where there are any.
-    `test` is only asked whether it beats the FL model, and only without `kept`. No members: the FL model alone."""
+    """Chooses from `members`, parts of `test`, by `kept`, the votes of the same parts on held-out data. Without `kept`, `test`
+    decides one thing: whether the ensemble beats the FL model. No members: the FL model alone."""
     shares = dict.fromkeys(members, 1 / max(1, len(members)))
     left_out, figures = dict[str, str](), dict[str, Any]()
     judged, fl = kept or test, None

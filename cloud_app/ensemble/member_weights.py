@@ -75,8 +75,8 @@ def _dropped(
 
 
 def _likeliest(logits: torch.Tensor, labels: np.ndarray, combine: Combine) -> torch.Tensor:
-    """A temperature is fitted with the shares and then forgotten: it changes no answer, and without it shares would go
-    to who is sure of himself, not to who is right."""
+    """The shares of the greatest likelihood. A temperature is fitted with them and then dropped: it changes no answer, and
+    without it shares would go to members that are confident, not to those that are right."""
     precise, truth = logits.double(), torch.from_numpy(labels)
     x = torch.zeros(len(logits) + 1, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([x], max_iter=_STEPS, line_search_fn="strong_wolfe")

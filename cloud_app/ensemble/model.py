@@ -136,7 +136,7 @@ def misfit(like: Weights, weights: Weights) -> str:
 
 
 def misfits(spec: Model, overlays: Mapping[str, Weights]) -> dict[str, str]:
-    """Those of `overlays` that are none of `spec`, with the reason. Raises ModelError."""
+    """The `overlays` that cannot be overlays of `spec`, with the reason. Raises ModelError."""
     like = split_network.weights(split_network.overlay(spec, seed=0)) if overlays else {}
     reasons = {name: misfit(like, weights) for name, weights in overlays.items()}
     return {name: why for name, why in reasons.items() if why}
@@ -178,7 +178,7 @@ def build(
 
 
 def described(part: str) -> str:
-    """A part, for people."""
+    """A part in words, for messages."""
     if part.startswith(OVERLAY):
         return f"the overlay of edge {part.removeprefix(OVERLAY)}"
     return f"the {part} of the global model"

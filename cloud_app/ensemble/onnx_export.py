@@ -129,7 +129,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """One line of what torch says in a page, and the user's own line where it happened."""
+    """One line of torch's long message, and the line of the user's code where it happened."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -143,7 +143,7 @@ def _why(error: BaseException) -> str:
 
 
 def _strip(model: onnx.ModelProto) -> None:
-    """The exporter notes on every node the stack trace of the line it came from, with the paths of this machine."""
+    """Removes the stack traces that the exporter notes on every node: they hold paths of this machine."""
     graph = model.graph
     for part in (graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del part.metadata_props[:]

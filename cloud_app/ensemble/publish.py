@@ -72,13 +72,13 @@ def publish(
     added: int | None = None,
     sure: Callable[[str], None] = lambda _text: None,
 ) -> dict[str, Any]:
-    """Build, measure, export, and add it to the repository `models` as the next version of `name`. `added`: the version
-    as which it was added already, by a process that did not live to tell. `sure` raises where a version that is less
-    accurate than the one that is served, as its sentence says, is not to be.
+    """Build, measure, export, and add it to the repository `models` as the next version of `name`. `added`: its version, where
+    a process that was killed has added it already. `sure` is told when the version is less accurate than the one that is
+    served, and raises to refuse it.
 
     Returns `accuracy` on the test set as shares: `fl` (the FL model, where its head is there), `boosted` (each
     overlay's pair), `bagged` and `bagged_logits` (all overlays, equally), `served` (what was exported); `members` and
-    their `shares`, who was `left_out` and why, `instead` (why the FL model alone, where it was to be an ensemble), `onnx`,
+    their `shares`; `left_out`, part -> why; `instead` (why the FL model alone is served instead of an ensemble); `onnx`,
     `version`, `bytes`, `max_error` (of fp32 against torch), `precision`, and, where something was chosen by held-out data,
     `heldout`: its size, and the accuracy there before and after.
 
@@ -147,7 +147,7 @@ def collect(record: Record, parts: Mapping[str, Weights], choice: Choice, test: 
 
 
 def choose_members(candidates: Candidates, choice: Choice) -> Chosen:
-    """Step 2: the members with their shares, and all that are left out; logged. Raises ExportError where none is left."""
+    """Step 2: the members with their shares, and what is left out, which is logged. Raises ExportError without members."""
     overlays = [*candidates.overlays, *[HEAD] * choice.head]
     chosen = choose(choice, candidates.combine, overlays, candidates.votes, candidates.heldout)
     chosen = replace(chosen, left_out={**candidates.left_out, **chosen.left_out})

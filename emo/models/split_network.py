@@ -30,7 +30,7 @@ BUILT_IN: dict[str, Callable[[Model], Parts]] = {
 }
 
 
-_USED: WeakSet[nn.Module] = WeakSet()  # those with weights, and whole parts
+_USED: WeakSet[nn.Module] = WeakSet()  # modules with weights, and whole parts, that are in a network already
 
 
 class SplitNetwork(nn.Module):

@@ -52,7 +52,7 @@ def make(
 
 
 def check(plan: Plan, scenario: Scenario, training: Dataset, device: Device = "cpu") -> None:
-    """Raises what the plan cannot be run for, in a second and before anything runs: DataError where the model does
+    """Raises, within a second and before anything runs, if the plan cannot be run: DataError where the model does
     not take the data, ModelError where it lacks a part that the method needs, PartitionError where there are fewer
     samples than asked for, ConfigError for the rest."""
     if device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +79,7 @@ def run(
     say: Say = say,
     closed: Callable[[run_folder.Row], None] = lambda _row: None,
 ) -> run_folder.Run | None:
-    """Run `plan` to its end, or go on with the run in `out` (`resume`; it starts where there is none). Its folder.
+    """Run `plan` to its end and return its folder. `resume`: go on with the run in `out`, or start where there is none.
 
     Between two checkpoints lie `checkpoint` rounds. A run that was stopped and goes on gives the same bits as one that
     was not, with any `workers`. `onnx`: where to export the ensemble to. `closed` gets the row of each round.
@@ -151,8 +151,7 @@ def _flat(values: object, at: str = "") -> dict[str, object]:
 def _method(
     here: run_folder.Run, training: Dataset, test: Dataset, workers: int, device: Device
 ) -> Iterator[Method]:
-    """The method as it was after the last round of `here`. It is closed afterwards, whatever happened, and nothing of
-    its folder is left."""
+    """The method as it was after the last round of `here`. Closes it afterwards and removes its folder."""
     work, header = here.out / "work", here.header
     saved = here.back()
     shutil.rmtree(work, ignore_errors=True)

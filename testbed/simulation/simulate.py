@@ -50,7 +50,7 @@ KEYS = {
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
-    """0 when it ran through, 130 when it was stopped; what is there then goes on with --resume. Raises EmoError."""
+    """The exit status: 0 when the run is over, 130 when it was stopped and --resume can go on. Raises EmoError."""
     _stop_on_interrupt(stop)
     if not args.verbose:
         logging.getLogger("emo").setLevel(logging.WARNING)  # nodes tell of their rounds, and so do we
