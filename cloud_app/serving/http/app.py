@@ -8,7 +8,6 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from html import escape
 from time import perf_counter_ns, time_ns
@@ -66,21 +65,30 @@ _ERROR = {
 }
 
 
-@dataclass(frozen=True)
-class Operation:
+class Operation(Route):
     """One line of the table. `handle` is called with the request and, below `/v2/models/{name}`, with that model's slot.
     `summary` and `body`: for the OpenAPI document; the schema of the request's body by its content type."""
 
-    method: str
-    path: str
-    handle: Callable[..., Awaitable[Any]]
-    summary: str = ""
-    body: dict[str, Any] | None = None
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        handle: Callable[..., Awaitable[Any]],
+        summary: str = "",
+        body: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(path, handle, methods=[method])
+        self.method, self.handler, self.summary, self.body = method, handle, summary, body
+        self.of_model = path.startswith(_MODEL)
 
     @property
-    def paths(self) -> list[str]:
-        """A model may be asked for by its version, too."""
-        return sorted({self.path, self.path.replace(_MODEL, _MODEL + "/versions/{version}")})
+    def allow(self) -> str:
+        return "GET, HEAD, OPTIONS" if self.method == "GET" else "POST, OPTIONS"
+
+    def of_version(self) -> "Operation":
+        """The same of a version of the model."""
+        path = self.path.replace(_MODEL, _MODEL + "/versions/{version}")
+        return Operation(self.method, path, self.handler, self.summary, self.body)
 
 
 def table(of: Handlers) -> list[Operation]:
@@ -114,7 +122,7 @@ def table(of: Handlers) -> list[Operation]:
     return [*described, get("/", of.front), get("/openapi.json", openapi), get("/docs", docs)]
 
 
-class Endpoint:
+class Endpoint(Router):
     """`poll_s`: how often the repository is looked at for another version; 0: never."""
 
     def __init__(
@@ -127,26 +135,85 @@ class Endpoint:
         origins: Origins | None = None,
     ) -> None:
         self.shares = shares
+        self._models = models
+        self._keys = keys
+        self._access = access
         self._poll_s = poll_s
+        self._origins = origins or Origins()
         self._handlers = Handlers(models, shares, read_only=not keys)
-        dispatch = _Dispatch(models, keys, access, origins or Origins())
-        routes = [
-            Route(path, partial(dispatch, operation))
-            for operation in sorted(table(self._handlers), key=_order)
-            for path in operation.paths
-        ]
-        self._router = Router(
-            routes, redirect_slashes=False, default=partial(dispatch, None), lifespan=self._lifespan
-        )
+        operations = table(self._handlers)
+        operations += [each.of_version() for each in operations if each.of_model]
+        # Inference is tried first, since it is in a hurry; then paths without a name: `/v2/models/stats` is no model.
+        self._operations = sorted(operations, key=lambda each: (each.body is None, "{" in each.path))
+        super().__init__(self._operations, lifespan=self._lifespan)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["request"] = Incoming(scope, receive, self.shares.held)
-            path = scope["path"].strip("/")
-            scope["path"] = (
-                f"/{path}" if path[-1:] != "\n" else f"/{path}/"
-            )  # or a route's $ would overlook it
-        await self._router(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await super().__call__(scope, receive, send)
+            return
+        request = Incoming(scope, receive, self.shares.held)
+        try:
+            answer = await packed(request, await self._answer(request))
+        except Refused as error:
+            answer = _refusal(error)
+        except asyncio.CancelledError:
+            ends = Refused(503, "the endpoint is being stopped")
+            answer = _refusal(no_room() if request.evicted else ends)
+        except Exception:
+            log.exception("%s %s failed", request.method, request.path[:200])
+            answer = as_json({"error": f"{request}: the endpoint failed; its log says why"}, 500)
+        if self._origins and request.method != "OPTIONS":
+            answer.headers.extend(self._origins.headers(request.headers))
+        request.release()
+        ns = perf_counter_ns() - request.began
+        slot = request.slot
+        if slot is not None:
+            slot.stats.request(answer.status, ns, time_ns() // 1_000_000)
+        await reply(send, request, answer)
+        if self._access is not None:
+            served = slot.served.signature if slot else None
+            self._access.write(
+                client=request.client,
+                method=request.method,
+                path=request.path[:200],
+                status=answer.status,
+                ms=round(ns / 1e6, 3),
+                bytes_in=request.size,
+                bytes_out=len(answer.body),
+                model=served.name if served else None,
+                version=served.version if served else None,
+            )
+
+    async def _answer(self, request: Incoming) -> Answer:
+        """Raises Refused: 404, 405, 401, or as the handler does."""
+        # Before keys: a browser sends none with it.
+        if request.method == "OPTIONS" and (headers := self._origins.preflight(request.headers)):
+            return Answer(b"", 204, headers=headers)
+        path = "/" + request.path.strip("/")
+        if self._keys and not path.startswith("/v2/health/") and not self._keys.fit(request.headers):
+            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
+        operation, arguments = self._find(request, path)
+        if operation.of_model:
+            arguments = {"slot": self._models.find(arguments["name"], arguments.get("version"))}
+        if request.method == "OPTIONS":
+            return Answer(b"", 204, headers=[(b"allow", operation.allow.encode())])
+        if request.method not in (operation.methods or ()):
+            text = f"{request}: this method is not offered here, {operation.allow} are"
+            raise Refused(405, text, operation.allow)
+        if request.method == "POST":
+            request.slot = arguments.get("slot")
+        result = await operation.handler(request, **arguments)
+        return result if isinstance(result, Answer) else as_json(result)
+
+    def _find(self, request: Incoming, path: str) -> tuple[Operation, dict[str, Any]]:
+        """The operation, and the names in the path. Raises Refused (404)."""
+        for operation in self._operations:  # Router's own loop costs an inference request 5 us more
+            match = operation.path_regex.fullmatch(path)
+            if match is not None:
+                return operation, match.groupdict()
+        raise Refused(404, f"{request}: no such resource")
+
+    # -- the process
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
@@ -162,79 +229,6 @@ class Endpoint:
                 await self._handlers.refresh()
             except Exception:
                 log.exception("the repository could not be looked at")
-
-
-def _order(operation: Operation) -> tuple[bool, bool]:
-    """Inference is tried first, since it is in a hurry; then paths without a name: `/v2/models/stats` is no model."""
-    return operation.body is None, "{" in operation.path
-
-
-@dataclass
-class _Dispatch:
-    """Answers a request by the operation of its route, counts it and writes it into the access log."""
-
-    models: Models
-    keys: Keys
-    access: AccessLog | None
-    origins: Origins
-
-    async def __call__(self, operation: Operation | None, scope: Scope, _: Receive, send: Send) -> None:
-        # Out of the scope: it holds `receive`, which holds the scope, and each cycle would wait for the collector.
-        request: Incoming = scope.pop("request")
-        try:
-            answer = await packed(request, await self._answer(request, operation, scope))
-        except Refused as error:
-            answer = _refusal(error)
-        except asyncio.CancelledError:
-            ends = Refused(503, "the endpoint is being stopped")
-            answer = _refusal(no_room() if request.evicted else ends)
-        except Exception:
-            log.exception("%s %s failed", request.method, request.path[:200])
-            answer = as_json({"error": f"{request}: the endpoint failed; its log says why"}, 500)
-        if self.origins and request.method != "OPTIONS":
-            answer.headers.extend(self.origins.headers(request.headers))
-        request.release()
-        ns = perf_counter_ns() - request.began
-        slot = request.slot
-        if slot is not None:
-            slot.stats.request(answer.status, ns, time_ns() // 1_000_000)
-        await reply(send, request, answer)
-        if self.access is not None:
-            served = slot.served.signature if slot else None
-            self.access.write(
-                client=request.client,
-                method=request.method,
-                path=request.path[:200],
-                status=answer.status,
-                ms=round(ns / 1e6, 3),
-                bytes_in=request.size,
-                bytes_out=len(answer.body),
-                model=served.name if served else None,
-                version=served.version if served else None,
-            )
-
-    async def _answer(self, request: Incoming, operation: Operation | None, scope: Scope) -> Answer:
-        """Raises Refused: 404, 405, 401, or as the handler does."""
-        method = request.method
-        # Before keys: a browser sends none with it.
-        if method == "OPTIONS" and self.origins and (headers := self.origins.preflight(request.headers)):
-            return Answer(b"", 204, headers=headers)
-        if self.keys and not scope["path"].startswith("/v2/health/") and not self.keys.fit(request.headers):
-            raise Refused(401, "an API key is needed: `Authorization: Bearer KEY`, or `X-API-Key: KEY`")
-        if operation is None:
-            raise Refused(404, f"{request}: no such resource")
-        arguments: dict[str, Any] = scope["path_params"]
-        if operation.path.startswith(_MODEL):
-            arguments = {"slot": self.models.find(arguments["name"], arguments.get("version"))}
-        if method != operation.method and (method, operation.method) != ("HEAD", "GET"):
-            allow = "GET, HEAD, OPTIONS" if operation.method == "GET" else "POST, OPTIONS"
-            if method == "OPTIONS":
-                return Answer(b"", 204, headers=[(b"allow", allow.encode())])
-            raise Refused(405, f"{request}: this method is not offered here, {allow} are", allow)
-        if method == "POST":
-            request.slot = arguments.get("slot")
-        result = await operation.handle(request, **arguments)
-        return result if isinstance(result, Answer) else as_json(result)
 
 
 def _refusal(error: Refused) -> Answer:
