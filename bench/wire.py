@@ -30,13 +30,12 @@ from emo.errors import BaseError
 from emo.local_sgd import evaluate, train
 from emo.models import split_network
 from emo.models.split_network import SplitNetwork
-from emo.wire import frame, topics
 from emo.wire.codec import Packed, decode, encode
 from emo.wire.messages import ActivationBatch
 from testbed import figures
+from testbed.workers import packets
 
 EVERY = 50  # steps between two states of the trunk that are kept
-CHUNK = 256 << 10
 
 
 class Batches(NamedTuple):
@@ -164,8 +163,7 @@ def _is_delta(encoded: bytes, limit: int) -> bool:
 def _on_wire(encoded: bytes, labels: np.ndarray) -> int:
     packed = Packed(encoded)
     message = ActivationBatch("20261101T120000-0", "edge-1", "device-1", 17, 40, packed, labels)
-    parts = enumerate(frame.split(message, bytes(8), CHUNK))
-    return sum(len(part) + len(topics.topic("emo", message, index)) for index, part in parts)
+    return packets.size(packets.Sender(0).encode(message))
 
 
 def _speeds(codec: str, now: np.ndarray, bases: list[np.ndarray | None]) -> tuple[float, float]:

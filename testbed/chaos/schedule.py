@@ -15,28 +15,18 @@ Act = Literal["report", "counter", "overlay", "tensors", "bomb", "poison", "samp
 ACTS: tuple[Act, ...] = get_args(Act)
 ON_LINKS: frozenset[Kind] = frozenset({"cut", "silent", "throttle", "delay"})
 
-_WEIGHT: Mapping[Kind, int] = {
-    "kill": 6,
-    "restart": 2,
-    "stop": 3,
-    "cut": 4,
-    "silent": 2,
-    "throttle": 2,
-    "delay": 2,
-    "disk": 2,
-    "clock": 2,
-}
-# Seconds that a fault lasts, from and to; one in twenty is long: past the keepalive, so that everybody notices.
-_LASTS: Mapping[Kind, tuple[float, float]] = {
-    "kill": (0.0, 1.0),
-    "restart": (0.0, 0.5),
-    "stop": (0.2, 2.0),
-    "cut": (0.0, 1.0),
-    "silent": (0.3, 3.0),
-    "throttle": (0.5, 3.0),
-    "delay": (0.5, 3.0),
-    "disk": (0.3, 1.5),
-    "clock": (0.5, 5.0),
+# How often a kind comes up, and seconds that it lasts, from and to; one in twenty is long: past the keepalive, so that
+# everybody notices.
+_WEIGHT_AND_LASTS: Mapping[Kind, tuple[int, float, float]] = {
+    "kill": (6, 0.0, 1.0),
+    "restart": (2, 0.0, 0.5),
+    "stop": (3, 0.2, 2.0),
+    "cut": (4, 0.0, 1.0),
+    "silent": (2, 0.3, 3.0),
+    "throttle": (2, 0.5, 3.0),
+    "delay": (2, 0.5, 3.0),
+    "disk": (2, 0.3, 1.5),
+    "clock": (2, 0.5, 5.0),
 }
 _LONG = (9.0, 12.0)
 _MAY_BE_LONG: frozenset[Kind] = frozenset({"kill", "stop", "cut", "silent"})
@@ -89,7 +79,7 @@ def schedule(seed: int, faults: int, over_s: float, targets: Targets) -> list[Fa
     chosen = []
     for number in range(faults):
         if not deck:
-            deck = [kind for kind in kinds for _ in range(_WEIGHT[kind])]
+            deck = [kind for kind in kinds for _ in range(_WEIGHT_AND_LASTS[kind][0])]
             rng.shuffle(deck)
         kind = deck.pop()
         at = over_s * (number + rng.random()) / faults
@@ -98,7 +88,7 @@ def schedule(seed: int, faults: int, over_s: float, targets: Targets) -> list[Fa
         target = rng.choice(idle) if idle else min(names, key=lambda name: (free.get(name, 0.0), name))
         at = max(at, free.get(target, 0.0))
         long = kind in _MAY_BE_LONG and rng.random() < 0.05
-        lasts = rng.uniform(*(_LONG if long else _LASTS[kind]))
+        lasts = rng.uniform(*(_LONG if long else _WEIGHT_AND_LASTS[kind][1:]))
         fault = Fault(round(at, 3), kind, target, round(lasts, 3), _amount(rng, kind))
         free[target] = at + lasts + _SETTLE_S
         chosen.append(fault)

@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -63,15 +64,14 @@ def measure(
     training, test = registry.load(here.data)
     run.check(here, scenario, training)
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory(prefix="emo-paper-") as folder:
-        method = run.make(here, scenario, training, test, workers, "cpu", Path(folder))
-        try:
-            works = []
-            for number in range(1, count + 1):
-                run.say(f"{here.data.name} {here.method}: round {number} of {count}")
-                works.append(method.round(number)[0])
-        finally:
-            method.close()
+    works = []
+    with (
+        tempfile.TemporaryDirectory(prefix="emo-paper-") as folder,
+        closing(run.make(here, scenario, training, test, workers, "cpu", Path(folder))) as method,
+    ):
+        for number in range(1, count + 1):
+            run.say(f"{here.data.name} {here.method}: round {number} of {count}")
+            works.append(method.round(number)[0])
     return works
 
 
