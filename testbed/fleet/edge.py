@@ -2,7 +2,7 @@
 which they reach an edge whose devices train side by side.
 
     FOLDER/live/       the cache as it is now; nothing of it outlives the process
-    FOLDER/0, 1/       after the last two rounds: cache/ (links to its files), and edge_app/snapshot.py's files
+    FOLDER/0, 1/       after the last two rounds: cache/ (links to its files), and edge_app/snapshot.py's file
 """
 
 import os
