@@ -101,7 +101,7 @@ def rank(mode, out):
             return
         settings = CURVES["plain"]
         trainer = leader.trainer(module(settings), settings)
-        if mode != "raise":
+        if mode == "train":
             trainer.step(batches(0))
         print("ready", flush=True)
         while not stop.is_set():
