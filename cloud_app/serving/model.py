@@ -13,7 +13,8 @@ import numpy as np
 from cloud_app.serving.infer_request import Signature, parse
 from cloud_app.serving.infer_response import answer, finite, not_finite
 from cloud_app.serving.onnx_session import RunOptions, open_session
-from cloud_app.serving.repository import MAX_BATCH, Repository
+from cloud_app.serving.repository import Repository
+from cloud_app.serving.triton_config import MAX_BATCH
 from emo.errors import ServeError
 
 _MAX_METADATA = 1 << 20  # which goes out with every question about the model

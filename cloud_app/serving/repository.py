@@ -19,11 +19,9 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from cloud_app.serving.triton_config import MAX_BATCH, describe, pin, pinned, unpinned
+from cloud_app.serving.triton_config import describe, pin, pinned, unpinned
 from emo.config import Id
 from emo.errors import ServeError
-
-__all__ = ["MAX_BATCH", "Repository"]
 
 _MAX_TEXT = 16 << 20
 _MAX_CONFIG = 256 << 10

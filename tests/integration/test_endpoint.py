@@ -14,7 +14,8 @@ import pytest
 from serving import LABELS, WEIGHTS, request, serving, write
 
 from cloud_app.serving.http.server import Options, app, serve
-from cloud_app.serving.repository import MAX_BATCH, Repository
+from cloud_app.serving.repository import Repository
+from cloud_app.serving.triton_config import MAX_BATCH
 from emo import __version__
 from emo.errors import ServeError
 

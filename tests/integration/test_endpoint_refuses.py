@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from serving import LABELS, changed, request, serving, without, write
 
 from cloud_app.serving.infer_request import MAX_BODY
-from cloud_app.serving.repository import MAX_BATCH, Repository
+from cloud_app.serving.repository import Repository
+from cloud_app.serving.triton_config import MAX_BATCH
 
 MALFORMED = {
     "empty": b"",
