@@ -36,9 +36,7 @@ def measure(rounds: int, devices: int) -> dict[str, str]:
     """{part: digest}; `onnx`: of logits and probabilities. Raises CalledProcessError where the run fails."""
     with TemporaryDirectory() as folder:
         out, onnx = Path(folder) / "run", Path(folder) / "model.onnx"
-        asked = (
-            f"simulate --method emo --devices {devices} --per-round {devices} --rounds {rounds} --workers 2"
-        )
+        asked = f"simulate --method emo --devices {devices} --per-round {devices} --rounds {rounds} --workers 2"
         subprocess.run(
             [sys.executable, "-m", "emo.cli", *asked.split(), "--out", out, "--export", onnx],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -49,9 +47,7 @@ def measure(rounds: int, devices: int) -> dict[str, str]:
         session = open_session(onnx, threads=1)
         names = [each.name for each in session.get_outputs()]
         answers = dict(zip(names, session.run(names, {"images": images}), strict=True))
-        return {part: digest(arrays) for part, arrays in Run(out).weights().items()} | {
-            "onnx": digest(answers)
-        }
+        return {part: digest(arrays) for part, arrays in Run(out).weights().items()} | {"onnx": digest(answers)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,11 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="as one JSON object")
     args = parser.parse_args(argv)
     digests = measure(args.rounds, args.devices)
-    print(
-        json.dumps(digests)
-        if args.json
-        else "\n".join(f"{part:<10} {each}" for part, each in digests.items())
-    )
+    print(json.dumps(digests) if args.json else "\n".join(f"{part:<10} {each}" for part, each in digests.items()))
     return 0
 
 

@@ -103,9 +103,7 @@ def _speeds(folder: Path, case: Case, batches: int, turns: int) -> Figures:
             shutil.rmtree(place)
         rows.append(row)
     medians = {key: statistics.median(row[key] for row in rows) for key in rows[0]}
-    speeds = {
-        f"{key}_MBps": megabytes / seconds for key, seconds in medians.items() if not key.endswith("_us")
-    }
+    speeds = {f"{key}_MBps": megabytes / seconds for key, seconds in medians.items() if not key.endswith("_us")}
     return speeds | {key: 1e6 * seconds / count for key, seconds in medians.items() if key.endswith("_us")}
 
 
@@ -131,10 +129,7 @@ def _cache_turn(place: Path, case: Case, stream: list[Content]) -> Figures:
 
 def _raw_turn(place: Path, case: Case, stream: list[Content]) -> Figures:
     """The fastest way to write and read the same bytes, whole files at a time."""
-    raw = [
-        (content if isinstance(content, bytes) else content.tobytes()) + LABELS.tobytes()
-        for content in stream
-    ]
+    raw = [(content if isinstance(content, bytes) else content.tobytes()) + LABELS.tobytes() for content in stream]
     paths = [place / str(batch) for batch in range(len(raw))]
 
     def write() -> None:

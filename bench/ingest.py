@@ -38,8 +38,7 @@ from testbed.processes.child import Child
 _RUN, _EDGE, _DEVICE = "ingest", "edge-1", "device-1"
 _BATCHES, _SAMPLES, _OPEN = 48, 16, 24
 _EDGE_PROGRAM = (
-    "import os, sys; os.sched_setaffinity(0, eval(sys.argv[1]));"
-    "from emo.cli import main; sys.exit(main(sys.argv[2:]))"
+    "import os, sys; os.sched_setaffinity(0, eval(sys.argv[1]));from emo.cli import main; sys.exit(main(sys.argv[2:]))"
 )
 
 
@@ -87,9 +86,7 @@ def _case(case: Case, cores: list[int], seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, LocalBroker(Path(name)) as broker:
         for mode in ("idle", "training"):
             folder = Path(name) / mode
-            with _Fleet(
-                case, mode, broker.config, folder, {cores[-1]} if mode == "idle" else set(cores)
-            ) as fleet:
+            with _Fleet(case, mode, broker.config, folder, {cores[-1]} if mode == "idle" else set(cores)) as fleet:
                 fleet.send(versions, 1.0)  # warm: every batch has a version to be compared with
                 before = fleet.steps()
                 answered, took = fleet.send(versions, seconds)
@@ -112,8 +109,7 @@ def _versions(case: Case) -> list[list[Packed]]:
         for _ in range(_BATCHES):
             images = torch.rand((_SAMPLES, *case.model.input), generator=random)
             arrays = [
-                parts.trunk(images + 0.1 * k * torch.rand(images.shape, generator=random)).numpy()
-                for k in (0, 1)
+                parts.trunk(images + 0.1 * k * torch.rand(images.shape, generator=random)).numpy() for k in (0, 1)
             ]
             full = [Packed(array, case.codec) for array in arrays]
             for each in full:
@@ -123,9 +119,7 @@ def _versions(case: Case) -> list[list[Packed]]:
                 [
                     Packed(each.data())
                     for each in (
-                        [full[0], pair[1], pair[0]]
-                        if case.codec.endswith(DELTA)
-                        else [full[0], full[1], full[0]]
+                        [full[0], pair[1], pair[0]] if case.codec.endswith(DELTA) else [full[0], full[1], full[0]]
                     )
                 ]
             )
@@ -158,10 +152,7 @@ class _Fleet(Listener):
         self._channel.wait_connected(10)
         self._channel.publish(RunState(_RUN, 1, 2**20, "training"))
         until = time.monotonic() + 60
-        while (
-            not (self._state / "events.jsonl").exists()
-            or '"run"' not in (self._state / "events.jsonl").read_text()
-        ):
+        while not (self._state / "events.jsonl").exists() or '"run"' not in (self._state / "events.jsonl").read_text():
             if self._child.poll() is not None or time.monotonic() > until:
                 raise SystemExit(f"the edge does not start: {self._log.read_text()[-500:]}")
             time.sleep(0.1)
@@ -187,9 +178,7 @@ class _Fleet(Listener):
                 packed = coded[0] if self._version == 0 else coded[1 + (self._version + 1) % 2]
                 if not self._answers.acquire(timeout=20):
                     raise SystemExit(f"the edge answers no more: {self._log.read_text()[-500:]}")
-                self._channel.publish(
-                    ActivationBatch(_RUN, _EDGE, _DEVICE, batch, self._version, packed, labels)
-                )
+                self._channel.publish(ActivationBatch(_RUN, _EDGE, _DEVICE, batch, self._version, packed, labels))
             self._version += 1
         return self._answered - before, time.perf_counter() - began
 

@@ -110,9 +110,7 @@ class Device:
             self._answered = model.round
             for batch in range(_BATCHES):
                 rows = self._shared.activations, self._shared.labels
-                self._publish(
-                    writer, ActivationBatch(model.run, self._edge, self._name, batch, model.round, *rows)
-                )
+                self._publish(writer, ActivationBatch(model.run, self._edge, self._name, batch, model.round, *rows))
             count = _BATCHES * next(self._asked)
             self._publish(writer, TapReport(model.run, self._edge, self._name, model.round, count, count))
         self._shared.updates += 1

@@ -109,9 +109,7 @@ def _measure(node: EdgeNode, locks: list[Timed], seconds: float) -> dict[str, An
     random = np.random.default_rng(0)
     shape = (_SAMPLES, *split_network.split_shape(_MODEL))
     codec = Tap().codec.removesuffix("-delta")
-    coded = [
-        Packed(np.maximum(random.standard_normal(shape, np.float32), 0), codec) for _ in range(_VERSIONS)
-    ]
+    coded = [Packed(np.maximum(random.standard_normal(shape, np.float32), 0), codec) for _ in range(_VERSIONS)]
     labels = np.arange(_SAMPLES, dtype="<i4") % 10
     stop, counts = threading.Event(), {"received": 0, "steps": 0}
     slowest = {"received": 0.0, "steps": 0.0}

@@ -99,10 +99,7 @@ def measure(
                         late += after["disk_reads"] - before["disk_reads"]
                         drawn += steps * _TOGETHER
     return {
-        **{
-            f"replay_ratio_{name}": round(_ratio(times["tensor"], times[name]), 4)
-            for name in ("fit", "tenth")
-        },
+        **{f"replay_ratio_{name}": round(_ratio(times["tensor"], times[name]), 4) for name in ("fit", "tenth")},
         **{f"{name}_step_ms": round(1e3 * statistics.median(taken), 3) for name, taken in times.items()},
         "starved_ms": round(statistics.median(waits), 3),
         "fetched": round(1 - late / drawn, 4),

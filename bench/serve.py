@@ -51,9 +51,7 @@ def main() -> None:
     parser.add_argument(
         "--delay-ms", type=float, default=1e3 * Limits().delay_s, help="how long a request waits for company"
     )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)")
     args = parser.parse_args()
     figures: dict[str, Any] = {"cpus": cpus(), "load_before": round(os.getloadavg()[0], 2)}
     with TemporaryDirectory() as folder:
@@ -92,9 +90,7 @@ def _measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 def _export(folder: Path) -> Path:
     scale = np.full(SPEC.input[0], 100, np.float32)
-    overlays = {
-        f"{number}": split_network.weights(split_network.overlay(SPEC, number)) for number in range(2)
-    }
+    overlays = {f"{number}": split_network.weights(split_network.overlay(SPEC, number)) for number in range(2)}
     parts = model.parts(split_network.weights(split_network.network(SPEC, 0)), overlays)
     path = folder / "model.onnx"
     export(model.build(SPEC, parts, scale, scale), path, SPEC.input, LABELS, {})

@@ -185,12 +185,8 @@ def _child(words: list[str]) -> Turn:
     def turn() -> list[float]:
         environ = os.environ | {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         if sys.platform == "linux":
-            environ["GLOO_SOCKET_IFNAME"] = (
-                "lo"  # pfl's processes are all here, whatever this machine's name is
-            )
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, env=environ, check=False
-        )
+            environ["GLOO_SOCKET_IFNAME"] = "lo"  # pfl's processes are all here, whatever this machine's name is
+        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=environ, check=False)
         lines = done.stdout.splitlines()
         if done.returncode or not lines:
             sys.exit(f"{' '.join(words)} ended with {done.returncode}:\n{done.stderr[-3000:]}")

@@ -66,9 +66,7 @@ def _split(payload: bytes) -> Iterator[bytes]:
     count = -(-len(payload) // step)
     for index in range(count):
         piece = payload[index * step : (index + 1) * step]
-        head = frame.HEAD.pack(
-            b"EMO", 2, frame.KINDS.index(Update), bytes(8), index, count, len(payload), crc
-        )
+        head = frame.HEAD.pack(b"EMO", 2, frame.KINDS.index(Update), bytes(8), index, count, len(payload), crc)
         yield head + struct.pack("<I", zlib.crc32(piece, zlib.crc32(head))) + piece
 
 

@@ -36,9 +36,7 @@ class _Front(nn.Module):
         return self.whole.split(images)
 
 
-def measure(
-    spec: Model, members: int = 2, batch: int = 8, threads: int = 1, runs: int = 30
-) -> dict[str, float]:
+def measure(spec: Model, members: int = 2, batch: int = 8, threads: int = 1, runs: int = 30) -> dict[str, float]:
     """Milliseconds a batch, the fastest of `runs`, of sessions with `threads` threads that take turns. With one thread
     it is processor time, in which other processes do not count; with more it is the clock's.
 
@@ -47,9 +45,7 @@ def measure(
     """
     now = time.thread_time if threads == 1 else time.perf_counter
     scale = np.full(spec.input[0], 100, np.float32)
-    overlays = {
-        f"{number}": split_network.weights(split_network.overlay(spec, number)) for number in range(members)
-    }
+    overlays = {f"{number}": split_network.weights(split_network.overlay(spec, number)) for number in range(members)}
     parts = model.parts(split_network.weights(split_network.network(spec, 0)), overlays)
     whole = model.build(spec, parts, scale, scale)
     one = model.build(spec, parts, scale, scale, shares={"overlay-0": 1.0})

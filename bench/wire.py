@@ -47,9 +47,7 @@ class Batches(NamedTuple):
 
 
 def main() -> None:
-    parser = figures.parser(
-        __doc__, dataset="digits", data_dir=None, model="cnn", width=1.0, lr=0.01, turns=9
-    )
+    parser = figures.parser(__doc__, dataset="digits", data_dir=None, model="cnn", width=1.0, lr=0.01, turns=9)
     parser.add_argument("--batches", type=int, default=2000, help="steps of training, 16 images each")
     parser.add_argument("--change", type=float, default=0.3, help="relative L2 from the base")
     parser.add_argument("--coded", type=int, default=64, help="batches that are coded")
@@ -120,9 +118,7 @@ def _activations(net: SplitNetwork, inputs: list[torch.Tensor]) -> np.ndarray:
 def _measure(batches: Batches, turns: int) -> list[dict[str, Any]]:
     bases = {name: _bases(batches.before, name) for name in CODECS}
     rows = {name: _row(name, batches, bases[name]) for name in CODECS}
-    speeds = figures.in_turns(
-        {name: partial(_speeds, name, batches.now, bases[name]) for name in CODECS}, turns
-    )
+    speeds = figures.in_turns({name: partial(_speeds, name, batches.now, bases[name]) for name in CODECS}, turns)
     for name, row in rows.items():
         row["encode_MBps"], row["decode_MBps"] = (
             round(statistics.median(each)) for each in zip(*speeds[name], strict=True)

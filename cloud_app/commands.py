@@ -55,9 +55,7 @@ def register(commands: Commands) -> None:
     option("--head", action="store_true", help="the FL model's own head is a member too")
     fits = ["none", "weights", "members", "both"]
     option("--fit", choices=fits, default="none", help="what held-out data decides")
-    option(
-        "--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out (default: none)"
-    )
+    option("--without", nargs="+", default=[], metavar="EDGE", help="leave these overlays out (default: none)")
     option("--opset", type=int, choices=range(18, 25), default=20, help="of ONNX")
     text = "an ensemble that is less accurate than the FL model alone is not exported: that is (none: it is)"
     option("--at-least", choices=["head", "none"], default="head", help=text)

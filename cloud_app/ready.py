@@ -38,7 +38,9 @@ def described(config: CloudConfig) -> str:
     dry_run.run(config, test)
     count = sum(parameter.numel() for parameter in net.parameters())
     classes = len(test.classes)
-    return f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"
+    return (
+        f"{config.model.name}, {count:,} parameters, takes the {len(test.labels):,} test samples in {classes} classes"
+    )
 
 
 if __name__ == "__main__":

@@ -89,9 +89,7 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     root, will = config.wan.root, node.hello(online=False)
     wan = filters(root, "cloud", "wan")
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", wan, journal, will, node.limits())
-    heart = HeartbeatWriter(
-        config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about
-    )
+    heart = HeartbeatWriter(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
     with beating([heart]):
         Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)
         node.close()
@@ -112,9 +110,7 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
             files.write(config.state_dir / "result.json", text.encode())
         except OSError as error:
             why = f"{config.state_dir}: the result cannot be written: {error.strerror}"
-            raise ExportError(
-                f"{why}; make room, and start the cloud again: it adds no second version"
-            ) from error
+            raise ExportError(f"{why}; make room, and start the cloud again: it adds no second version") from error
         journal.event("exported", run=state.run, version=result["version"])
         keep.clear()
     return result
@@ -140,9 +136,7 @@ def finish(config: CloudConfig, state: State, test: Dataset, resumed: bool) -> d
     # First: if it cannot be published now, `emo export` can do it later.
     unkept = _keep(config.state_dir, record, parts)
     export = config.export
-    wanted = Choice(
-        choice.combine, choice.head, choice.fit, export.int8, opset=export.opset, at_least=export.at_least
-    )
+    wanted = Choice(choice.combine, choice.head, choice.fit, export.int8, opset=export.opset, at_least=export.at_least)
     to = export.models, export.name
     try:
         published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)

@@ -67,9 +67,7 @@ class DeviceNode(Node):
         self._unable = ""
         must_fit(data, config.model)
         if batches is None:
-            indices = (
-                share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
-            )
+            indices = share(data.labels, config.partition) if config.partition else np.arange(len(data.labels))
             batches = FixedBatches(data, indices, config.batch_size, config.data.seed)
         self._batches = batches
         self._net = split_network.network(config.model, seed=0) if net is None else net

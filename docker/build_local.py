@@ -72,9 +72,7 @@ def main() -> int:
             for name, (file, target, arguments, where) in IMAGES.items():
                 if arch in where:
                     images[name, arch] = store.build(name, file, target, arguments)
-        rows, notes = checks.all_of(
-            images, {arch: store.folder / "base" for arch, store in stores.items()}, say
-        )
+        rows, notes = checks.all_of(images, {arch: store.folder / "base" for arch, store in stores.items()}, say)
         text = _text(args.arch, rows, notes, time.monotonic() - start)
         print(text)
         if args.report is not None:
@@ -175,9 +173,7 @@ def _install(tools: dict[str, str]) -> None:
 
 def _pip(folder: Path) -> tuple[bool, Path, list[str]]:
     """(is another index than PyPI configured, a pip.conf for the build, volumes that it needs)."""
-    out = subprocess.run(
-        [sys.executable, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, text=True, check=True
-    )
+    out = subprocess.run([sys.executable, "-m", "pip", "config", "list"], stdout=subprocess.PIPE, text=True, check=True)
     lines = re.findall(r"^([\w:]+)\.\.?([\w-]+)='(.*)'$", out.stdout.replace("\\n", " "), re.MULTILINE)
     scopes = ("global", "user", "site", ":env:")  # by weight
     found: dict[str, str] = {key: value for each in scopes for scope, key, value in lines if scope == each}

@@ -89,9 +89,7 @@ def _mb(folder: Path) -> int:
 
 def _no_builders(image: Image) -> None:
     folders = ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", "opt/emo/bin", "opt/app/bin")
-    there = [
-        f"{folder}/{name}" for folder in folders for name in BUILDS if (image.root / folder / name).exists()
-    ]
+    there = [f"{folder}/{name}" for folder in folders for name in BUILDS if (image.root / folder / name).exists()]
     if there:
         sys.exit(f"{image.name} holds what builds: {', '.join(there)}")
 
@@ -163,9 +161,7 @@ def _together(images: Images, folder: Path, netns: str, say: Say) -> Iterator[st
             )
             if time.monotonic() > deadline:
                 _fail(running, ["cloud"])
-            well |= {
-                name for name, each in running.items() if name not in well and health(each.image, each.place)
-            }
+            well |= {name for name, each in running.items() if name not in well and health(each.image, each.place)}
             time.sleep(2)
         if code or set(running) - well:
             _fail(running, sorted(set(running) - well) or ["cloud"])

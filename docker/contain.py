@@ -96,9 +96,7 @@ class Service:
         """SIGTERM, as an engine does; the exit status, or -9 where it did not end in time."""
         # unshare itself ignores SIGTERM; its one child is the service.
         with contextlib.suppress(OSError):
-            for child in (
-                Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-            ):
+            for child in Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split():
                 os.kill(int(child), signal.SIGTERM)
         try:
             return self._process.wait(seconds)

@@ -16,9 +16,7 @@ from emo.parser import GRACEFUL, Commands
 def register(commands: Commands) -> None:
     edge = commands.add("edge", _edge, "run an edge", "edge", GRACEFUL)
     # Required too, but not before a subcommand.
-    edge.add_argument(
-        "--config", type=Path, metavar="FILE", help="the edge's own (default: none; must be given)"
-    )
+    edge.add_argument("--config", type=Path, metavar="FILE", help="the edge's own (default: none; must be given)")
     text = "the table of an edge, running or not: when each batch comes again"
     option = Commands(edge, "[intervals]").add("intervals", _intervals, text, "edge").add_argument
     option("--config", type=Path, required=True, metavar="FILE", help="the edge's own")

@@ -29,9 +29,7 @@ def labels(batch: ActivationBatch, config: EdgeConfig, run: str, rounds: int) ->
     return batch.labels.astype(np.int64)
 
 
-def activations(
-    batch: ActivationBatch, split: Sequence[int], cached: np.ndarray | None
-) -> tuple[np.ndarray, bytes]:
+def activations(batch: ActivationBatch, split: Sequence[int], cached: np.ndarray | None) -> tuple[np.ndarray, bytes]:
     """Float32 (N, *split), and as a full frame; `cached` is what a delta is made against. Raises BaseError where that is another,
     CodecError and WireError on what is no batch of this model."""
     where, shape = _where(batch), (len(batch.labels), *split)

@@ -222,9 +222,7 @@ class EdgeNode(Node):
             try:
                 activations, encoded = incoming.activations(batch, self._shape, cached)
             except BaseError as error:
-                self._journal.problem(
-                    "activations.baseless", f"{batch.device}: {error}; it will send in full"
-                )
+                self._journal.problem("activations.baseless", f"{batch.device}: {error}; it will send in full")
                 return None
             state.received, state.last = state.received + 1, now
             state.newest = max(state.newest, batch.version)
@@ -284,9 +282,7 @@ class EdgeNode(Node):
             run, steps, sent = self._state.run, self._training.steps, self._quota.sent
             self._journal.event("overlay", steps=steps, attempted=attempted, sent=sent)
             log.info("%s: the overlay goes to the cloud, after %d steps", self._config.id, steps)
-            self._delivered = OverlayWeights(
-                run, self._config.id, steps, attempted, sent, self._training.weights()
-            )
+            self._delivered = OverlayWeights(run, self._config.id, steps, attempted, sent, self._training.weights())
             yield self._delivered
 
     def _may_train(self, now: float) -> bool:

@@ -91,9 +91,7 @@ def parse(text: str, where: str) -> Any:
         return _Loader(text).get_single_data()
     except _Refused as error:
         raise ConfigError(f"{where}: {error}") from error
-    except (
-        Exception
-    ) as error:  # a month 13 is a ValueError, `!!bool x` a KeyError, `!!int ''` an IndexError, ...
+    except Exception as error:  # a month 13 is a ValueError, `!!bool x` a KeyError, `!!int ''` an IndexError, ...
         if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark and "password" in text:
             error.problem_mark.buffer = None  # the line is not quoted
         problem = " ".join(str(error)[:_SAID].split()).replace(' in "<unicode string>",', ",")

@@ -45,9 +45,7 @@ def _parser() -> Parser:
     commands = Commands(parser, "COMMAND", dest="command", required=True)
     entries = sorted(importlib.metadata.entry_points(group=_GROUP), key=lambda entry: entry.name)
     if not entries:
-        raise ConfigError(
-            "what is installed here is older than this code, and names no command: run make setup"
-        )
+        raise ConfigError("what is installed here is older than this code, and names no command: run make setup")
     absent = []
     for entry in entries:
         try:

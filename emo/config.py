@@ -32,9 +32,7 @@ Seconds = Annotated[float, Field(gt=0)]
 
 # How activations are written on the wire (wire/codec.py), and weights (wire/compression.py).
 DELTA = "-delta"
-Codec = Literal[
-    "fp32", "fp16", "int8", "int4", "int3", "int2", "int8-delta", "int4-delta", "int3-delta", "int2-delta"
-]
+Codec = Literal["fp32", "fp16", "int8", "int4", "int3", "int2", "int8-delta", "int4-delta", "int3-delta", "int2-delta"]
 CODECS: tuple[str, ...] = get_args(Codec)
 Whole = Literal["fp32", "fp16"]  # read without a base
 Form = Literal[Whole, "delta-fp16", "delta-int8"]

@@ -92,9 +92,7 @@ class Journal:
                 self.counts["events.lost"] += 1
         error = self.catch_up()
         if error is not None:
-            self.problem(
-                "events.unwritten", f"{self._folder}: events cannot be written, they wait: {error.strerror}"
-            )
+            self.problem("events.unwritten", f"{self._folder}: events cannot be written, they wait: {error.strerror}")
 
     def catch_up(self) -> OSError | None:
         """Write the events that wait. Returns what went wrong, if they still wait. To be called often."""

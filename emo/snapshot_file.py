@@ -61,9 +61,7 @@ class _Header(BaseModel):
         return True
 
 
-def write(
-    path: Path, kind: str, record: BaseModel, arrays: Mapping[str, np.ndarray], *, synced: bool = True
-) -> None:
+def write(path: Path, kind: str, record: BaseModel, arrays: Mapping[str, np.ndarray], *, synced: bool = True) -> None:
     """In place of what is at `path`, as `files.write` does. Raises OSError, and ValueError where `record` is too large."""
     files.write(path, *pack(kind, record, arrays), synced=synced)
 

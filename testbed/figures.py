@@ -53,9 +53,7 @@ def parser(doc: str | None, epilog: str | None = None, **defaults: Any) -> Parse
             choices=_CHOICES.get(name),
             metavar=_PATHS.get(name),
         )
-    made.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)"
-    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)")
     return made
 
 

@@ -113,9 +113,7 @@ class Power:
                 self._remove(path)
             elif path.is_file() and not (self._saved / str(path.lstat().st_ino)).exists():
                 data = path.read_bytes()
-                path.write_bytes(
-                    data[: self._rng.randrange(len(data) + 1)] if self._rng.random() < 0.9 else data
-                )
+                path.write_bytes(data[: self._rng.randrange(len(data) + 1)] if self._rng.random() < 0.9 else data)
         for name, inode in synced.items():
             kept = self._saved / str(inode)
             if kept.exists() and not (folder / name).exists() and self._rng.random() < 0.5:

@@ -64,9 +64,7 @@ class End(Listener):
     def wait(self, count: int, timeout: float = 10) -> list[Message]:
         """The messages so far, when there are `count`."""
         with self._change:
-            assert self._change.wait_for(lambda: len(self.got) >= count, timeout), (
-                f"{len(self.got)} of {count} came"
-            )
+            assert self._change.wait_for(lambda: len(self.got) >= count, timeout), f"{len(self.got)} of {count} came"
             return list(self.got)
 
     def counted(self, name: str, count: int, timeout: float = 10) -> None:

@@ -23,10 +23,7 @@ def network(hidden=8):
 def batches(step):
     generator = torch.Generator().manual_seed(step)
     labels = torch.arange(16) % 4
-    return [
-        (torch.randn(n, 3, 6, 6, generator=generator) + labels[:n, None, None, None], labels[:n])
-        for n in (16, 9)
-    ]
+    return [(torch.randn(n, 3, 6, 6, generator=generator) + labels[:n, None, None, None], labels[:n]) for n in (16, 9)]
 
 
 def trained(steps=0, hidden=8):

@@ -19,9 +19,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 _arrays = st.sampled_from(["<f4", "<f8", "<f2", "<i8", "<i4", "|u1"]).flatmap(
     lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4))
 )
-_names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(
-    lambda name: name != "__metadata__"
-)
+_names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda name: name != "__metadata__")
 weights = st.dictionaries(_names, _arrays, max_size=3)
 _activations = st.builds(
     Packed,

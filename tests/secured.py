@@ -81,9 +81,7 @@ class Site:
     def revoking(self, files: Tls) -> bytes:
         """A CRL of this one."""
         root, key = pem_files.certificate(self.ca / "ca.crt"), pem_files.keys(self.ca / "ca.key")[0]
-        return pem_files.encoded(
-            certificates.crl(root, key, None, [pem_files.certificate(files.cert).serial_number])
-        )
+        return pem_files.encoded(certificates.crl(root, key, None, [pem_files.certificate(files.cert).serial_number]))
 
     def spread(self) -> None:
         """CA and CRL to every node and broker, which reads it again."""
@@ -107,9 +105,7 @@ class Site:
         at = ("--port", port, "--bind", "127.0.0.1")
         emo("broker", *link, "--fleet", self.fleet, "--out", out, *at, *user)
 
-    def made(
-        self, name: str, kind: str = "node", start: int = -1, end: int = 1, like: "Site | None" = None
-    ) -> Tls:
+    def made(self, name: str, kind: str = "node", start: int = -1, end: int = 1, like: "Site | None" = None) -> Tls:
         """A certificate that no command would issue: valid from day `start` to day `end`."""
         place = self.folder / "made" / f"{name}{kind}{start}{end}"
         node_request.request(place, name)
@@ -117,9 +113,7 @@ class Site:
         root, key = pem_files.certificate(ca.ca / "ca.crt"), pem_files.keys(ca.ca / "ca.key")[0]
         dates = now + timedelta(days=end), now + timedelta(days=start)
         hosts = ("127.0.0.1",) if kind == "broker" else ()
-        made = certificates.leaf(
-            pem_files.request(place / "node.csr"), name, kind, hosts, (root, key), *dates
-        )
+        made = certificates.leaf(pem_files.request(place / "node.csr"), name, kind, hosts, (root, key), *dates)
         pem_files.write(place / "node.crt", pem_files.encoded(made))
         self.copy(place)
         return Tls(ca=place / "ca.crt", cert=place / "node.crt", key=place / "node.key")

@@ -87,9 +87,7 @@ def _train(message: Message, device: int, asked: Plan, folder: Path | None) -> M
 def _batches(asked: Plan, folder: Path | None) -> list[FixedBatches]:
     torch.set_num_threads(1)
     training = dataset(folder)
-    return [
-        node_configs.batches(asked, training, rows) for rows in node_configs.shares(asked, training.labels)
-    ]
+    return [node_configs.batches(asked, training, rows) for rows in node_configs.shares(asked, training.labels)]
 
 
 if __name__ == "__main__":

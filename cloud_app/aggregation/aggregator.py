@@ -107,9 +107,7 @@ class StreamingMean(Aggregator):
 class StoredRule(Aggregator):
     """`hostile`: how many devices may be."""
 
-    def __init__(
-        self, rounds: Rounds, start: Weights, layout: Layout, hostile: int, folder: Path | None
-    ) -> None:
+    def __init__(self, rounds: Rounds, start: Weights, layout: Layout, hostile: int, folder: Path | None) -> None:
         super().__init__(rounds, start, layout)
         self._hostile, self.store = hostile, UpdateStore(self._like, folder)
 

@@ -72,9 +72,7 @@ def init(like: Weights) -> Sum:
 def must_hold(samples: int, updates: int, more: int) -> None:
     """Raises UpdateRefused when a sum of `updates`, which count for `samples`, takes none that counts for `more`."""
     if more < 1 or samples + more > MAX_SAMPLES or updates >= MAX_UPDATES:
-        raise UpdateRefused(
-            f"{more} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates"
-        )
+        raise UpdateRefused(f"{more} samples: a round takes 1 to {MAX_SAMPLES} in all, from {MAX_UPDATES} updates")
 
 
 def fits(like: Weights, weights: Weights) -> None:
@@ -100,8 +98,6 @@ def bounded(weights: Weights) -> None:
     for name, array in weights.items():
         bound = MAX_COUNTER if array.dtype.kind in "iu" else MAX_WEIGHT
         # Finds NaN and infinity too: comparisons with NaN are false.
-        wide = (
-            array.astype(np.float32) if array.dtype == np.float16 else array
-        )  # whose range ends below the bound
+        wide = array.astype(np.float32) if array.dtype == np.float16 else array  # whose range ends below the bound
         if not ((wide > -bound) & (wide < bound)).all():
             raise UpdateRefused(f"{name} has NaN, infinity or a value of {bound:.0f} or more")

@@ -70,10 +70,7 @@ class UpdateStore:
 
     def weights(self, device: str) -> dict[str, np.ndarray]:
         """What `device` has put here. Raises UpdateRefused when it cannot be read."""
-        return {
-            name: self._read(device, name, 0, array.size).reshape(array.shape)
-            for name, array in self.like.items()
-        }
+        return {name: self._read(device, name, 0, array.size).reshape(array.shape) for name, array in self.like.items()}
 
     def blocks(self) -> Iterator[Block]:
         """All arrays, piece by piece, of all devices in their order. Raises UpdateRefused when one cannot be read."""

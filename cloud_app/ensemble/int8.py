@@ -50,7 +50,9 @@ def quantise(path: Path, scales: Dataset, judged: Dataset, to: Path) -> Path | N
         raise ExportError(f"int8: onnxruntime cannot quantise this model: {error}") from error
     before, after = (accuracy(file, judged) for file in (path, to))
     slow, fast = (_latency(file, judged.images[:BATCH]) for file in (path, to))
-    text = f"int8: accuracy {after:.2%} after {before:.2%}, {1e3 * fast:.2f} ms a batch of {BATCH} after {1e3 * slow:.2f}"
+    text = (
+        f"int8: accuracy {after:.2%} after {before:.2%}, {1e3 * fast:.2f} ms a batch of {BATCH} after {1e3 * slow:.2f}"
+    )
     if before - after > LOSS or slow < GAIN * fast:
         log.warning("%s; it stays fp32", text)
         return None
@@ -61,9 +63,7 @@ def quantise(path: Path, scales: Dataset, judged: Dataset, to: Path) -> Path | N
 def must_be_enough(judged: Dataset) -> None:
     """Raises ExportError."""
     if len(judged.labels) < LEAST:
-        raise ExportError(
-            f"int8: {len(judged.labels)} images to judge accuracy by, at least {LEAST} are needed"
-        )
+        raise ExportError(f"int8: {len(judged.labels)} images to judge accuracy by, at least {LEAST} are needed")
 
 
 def accuracy(path: Path, dataset: Dataset) -> float:

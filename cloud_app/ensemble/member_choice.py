@@ -69,9 +69,7 @@ class Chosen:
     instead: str = ""
 
 
-def choose(
-    choice: Choice, combine: Combine, members: Sequence[str], test: Votes, kept: Votes | None
-) -> Chosen:
+def choose(choice: Choice, combine: Combine, members: Sequence[str], test: Votes, kept: Votes | None) -> Chosen:
     """Chooses from `members`, parts of `test`, by `kept`, the votes of the same parts on held-out data. Without `kept`, `test`
     decides one thing: whether the ensemble beats the FL model. No members: the FL model alone."""
     shares = dict.fromkeys(members, 1 / max(1, len(members)))

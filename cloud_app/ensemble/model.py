@@ -160,9 +160,7 @@ def build(
     if shares is None:
         shares = {part: 1.0 for part in parts if part.startswith(OVERLAY)}
     if mean.shape != spec.input[:1]:
-        raise ExportError(
-            f"mean has {mean.shape} values, model.input {list(spec.input)} asks for one a channel"
-        )
+        raise ExportError(f"mean has {mean.shape} values, model.input {list(spec.input)} asks for one a channel")
     network = split_network.network(spec, seed=0)
     members = []
     for part in (TRUNK, *shares):

@@ -176,9 +176,7 @@ def _must_answer_alone(module: Ensemble, input_shape: tuple[int, ...]) -> None:
     without = [name for name in norms if module.get_submodule(name).running_mean is None]
     why = "does a layer compute over the whole batch, or draw random numbers?"
     if without:
-        why = (
-            f"batch norm without running statistics ({', '.join(without[:3])}); set track_running_stats=True"
-        )
+        why = f"batch norm without running statistics ({', '.join(without[:3])}); set track_running_stats=True"
     raise ExportError(f"{wrong}: {why}")
 
 

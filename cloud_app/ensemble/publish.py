@@ -223,9 +223,7 @@ def _no_worse(repository: Repository, name: str, accuracy: float, sure: Callable
     except ValueError:
         return
     if round(accuracy, 4) < before:
-        sure(
-            f"{name} version {live}, which is served, has an accuracy of {before:.2%}; this one has {accuracy:.2%}"
-        )
+        sure(f"{name} version {live}, which is served, has an accuracy of {before:.2%}; this one has {accuracy:.2%}")
 
 
 def from_folder(

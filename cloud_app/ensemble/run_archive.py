@@ -127,9 +127,7 @@ def _simulated(folder: Path) -> tuple[Record, dict[str, dict[str, np.ndarray]]]:
     header = _json(_Plan, folder / "plan.json")
     plan = header.plan
     parts = members_named(plan.method, read_weights(folder, ExportError))
-    record = Record(
-        emo=header.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data
-    )
+    record = Record(emo=header.version, run=folder.resolve().name, rounds=plan.rounds, model=plan.model, data=plan.data)
     return record, parts
 
 

@@ -99,9 +99,7 @@ class Checkpoints:
             snapshot_file.write(path, _KIND, state, arrays)
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            self._journal.problem(
-                "checkpoint.unwritten", f"{path}: cannot be written: {why}; the run goes on"
-            )
+            self._journal.problem("checkpoint.unwritten", f"{path}: cannot be written: {why}; the run goes on")
             return False
         finally:
             self._ended = time.monotonic()
@@ -159,8 +157,6 @@ def _read(path: Path, config: CloudConfig, like: Weights, layout: Layout) -> Sta
 
 def _limbs_of(model: Weights, limbs: Weights) -> bool:
     return limbs.keys() == model.keys() and all(
-        limbs[name].dtype == np.float64
-        and limbs[name].shape == array.shape
-        and np.isfinite(limbs[name]).all()
+        limbs[name].dtype == np.float64 and limbs[name].shape == array.shape and np.isfinite(limbs[name]).all()
         for name, array in model.items()
     )

@@ -252,9 +252,7 @@ class CloudNode(Node):
         if samples < update.samples:
             text = f"of {update.samples} samples {samples} are counted (rounds.max_weight)"
             self._journal.problem("updates.capped", f"{update.device}: {text}")
-        self._journal.event(
-            "counted", run=state.run, round=state.round, device=update.device, samples=samples
-        )
+        self._journal.event("counted", run=state.run, round=state.round, device=update.device, samples=samples)
 
     def _collect(self, this: Round, now: float) -> Iterator[Message | None]:
         config, state, seconds = self._config, self.state, self._timer.spent(now)

@@ -39,9 +39,7 @@ class OverlayCollection:
             self._journal.problem("overlays.refused", f"overlay of {edge}: it takes no part: {out[edge]}")
             return False
         if overlay.run != state.run or edge not in self._edges:
-            self._journal.problem(
-                "overlays.refused", f"overlay of {edge}, run {overlay.run}: not expected here"
-            )
+            self._journal.problem("overlays.refused", f"overlay of {edge}, run {overlay.run}: not expected here")
             return False
         counts = Edge(steps=overlay.steps, attempted=overlay.attempted, sent=overlay.sent)
         if not self._sound(edge, counts, overlay.weights):
@@ -76,9 +74,7 @@ class OverlayCollection:
 
     def lacking(self, out: Mapping[str, str]) -> dict[str, str]:
         """Edges whose overlay has not come, and why."""
-        return {
-            edge: out.get(edge) or self._failed.get(edge, "nothing has come") for edge in self.missing(())
-        }
+        return {edge: out.get(edge) or self._failed.get(edge, "nothing has come") for edge in self.missing(())}
 
     def missing(self, out: Container[str]) -> list[str]:
         """Edges whose overlay is still to come, without those in `out`."""

@@ -73,9 +73,7 @@ class Roster:
         """`count` of the devices, or all of them (None), sorted. The same devices and seed give the same choice."""
         live = sorted(self._state.devices)
         rng = np.random.default_rng(seed)
-        return sorted(
-            live[i] for i in rng.choice(len(live), min(count or len(live), len(live)), replace=False)
-        )
+        return sorted(live[i] for i in rng.choice(len(live), min(count or len(live), len(live)), replace=False))
 
     def too_few(self, wanted: int) -> str:
         """For people."""

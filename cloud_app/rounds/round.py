@@ -112,9 +112,7 @@ def retained(
         yield RunState(state.run, state.round, total, "done" if state.phase == "done" else "finishing")
     weights = state.weights
     if overlays.edges and overlays.judge and state.phase != "done":
-        head = {
-            name.removeprefix("head."): array for name, array in weights.items() if name.startswith("head.")
-        }
+        head = {name.removeprefix("head."): array for name, array in weights.items() if name.startswith("head.")}
         yield GlobalHead(state.run, number, shrink(head, form, head), form)
     fresh = number > total - overlays.fresh_rounds
     yield GlobalModel(state.run, number, asked, config.training, shrink(weights, form, weights), form, fresh)

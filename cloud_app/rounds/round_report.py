@@ -34,9 +34,7 @@ class RoundReport:
         state, closed, accuracy = self._state, self._state.closed, None
         if closed is None:
             return False
-        weights = (
-            state.weights
-        )  # the round's result: the next round is not closed before this line is written
+        weights = state.weights  # the round's result: the next round is not closed before this line is written
         mark = digest(weights)
         try:
             if self._evaluate is not None and closed.round % self._rounds.evaluate_every == 0:

@@ -74,9 +74,7 @@ class Origins:
     def __init__(self, known: Sequence[str] = ()) -> None:
         for each in known:
             if each != "*" and not _ORIGIN.fullmatch(each):
-                raise ServeError(
-                    f"{each!r:.80} is no origin of web pages: https://HOST or https://HOST:PORT, or *"
-                )
+                raise ServeError(f"{each!r:.80} is no origin of web pages: https://HOST or https://HOST:PORT, or *")
         self._known = frozenset(each.encode() for each in known)
 
     def __bool__(self) -> bool:
@@ -113,11 +111,7 @@ class AccessLog:
 
     def __init__(self, where: str) -> None:
         try:
-            handler = (
-                logging.StreamHandler(sys.stdout)
-                if where == "-"
-                else WatchedFileHandler(where, encoding="utf-8")
-            )
+            handler = logging.StreamHandler(sys.stdout) if where == "-" else WatchedFileHandler(where, encoding="utf-8")
         except OSError as error:
             raise ServeError(f"{where}: cannot write the access log: {error.strerror}") from error
         handler.setFormatter(logging.Formatter("%(message)s"))

@@ -96,9 +96,7 @@ class Batcher:
         for options in self._running:
             options.terminate = True
 
-    async def submit(
-        self, images: np.ndarray[Any, Any], timeout_s: float | None = None, who: str = ""
-    ) -> Results:
+    async def submit(self, images: np.ndarray[Any, Any], timeout_s: float | None = None, who: str = "") -> Results:
         """The results for `images` (1 sample or more), which other requests' samples may share a run with. `who`: the
         client that asks.
 

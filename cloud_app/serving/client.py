@@ -50,9 +50,7 @@ def predict(
     except (KeyError, TypeError, ValueError) as error:
         raise ServeError(f"{url}: the answer of {name!r} does not hold one probability a label") from error
     if had != has:
-        log.warning(
-            "%s: resized from %s to the model's %s", image, "x".join(map(str, had)), "x".join(map(str, has))
-        )
+        log.warning("%s: resized from %s to the model's %s", image, "x".join(map(str, had)), "x".join(map(str, has)))
     return pairs
 
 
@@ -90,9 +88,7 @@ def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, wha
     except ssl.SSLError as error:
         raise ServeError(f"{url}: no TLS connection: {error.reason}. Does it speak https?") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ServeError(
-            f"no endpoint answers at {url}: {error}. `emo serve --models DIR` starts one"
-        ) from error
+        raise ServeError(f"no endpoint answers at {url}: {error}. `emo serve --models DIR` starts one") from error
     finally:
         connection.close()
     try:

@@ -41,9 +41,7 @@ def register(commands: Commands) -> None:
         metavar="FILE",
         help="its private key, PEM, without a password (default: no TLS)",
     )
-    option(
-        "--access-log", metavar="FILE", help="a JSON line for each request; - for stdout (default: no log)"
-    )
+    option("--access-log", metavar="FILE", help="a JSON line for each request; - for stdout (default: no log)")
     option("--poll-s", type=float, default=2.0, help="seconds between two looks for another version; 0: none")
     option(
         "--cors-origin",
@@ -103,9 +101,7 @@ def _serve(args: argparse.Namespace, _stop: threading.Event) -> int:
     ):
         value = getattr(args, name)
         if value is not None and not least <= value < 1e6:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value}: has to be {least} or more, and below a million"
-            )
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: has to be {least} or more, and below a million")
     if not 0 < args.timeout_s < 1e6:
         raise ConfigError(f"--timeout-s {args.timeout_s}: has to be above 0, and below a million")
     if (args.tls_cert is None) != (args.tls_key is None):
@@ -169,9 +165,7 @@ def _list(args: argparse.Namespace, _stop: threading.Event) -> int:
 def _promote(args: argparse.Namespace, _stop: threading.Event) -> int:
     from cloud_app.serving.repository import Repository
 
-    if args.version != "latest" and not (
-        args.version.isascii() and args.version.isdigit() and len(args.version) < 10
-    ):
+    if args.version != "latest" and not (args.version.isascii() and args.version.isdigit() and len(args.version) < 10):
         raise ConfigError(f"version {args.version[:40]!r}: has to be a number, or latest")
     repository = Repository(args.models)
     repository.promote(args.name, None if args.version == "latest" else int(args.version))

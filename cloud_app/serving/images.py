@@ -27,9 +27,7 @@ def pixels(data: bytes, takes: Signature) -> tuple[np.ndarray[Any, np.dtype[np.u
             "takes UINT8 and [1, 3 or 4 channels, height, width]. Send its own arrays by the protocol's infer call",
         )
     channels, height, width = takes.sample
-    if (
-        data.startswith(_JPEG) and data.count(_SCAN) > MAX_SCANS
-    ):  # nowhere else may these bytes stand in its values
+    if data.startswith(_JPEG) and data.count(_SCAN) > MAX_SCANS:  # nowhere else may these bytes stand in its values
         raise Refused(413, f"this JPEG has over {MAX_SCANS} scans; save it again, as any program writes it")
     try:
         picture = image.read(io.BytesIO(data), channels, (width, height))

@@ -188,9 +188,7 @@ def _images(inputs: list[_Tensor], rest: bytes, takes: Signature) -> np.ndarray[
     if tensor.parameters.shared_memory_region is not None:
         raise Refused(400, f"{takes.input}: shared memory is not offered here; send the values")
     if tensor.datatype != takes.datatype:
-        raise Refused(
-            400, f"{takes.input}: datatype {tensor.datatype[:16]!r}, the model takes {takes.datatype}"
-        )
+        raise Refused(400, f"{takes.input}: datatype {tensor.datatype[:16]!r}, the model takes {takes.datatype}")
     shape = tuple(tensor.shape)
     size = tensor.parameters.binary_data_size
     if size is None:
@@ -228,9 +226,7 @@ def _bytes(takes: Signature, batch: int) -> int:
 def _binary(data: bytes, shape: tuple[int, ...], takes: Signature) -> np.ndarray[Any, Any]:
     _check(shape, takes)
     if len(data) != _bytes(takes, shape[0]):
-        raise Refused(
-            400, f"{takes.input}: {len(data)} bytes, shape {list(shape)} has {_bytes(takes, shape[0])}"
-        )
+        raise Refused(400, f"{takes.input}: {len(data)} bytes, shape {list(shape)} has {_bytes(takes, shape[0])}")
     images = np.frombuffer(data, takes.dtype).reshape(shape)
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise Refused(400, f"{takes.input}: data must be finite numbers of 32 bits")

@@ -74,10 +74,7 @@ def _head(name: str, version: int, outputs: list[str], request: str | None = Non
 
 
 def _with_data(entry: dict[str, Any], values: list[Any]) -> str:
-    parts = [
-        json.dumps(values[at : at + _AT_ONCE], allow_nan=False)[1:-1]
-        for at in range(0, len(values), _AT_ONCE)
-    ]
+    parts = [json.dumps(values[at : at + _AT_ONCE], allow_nan=False)[1:-1] for at in range(0, len(values), _AT_ONCE)]
     return f'{json.dumps(entry)[:-1]}, "data": [{", ".join(parts)}]}}'
 
 
@@ -101,14 +98,10 @@ def finite(results: Mapping[str, np.ndarray[Any, Any]]) -> bool:
 
 def not_finite() -> Refused:
     """For results that neither JSON nor a person could read."""
-    return Refused(
-        400, "the model has no finite answer to these values; are they in the training data's units?"
-    )
+    return Refused(400, "the model has no finite answer to these values; are they in the training data's units?")
 
 
-def ranked(
-    row: np.ndarray[Any, Any], labels: tuple[str, ...], most: int | None = None
-) -> list[tuple[int, str, float]]:
+def ranked(row: np.ndarray[Any, Any], labels: tuple[str, ...], most: int | None = None) -> list[tuple[int, str, float]]:
     """(index, label, value) of every class, or of `most`, the largest value first; of equals the first index."""
     order = np.argsort(-row, kind="stable")[:most].tolist()
     return [(at, labels[at] if at < len(labels) else str(at), float(row[at])) for at in order]
@@ -117,9 +110,6 @@ def ranked(
 def _classes(result: np.ndarray[Any, Any], most: int, labels: tuple[str, ...]) -> list[list[str]]:
     # Triton writes the label only where there is one.
     return [
-        [
-            f"{value:f}:{at}" + (f":{label}" if labels else "")
-            for at, label, value in ranked(row, labels, most)
-        ]
+        [f"{value:f}:{at}" + (f":{label}" if labels else "") for at, label, value in ranked(row, labels, most)]
         for row in result
     ]

@@ -37,9 +37,7 @@ def make(onnx: Path) -> str:
     takes = served.signature
     drawn = np.random.default_rng(0)
     shape = (_SAMPLES, *takes.sample)
-    images = (
-        drawn.integers(0, 256, shape) if takes.datatype == "UINT8" else drawn.standard_normal(shape).round(4)
-    )
+    images = drawn.integers(0, 256, shape) if takes.datatype == "UINT8" else drawn.standard_normal(shape).round(4)
     tensor = {
         "name": takes.input,
         "shape": shape,

@@ -84,9 +84,7 @@ class Served:
         parameters = {**about, "labels": list(labels)}
         return cls(signature, session, _metadata(signature, parameters), _config(signature))
 
-    def run(
-        self, images: np.ndarray[Any, Any], options: RunOptions | None = None
-    ) -> dict[str, np.ndarray[Any, Any]]:
+    def run(self, images: np.ndarray[Any, Any], options: RunOptions | None = None) -> dict[str, np.ndarray[Any, Any]]:
         """(batch, *sample) -> every output, float32 (batch, *size)."""
         results = self.session.run(None, {self.signature.input: images}, options)
         return dict(zip(self.signature.outputs, results, strict=True))
@@ -107,9 +105,7 @@ def _metadata(of: Signature, parameters: dict[str, Any]) -> dict[str, Any]:
         "versions": [str(of.version)],
         "platform": "onnx_onnxv1",  # as the protocol names it; Triton's configuration has its own word
         "inputs": [{"name": of.input, "datatype": of.datatype, "shape": [-1, *of.sample]}],
-        "outputs": [
-            {"name": name, "datatype": "FP32", "shape": [-1, *size]} for name, size in of.outputs.items()
-        ],
+        "outputs": [{"name": name, "datatype": "FP32", "shape": [-1, *size]} for name, size in of.outputs.items()],
         "parameters": parameters,
     }
 
@@ -124,8 +120,7 @@ def _config(of: Signature) -> dict[str, Any]:
         "max_batch_size": of.max_batch,
         "input": [{"name": of.input, "data_type": f"TYPE_{of.datatype}", "dims": list(of.sample)}],
         "output": [
-            {"name": name, "data_type": "TYPE_FP32", "dims": list(size), **labels}
-            for name, size in of.outputs.items()
+            {"name": name, "data_type": "TYPE_FP32", "dims": list(size), **labels} for name, size in of.outputs.items()
         ],
         "dynamic_batching": {},
     }

@@ -36,9 +36,7 @@ def _quota(cgroup: Path) -> float | None:
 RunOptions = onnxruntime.RunOptions  # whose `terminate` ends the run that has them, between two nodes
 
 
-def open_session(
-    path: Path, threads: int | None = None, content: bytes | None = None
-) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int | None = None, content: bytes | None = None) -> onnxruntime.InferenceSession:
     """A session on the CPU with `threads` threads in all (`cpus()` when left out). `content`: of the file, where it has
     been read.
 
@@ -55,11 +53,7 @@ def open_session(
     options.log_severity_level = 4
     try:
         if content is not None:  # weights may lie in other files beside it
-            options.add_session_config_entry(
-                "session.model_external_initializers_file_folder_path", str(path.parent)
-            )
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         return onnxruntime.InferenceSession(content or path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its errors share no class of their own
-        raise ServeError(
-            f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}"
-        ) from error
+        raise ServeError(f"{path}: onnxruntime cannot load it: {' '.join(str(error).split())[:300]}") from error

@@ -204,9 +204,7 @@ class Models:
             for version in sorted({*self._repository.versions(name), *([current] if loaded else [])}):
                 row = {"name": name, "version": str(version), "state": "READY", "reason": ""}
                 if version != current:
-                    why = self._failed.get(
-                        (name, version), "unloaded" if name in self._unloaded else "not current"
-                    )
+                    why = self._failed.get((name, version), "unloaded" if name in self._unloaded else "not current")
                     row |= {"state": "UNAVAILABLE", "reason": why}
                 rows.append(row)
         return [row for row in rows if row["state"] == "READY" or not ready]

@@ -93,9 +93,7 @@ class Repository:
         """What `add` was given as such; None for a version that has none."""
         return _read(self.path(name, version).with_name("selftest.json"), _MAX_TEXT) or None
 
-    def check(
-        self, name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str = "uint8"
-    ) -> None:
+    def check(self, name: str, labels: Sequence[str], input_shape: tuple[int, ...], dtype: str = "uint8") -> None:
         """Could `add` take this model? Ask before a long run, not after it.
 
         config.pbtxt and labels.txt stand for all versions of a name: a model with other classes or another input
@@ -196,9 +194,7 @@ class Repository:
                 with _staged(self._folder(name)) as folder:
                     (self._folder(name) / str(version)).rename(folder / "pruned")
             except OSError as error:
-                raise ServeError(
-                    f"{self._folder(name) / str(version)}: cannot be deleted: {error}"
-                ) from error
+                raise ServeError(f"{self._folder(name) / str(version)}: cannot be deleted: {error}") from error
         return gone
 
     def _config(self, name: str) -> str:

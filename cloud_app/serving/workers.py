@@ -18,9 +18,7 @@ from cloud_app.serving import worker
 from cloud_app.serving.fair_share import FairShare
 from cloud_app.serving.infer_request import InferRequest, Refused, Signature
 
-MEMORY = (
-    512 << 20
-)  # of one child, above what it starts with: an image of emo.data.image.MAX_PIXELS has room in it
+MEMORY = 512 << 20  # of one child, above what it starts with: an image of emo.data.image.MAX_PIXELS has room in it
 CPU_SECONDS = 10.0
 SECONDS = 30.0  # by the clock, where it waits for a processor or hangs
 _HEAD = 1 << 20
@@ -55,9 +53,7 @@ class Workers:
         self._all = set[Process]()
         self.lost = 0  # children that had to be ended, or ended by what they read
 
-    async def image(
-        self, data: bytes, takes: Signature, who: str
-    ) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
+    async def image(self, data: bytes, takes: Signature, who: str) -> tuple[np.ndarray[Any, Any], tuple[int, int]]:
         """As `cloud_app.serving.images.pixels`; also raises Refused as `_run`. `who`: the client that asks."""
         answer, array = await self._run(worker.image_job(takes), data, takes, who)
         width, height = answer["size"]

@@ -271,9 +271,7 @@ class DiskCache(AbstractContextManager["DiskCache"]):
     def _refused(self, key: Key, why: str) -> CacheError:
         with self._lock:
             self._counts["refused"] += 1
-        return CacheError(
-            f"{self._root}: batch {key[1]} of {key[0]} is not stored, all others are kept: {why}"
-        )
+        return CacheError(f"{self._root}: batch {key[1]} of {key[0]} is not stored, all others are kept: {why}")
 
     def _enter(self, key: Key, row: Row) -> bool | None:
         """Index what was written. None where there is no room, False where it is not the newest; in both cases, and where

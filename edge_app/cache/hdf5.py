@@ -51,9 +51,7 @@ class Parts(NamedTuple):
     length: int
 
 
-def build(
-    form: Form, device: bytes, batch: int, version: int, checksum: int, length: int
-) -> tuple[bytes, Parts]:
+def build(form: Form, device: bytes, batch: int, version: int, checksum: int, length: int) -> tuple[bytes, Parts]:
     """A file with room for its arrays. `device`: ID_BYTES long; `length`: of the frame, if it is to hold one.
 
     In HDF5's earliest format: no checksum covers the metadata, so numbers in it may be replaced. Takes about 1 ms.
@@ -93,9 +91,7 @@ def read(image: bytearray) -> Parts | None:
             codec, dtype = _text(attributes["codec"]), np.dtype(_text(attributes["dtype"]))
             shape = tuple(int(extent) for extent in attributes["shape"])
             stored = ((activations.size,), np.dtype("u1")) if codec else (shape, dtype)
-            if (activations.shape, activations.dtype) != stored or math.prod(
-                shape
-            ) * dtype.itemsize > LARGEST:
+            if (activations.shape, activations.dtype) != stored or math.prod(shape) * dtype.itemsize > LARGEST:
                 return None
             if dtype.kind not in "fiu" or labels.dtype.kind not in "iu":
                 return None

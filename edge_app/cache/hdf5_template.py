@@ -128,9 +128,7 @@ class _Template:
             raise hdf5.unknown_layout()
         return places[0]
 
-    def filled(
-        self, device: str, batch: int, version: int, checksum: int, labels: Buffer, length: int
-    ) -> bytearray:
+    def filled(self, device: str, batch: int, version: int, checksum: int, labels: Buffer, length: int) -> bytearray:
         """The file up to the activations, which are `length` bytes."""
         head = bytearray(self._head)
         head[self._device : self._device + hdf5.ID_BYTES] = device.encode().ljust(hdf5.ID_BYTES, b"\0")

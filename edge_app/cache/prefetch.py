@@ -65,9 +65,7 @@ class Plan:
         except (TypeError, ValueError, OverflowError) as error:
             raise CacheError(f"the plan of the sampling is damaged: {error}") from error
         if len(planned) > AHEAD or not all(0 < weight < math.inf for _, weight in planned):
-            raise CacheError(
-                "the plan of the sampling is damaged: it is too long, or a weight is not above 0"
-            )
+            raise CacheError("the plan of the sampling is damaged: it is too long, or a weight is not above 0")
         self._planned = deque(planned)
 
 

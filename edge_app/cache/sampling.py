@@ -65,11 +65,7 @@ class Importance(Uniform):
         if self._random.random() >= FLOOR:
             draw = self._random.random() * total
             known = draw < self._losses.total
-            place = (
-                self._losses.find(draw)
-                if known
-                else self._unknown.find((draw - self._losses.total) / highest)
-            )
+            place = self._losses.find(draw) if known else self._unknown.find((draw - self._losses.total) / highest)
         loss = self._losses[place] + self._unknown[place] * highest
         return self._keys[place], 1 / (FLOOR + (1 - FLOOR) * loss / total * len(self))
 
@@ -191,11 +187,7 @@ class Sampler:
 
     def due(self, count: int) -> list[Key]:
         """What `pick` names next, whatever chance has; beyond the first, if nothing else happens. At most `count`, in order."""
-        new = (
-            {device: batches for device, batches in self._devices.items() if batches.fresh}
-            if self._first
-            else {}
-        )
+        new = {device: batches for device, batches in self._devices.items() if batches.fresh} if self._first else {}
         if not new:
             return []
         had = sorted(given for given in self._given.values() if given)

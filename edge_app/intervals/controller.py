@@ -94,9 +94,7 @@ class Controller:
     ) -> None:
         match = POLICY.fullmatch(policy)
         if match is None:
-            raise ConfigError(
-                f"controller.policy: {policy!r} is unknown; known: always, fixed(n), once, svcca, cka"
-            )
+            raise ConfigError(f"controller.policy: {policy!r} is unknown; known: always, fixed(n), once, svcca, cka")
         if not (1 <= max_interval < math.inf and 1 <= max_age < math.inf):
             raise ConfigError(
                 f"controller: max_interval ({max_interval}) and max_age ({max_age}) must be finite, 1 or more"

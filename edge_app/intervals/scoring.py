@@ -41,9 +41,7 @@ def relative_change(cached: Array, new: Array) -> float:
     moved = size = 0.0
     for dtype in (np.float32, np.float64):
         with np.errstate(over="ignore", invalid="ignore"):
-            moved, size = (
-                _power(x) for x in (np.subtract(new, cached, dtype=dtype), cached.astype(dtype, copy=False))
-            )
+            moved, size = (_power(x) for x in (np.subtract(new, cached, dtype=dtype), cached.astype(dtype, copy=False)))
         if _FADED < moved < math.inf and _FADED < size < math.inf:
             break
     return math.sqrt(moved / size) if size > 0.0 else math.inf if moved > 0.0 else 0.0

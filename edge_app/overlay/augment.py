@@ -29,9 +29,7 @@ class Rows:
     def part(self, start: int, end: int) -> "Rows":
         """Samples `start` to `end` alone, as a view."""
         weights = None if self.weights is None else self.weights[:, start:end]
-        return replace(
-            self, activations=self.activations[start:end], labels=self.labels[:, start:end], weights=weights
-        )
+        return replace(self, activations=self.activations[start:end], labels=self.labels[:, start:end], weights=weights)
 
 
 class Augment:

@@ -165,9 +165,7 @@ class CheckpointFile(AbstractContextManager["CheckpointFile"]):
     def save(self, run: str, state: State, sampler: dict[str, Any], filter: FilterState) -> None:
         """Write this soon, and not at all if the next comes before it was begun. Neither `state` nor `sampler` may be changed
         from here on."""
-        record = _Record(
-            run=run, position=state.position(), sampler=sampler, filter=filter.model_copy(deep=True)
-        )
+        record = _Record(run=run, position=state.position(), sampler=sampler, filter=filter.model_copy(deep=True))
         with self._lock:
             self._next = record, state
             if self._writer is None or not self._writer.is_alive():

@@ -82,9 +82,7 @@ def world(environ: Mapping[str, str] = os.environ) -> World | None:
     try:
         world = World(*(int(environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     except (KeyError, ValueError) as error:
-        raise ConfigError(
-            f"WORLD_SIZE is set, but not by torchrun: {error}; unset it, or use torchrun"
-        ) from error
+        raise ConfigError(f"WORLD_SIZE is set, but not by torchrun: {error}; unset it, or use torchrun") from error
     if not 0 <= world.rank < world.size or world.local < 0:
         raise ConfigError(f"RANK and WORLD_SIZE do not fit each other: {world}")
     if not dist.is_available():

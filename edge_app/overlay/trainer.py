@@ -47,9 +47,7 @@ class Descent:
         """Clipped. `lr`: None where no step will follow. Raises ModelError where `compile` cannot be had."""
         if lr is not None:
             self.optimizer.lr = lr
-        self._buffers = [
-            (buffer, buffer.clone()) for buffer in self.module.buffers()
-        ]  # batch norm moves them
+        self._buffers = [(buffer, buffer.clone()) for buffer in self.module.buffers()]  # batch norm moves them
         self.optimizer.zero_grad()
         losses = self._backward(rows, len(rows.activations))
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
@@ -235,9 +233,7 @@ class Trainer:
     def _refuse(self) -> None:
         self.refused_steps += 1
         self._refused_in_a_row += 1
-        if self._refused_in_a_row >= _PATIENCE or not finite(
-            [*self._parameters.values(), *self._mean.values()]
-        ):
+        if self._refused_in_a_row >= _PATIENCE or not finite([*self._parameters.values(), *self._mean.values()]):
             self._roll_back()
 
     def _roll_back(self) -> None:
@@ -257,11 +253,7 @@ class Trainer:
 def forward(module: nn.Module, settings: Overlay, device: torch.device) -> Callable[[Tensor], Tensor]:
     """`module` as a step calls it: compiled where asked for, in bfloat16 where a GPU has it. Logits are float32."""
     call: Callable[[Tensor], Tensor] = torch.compile(module) if settings.compile else module
-    if (
-        not settings.amp
-        or device.type != "cuda"
-        or not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if not settings.amp or device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return call
 
     def autocast(activations: Tensor) -> Tensor:

@@ -31,14 +31,8 @@ class FixedBatches:
         if batch_size < 1 or seed < 0:
             raise DataError(f"batch size {batch_size} must be at least 1 and seed {seed} not negative")
         if indices.ndim != 1 or indices.dtype.kind not in "iu" or not len(indices):
-            raise DataError(
-                f"rows of a share must be integers (n,), n > 0; found {indices.dtype} {indices.shape}"
-            )
-        if (
-            indices.min() < 0
-            or indices.max() >= len(dataset.labels)
-            or len(np.unique(indices)) < len(indices)
-        ):
+            raise DataError(f"rows of a share must be integers (n,), n > 0; found {indices.dtype} {indices.shape}")
+        if indices.min() < 0 or indices.max() >= len(dataset.labels) or len(np.unique(indices)) < len(indices):
             raise DataError(f"rows of a share must be distinct and below {len(dataset.labels)}")
         self.samples = len(indices)
         self._dataset = dataset

@@ -132,16 +132,12 @@ def _starts(layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
     return starts, sizes
 
 
-def _records(
-    stream: BufferedIOBase, where: str, layout: Layout, images: np.ndarray, labels: np.ndarray
-) -> None:
+def _records(stream: BufferedIOBase, where: str, layout: Layout, images: np.ndarray, labels: np.ndarray) -> None:
     for start in range(0, len(images), SLAB):
         stop = min(start + SLAB, len(images))
         data = stream.read((stop - start) * layout.record)
         if len(data) != (stop - start) * layout.record:
-            raise DataError(
-                f"{where}: ends after {start} records, expected {len(images)}; {_download(layout)}"
-            )
+            raise DataError(f"{where}: ends after {start} records, expected {len(images)}; {_download(layout)}")
         records = np.frombuffer(data, np.uint8).reshape(-1, layout.record)
         for byte, values in enumerate(layout.labels):
             wrong = np.flatnonzero(records[:, byte] >= values)

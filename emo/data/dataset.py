@@ -27,12 +27,8 @@ class Dataset:
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
         for name, array in (("images", images), ("labels", labels)):
-            _need(
-                isinstance(array, np.ndarray), f"{name} must be a numpy array, not a {type(array).__name__}"
-            )
-        _need(
-            images.ndim >= 2 and len(images) > 0, f"images must be (N, C, ...) with N > 0, not {images.shape}"
-        )
+            _need(isinstance(array, np.ndarray), f"{name} must be a numpy array, not a {type(array).__name__}")
+        _need(images.ndim >= 2 and len(images) > 0, f"images must be (N, C, ...) with N > 0, not {images.shape}")
         _need(images.dtype in (np.uint8, np.float32), f"images must be uint8 or float32, not {images.dtype}")
         _need(images.dtype == np.uint8 or bool(np.isfinite(images).all()), "images hold NaN or infinity")
         _need(

@@ -35,9 +35,7 @@ def load(
     """
     root = spec.dir
     if root is None or not root.is_dir():
-        raise DataError(
-            f"data.dir: {root} is not a folder; expected one that holds train/ and test/, or classes"
-        )
+        raise DataError(f"data.dir: {root} is not a folder; expected one that holds train/ and test/, or classes")
     wanted: tuple[Part, ...] = ("train", "test") if part is None else (part,)
     skipped = Counter[str]()
     try:
@@ -67,9 +65,7 @@ def _parted(
     for part in wanted:
         if part not in parts:
             beside = ", ".join(sorted(path.name for path in root.iterdir() if path.is_dir()))
-            raise DataError(
-                f"{root}: has no {part}/ with classes in it, which is needed here; there is {beside}"
-            )
+            raise DataError(f"{root}: has no {part}/ with classes in it, which is needed here; there is {beside}")
     folders = {part: tree.classes(folder, skipped) for part, folder in parts.items()}
     first: Part = "train" if "train" in parts else "test"
     names = _enough(folders[first], parts[first])

@@ -38,9 +38,7 @@ class Picture(NamedTuple):
     size: tuple[int, int]
 
 
-def read(
-    source: Path | BinaryIO, channels: int | None = None, size: tuple[int, int] | None = None
-) -> Picture:
+def read(source: Path | BinaryIO, channels: int | None = None, size: tuple[int, int] | None = None) -> Picture:
     """`channels`: 1, 3 or 4 (with alpha); None: 1 for a grey picture, 3 for any other. `size`: (width, height) to resize
     to, bilinear.
 
@@ -78,9 +76,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # Pillow's own conversion cuts all above 255
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in {"I", "F"}:
-        raise DataError(
-            f"an image of mode {image.mode}, whose range is not known; save it with 8 or 16 bits a channel"
-        )
+        raise DataError(f"an image of mode {image.mode}, whose range is not known; save it with 8 or 16 bits a channel")
     return image
 
 

@@ -44,9 +44,7 @@ def parts(root: Path, skipped: Counter[str]) -> dict[Part, Path]:
         if part is None or not _folders(folder, Counter()):
             beside[f"folder {printable(folder.name, 30)}/ beside train/ and test/"] += 1
         elif part in by_part:
-            raise DataError(
-                f"{root}: {by_part[part].name}/ and {folder.name}/ are both the {part} part; keep one"
-            )
+            raise DataError(f"{root}: {by_part[part].name}/ and {folder.name}/ are both the {part} part; keep one")
         else:
             by_part[part] = folder
     if by_part:
@@ -81,9 +79,7 @@ def images(
         passed = Counter[str]()
         of_class = _files(folders[name], passed) if name in folders else []
         if not of_class and passed.keys() - {_HIDDEN}:
-            raise DataError(
-                f"{folders[name]}: holds no image that can be read: {summary(passed)}; convert them"
-            )
+            raise DataError(f"{folders[name]}: holds no image that can be read: {summary(passed)}; convert them")
         if not of_class and not lacks:
             raise DataError(
                 f"{where / name}: holds no image; every class needs one, but in a device's own training set"

@@ -29,9 +29,7 @@ def channels(base: int, spec: Model) -> int:
 def image(spec: Model, halvings: int = 0) -> tuple[int, int, int]:
     """(channels, height, width) of the input after `halvings` poolings by two. ModelError where nothing is left."""
     if len(spec.input) != 3:
-        raise ModelError(
-            f"model.input: {spec.name} takes images, (channels, height, width); found {spec.input}"
-        )
+        raise ModelError(f"model.input: {spec.name} takes images, (channels, height, width); found {spec.input}")
     depth, height, width = spec.input
     least = 2**halvings
     if min(height, width) < least:
@@ -46,9 +44,7 @@ def conv(
     inputs: int, outputs: int, spec: Model, *, kernel: int = 3, stride: int = 1, groups: int = 1
 ) -> list[nn.Module]:
     """Convolution, norm, ReLU. No bias where a norm follows, which would take it out again."""
-    layer = nn.Conv2d(
-        inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=spec.norm == "none"
-    )
+    layer = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=spec.norm == "none")
     # He et al. 2015: without a norm, torch's own initial weights let eleven layers fade to nothing.
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:

@@ -147,9 +147,7 @@ def _forward(module: nn.Module, shape: tuple[int, ...], spec: Model, part: str) 
         with inference(module):
             out = module(torch.zeros(2, *shape))
     except Exception as error:  # a user's module may raise anything
-        raise ModelError(
-            f"{spec.name}: its {part} does not take samples of shape {shape}: {error}"
-        ) from error
+        raise ModelError(f"{spec.name}: its {part} does not take samples of shape {shape}: {error}") from error
     if not isinstance(out, torch.Tensor) or out.ndim < 2 or len(out) != 2:
         kind = tuple(out.shape) if isinstance(out, torch.Tensor) else type(out).__name__
         raise ModelError(f"{spec.name}: its {part} must give one tensor (N, ...); for N = 2 it gave {kind}")

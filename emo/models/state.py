@@ -75,9 +75,7 @@ def layout(module: nn.Module, shape: tuple[int, ...]) -> Layout:
         with Draws().seeded(0), torch.no_grad():
             module.train()(torch.randn(3, *shape))
     except Exception as error:  # a user's module may raise anything
-        raise ModelError(
-            f"the network cannot train on three samples of shape {list(shape)}: {error}"
-        ) from error
+        raise ModelError(f"the network cannot train on three samples of shape {list(shape)}: {error}") from error
     finally:
         for part, training in modes:
             part.training = training
@@ -95,9 +93,7 @@ def layout(module: nn.Module, shape: tuple[int, ...]) -> Layout:
 def tied(module: nn.Module) -> dict[str, str]:
     """The names of tensors that have another already -> that one, the first."""
     names, first = module.state_dict(keep_vars=True), dict[int, str]()
-    return {
-        name: first[id(value)] for name, value in names.items() if first.setdefault(id(value), name) != name
-    }
+    return {name: first[id(value)] for name, value in names.items() if first.setdefault(id(value), name) != name}
 
 
 def _last(name: str) -> str:

@@ -161,9 +161,7 @@ class MqttChannel:
 
     def _on_connect_fail(self, _client: Any, _data: Any) -> None:
         path = f", with WebSocket at {self.broker.path}" if self.broker.transport == "websockets" else ""
-        self._state.say(
-            lambda: tls.trouble(self.broker) or f"does not answer; is it running{path}? (`emo doctor`)"
-        )
+        self._state.say(lambda: tls.trouble(self.broker) or f"does not answer; is it running{path}? (`emo doctor`)")
 
     def _on_socket_open(self, _client: Any, _data: Any, _socket: Any) -> None:
         self._state.opened()

@@ -46,9 +46,7 @@ class ConnectionState:
         """Bytes of the largest frame to send. Raises TooLarge if the broker takes next to nothing."""
         chunk = int(min(self._broker.chunk_kib * 1024, self._limit, self._learned))
         if chunk < _LEAST:
-            raise TooLarge(
-                f"the broker takes packets of {chunk + _AROUND} bytes only; raise its max_packet_size"
-            )
+            raise TooLarge(f"the broker takes packets of {chunk + _AROUND} bytes only; raise its max_packet_size")
         return chunk
 
     def opened(self) -> None:
@@ -109,6 +107,4 @@ class ConnectionState:
         text = what() if callable(what) else what
         if text:
             self._next_line, self._is_news = time.monotonic() + _LINE_S, True
-            log.warning(
-                "%s: broker %s:%d %s. Trying again.", self._id, self._broker.host, self._broker.port, text
-            )
+            log.warning("%s: broker %s:%d %s. Trying again.", self._id, self._broker.host, self._broker.port, text)

@@ -68,9 +68,7 @@ def _connect(broker: Broker, version: Literal["5", "3.1.1"], timeout_s: float, m
         secret=mqtt_client.password(broker),
         reconnect_on_failure=False,
     )
-    client.on_connect = lambda _client, _data, _flags, reason, properties: answers.append(
-        (reason, properties)
-    )
+    client.on_connect = lambda _client, _data, _flags, reason, properties: answers.append((reason, properties))
     client.connect_timeout = timeout_s
     options: dict[str, Any] = {}
     if version == "5" and (own or messages):  # `own`: it is the node's session, which it must find again

@@ -183,17 +183,13 @@ def _distrust(error: ssl.SSLCertVerificationError, host: str, files: Tls) -> str
         case 26:
             return "is not a broker's: somebody plays its part, or it was issued without --broker"
         case 62 | 64:
-            return (
-                f"is not for {host!r}; correct host, or renew it: `emo pki renew --broker --host {host} ...`"
-            )
+            return f"is not for {host!r}; correct host, or renew it: `emo pki renew --broker --host {host} ...`"
         case 3 | 11 | 12:
             crl = files.ca and files.ca.with_name("crl.pem")
             return f"{crl} says nothing of; copy ca.crt and crl.pem from the CA's folder, both"
     if files.ca is None:
         return "is of no CA that this system trusts; name the broker's CA as tls.ca"
-    return (
-        f"is not of the CA in tls.ca {files.ca}; if it is the right broker, copy ca.crt from the CA's folder"
-    )
+    return f"is not of the CA in tls.ca {files.ca}; if it is the right broker, copy ca.crt from the CA's folder"
 
 
 def _alert(reason: str, files: Tls) -> str:

@@ -67,7 +67,6 @@ def _text(kind: str, **values: Path | str | int) -> str:
     template = (resources.files("emo.ops") / "examples" / f"{kind}.yaml").read_text(encoding="utf-8")
     # A JSON string is a YAML string, whatever the folder's name holds.
     quoted = {
-        key: json.dumps(str(v), ensure_ascii=False) if isinstance(v, Path) else str(v)
-        for key, v in values.items()
+        key: json.dumps(str(v), ensure_ascii=False) if isinstance(v, Path) else str(v) for key, v in values.items()
     }
     return Template(template).substitute(quoted)

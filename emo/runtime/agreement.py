@@ -22,9 +22,7 @@ _CLASSES, _SCALE = 1500, 400
 _BEFORE, _SHOWN = 20, 120  # characters of a fact in a sentence: before the first difference, and in all
 
 
-def facts(
-    model: Model, split: Sequence[int], data: Dataset | None = None, **weights: Weights
-) -> dict[str, str]:
+def facts(model: Model, split: Sequence[int], data: Dataset | None = None, **weights: Weights) -> dict[str, str]:
     """What this node has, by name. `split`: shape of a sample's activation; `weights`: of parts of the network; their names,
     shapes and dtypes count."""
     name = model.name.rpartition(":")[2]  # the module may have another name elsewhere

@@ -52,11 +52,7 @@ class Inbox:
                 others = len(mine) - (older is not None) or len(self._items) - (sender in self._items)
                 if self._closed or not others:
                     break
-                if (
-                    lossy
-                    and self._held[sender] + more > self._limit // _SHARE
-                    and self._drop(sender, name, tokens)
-                ):
+                if lossy and self._held[sender] + more > self._limit // _SHARE and self._drop(sender, name, tokens):
                     continue
                 if not full:
                     break

@@ -52,9 +52,7 @@ class Incoming:
             name = f"{self._name}_settle"
             self._after_sync = AckAfterSync(listener.settle, acknowledge, self._journal, name)
 
-    def packet(
-        self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False
-    ) -> list[int] | None:
+    def packet(self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False) -> list[int] | None:
         """Tokens to acknowledge now. None if there was no room within `wait_s` seconds: then the connection has to be made
         anew, and what was not acknowledged comes again. `retained`: the broker had kept the packet."""
         if topic.startswith(self._statuses):
@@ -99,9 +97,7 @@ class Incoming:
         if self._after_sync is not None:
             self._after_sync.close()
 
-    def _take(
-        self, topic: str, data: bytes, token: int, retained: bool = False
-    ) -> tuple[Message | None, list[int]]:
+    def _take(self, topic: str, data: bytes, token: int, retained: bool = False) -> tuple[Message | None, list[int]]:
         try:
             with self._lock:
                 return self._receiver.take(topic, data, token, time.monotonic(), retained)

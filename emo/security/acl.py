@@ -17,9 +17,7 @@ from emo.wire.topics import ROUTES, Link, Route, rule
 
 def text(members: Members, root: str, edge: str | None = None) -> str:
     """The acl_file of `edge`'s LAN broker, or of the WAN broker. Raises ConfigError: no such edge."""
-    lines = [
-        "# Written by `emo broker` from fleet.yaml and EMO's table of topics: change those, and write it anew."
-    ]
+    lines = ["# Written by `emo broker` from fleet.yaml and EMO's table of topics: change those, and write it anew."]
     for name, rules in grants(members, root, edge).items():
         lines += ["", f"user {name}", *(f"topic {access} {topic}" for access, topic in rules)]
     return "\n".join(lines) + "\n"

@@ -42,9 +42,7 @@ def register(commands: Commands) -> None:
     option("--root", default="emo", help="first level of every topic")
     option("--queue-mib", type=int, default=1024, help="MiB that may wait for one client")
     option("--memory-mib", type=int, default=4096, help="MiB of memory for everything")
-    option(
-        "--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)"
-    )
+    option("--user", default="", help="whom Mosquitto becomes when root starts it (default: its own, mosquitto)")
     option("--json", action="store_true", help="print {changed, files}")
 
     pki = commands.add("pki", None, "the fleet's certificates: a CA, its nodes, its brokers", "pki")
@@ -56,22 +54,16 @@ def register(commands: Commands) -> None:
         return parser
 
     request = part("request", _request, "on a node: make its key, and a request for a certificate")
-    request.add_argument(
-        "--dir", type=Path, required=True, metavar="DIR", help="node.key and node.csr go here"
-    )
+    request.add_argument("--dir", type=Path, required=True, metavar="DIR", help="node.key and node.csr go here")
     request.add_argument("--id", required=True, help="the node's id, as in its configuration")
 
     init = part("init", _init, "make a CA in an empty folder")
     issue = part("issue", _issue, "the first certificate of a node, or of its broker")
     renew = part("renew", _renew, "another certificate for who has one; the present one stays good")
-    revoke = part(
-        "revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker and node"
-    )
+    revoke = part("revoke", _revoke, "take a node's certificates back; then copy crl.pem to every broker and node")
     rotate = part("rotate", _rotate, "a new CA beside the old one; with --finish, give the old one up")
     for parser in (init, issue, renew, revoke, rotate, part("list", _list, "every certificate, and the CA")):
-        parser.add_argument(
-            "--ca", type=Path, required=True, metavar="DIR", help="the CA's folder; nobody else's"
-        )
+        parser.add_argument("--ca", type=Path, required=True, metavar="DIR", help="the CA's folder; nobody else's")
         parser.add_argument(
             "--passphrase-file",
             type=Path,
@@ -85,12 +77,8 @@ def register(commands: Commands) -> None:
         parser.add_argument("--broker", action="store_true", help="of the broker beside that node")
     for parser in (issue, renew):
         parser.add_argument("--csr", type=Path, required=True, metavar="FILE", help="node.csr, from the node")
-        parser.add_argument(
-            "--out", type=Path, required=True, metavar="FILE", help="the certificate: node.crt there"
-        )
-        parser.add_argument(
-            "--host", nargs="+", default=[], help="a broker's host names and addresses (default: none)"
-        )
+        parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the certificate: node.crt there")
+        parser.add_argument("--host", nargs="+", default=[], help="a broker's host names and addresses (default: none)")
     for parser, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
         parser.add_argument("--days", type=_positive, default=days, help="how many it is good for")
     text = "refuse an id that is not in this fleet.yaml, and a broker for a device (default: any id)"
@@ -99,18 +87,14 @@ def register(commands: Commands) -> None:
     issue.add_argument("--readmit", action="store_true", help=text)
     text = "not before fewer are left, unless CA, key or hosts are others; then write the present one (default: always)"
     renew.add_argument("--within", type=_positive, metavar="DAYS", help=text)
-    rotate.add_argument(
-        "--finish", action="store_true", help="once everybody has a certificate of the new CA"
-    )
+    rotate.add_argument("--finish", action="store_true", help="once everybody has a certificate of the new CA")
 
 
 def _broker(args: argparse.Namespace, _stop: threading.Event) -> int:
     from emo.security import members, mosquitto
 
     if (args.link == "lan") != (args.edge is not None):
-        raise ConfigError(
-            "lan needs --edge, whose broker it is" if args.link == "lan" else "--edge goes with lan"
-        )
+        raise ConfigError("lan needs --edge, whose broker it is" if args.link == "lan" else "--edge goes with lan")
     if not ID.fullmatch(args.root):
         raise ConfigError(f"--root {args.root!r}: letters, digits, '.', '_', '-', at most 64")
     if not 1 <= args.port <= 65535 or args.queue_mib < 1:
@@ -123,9 +107,7 @@ def _broker(args: argparse.Namespace, _stop: threading.Event) -> int:
     here = args.at or args.out.absolute()
     for option, value in (("--at", here), ("--tls", args.tls), ("--bind", args.bind), ("--user", args.user)):
         if any(letter.isspace() for letter in str(value or "")):
-            raise ConfigError(
-                f"{option} {str(value)!r}: no spaces and no line ends in what Mosquitto is to read"
-            )
+            raise ConfigError(f"{option} {str(value)!r}: no spaces and no line ends in what Mosquitto is to read")
     settings = mosquitto.Settings(
         port=args.port,
         here=here,
@@ -183,9 +165,7 @@ def _issue(args: argparse.Namespace) -> Result:
 
         role = members.load(args.fleet).role(args.id)
         if args.broker and role == "device":
-            raise CertificateError(
-                f"--broker: {args.id} is a device; brokers stand beside edges and the cloud"
-            )
+            raise CertificateError(f"--broker: {args.id} is a device; brokers stand beside edges and the cloud")
     _out(args)
     with pem_files.lock(args.ca):
         request = pem_files.request(args.csr)

@@ -56,8 +56,6 @@ def load(path: Path) -> Members:
     for name, place in members.places():
         if name in places:
             also = "twice" if places[name] == place else f"and {places[name]}"
-            raise ConfigError(
-                f"{path}: {name} is {place} {also}; a node has an id of its own, and a device one edge"
-            )
+            raise ConfigError(f"{path}: {name} is {place} {also}; a node has an id of its own, and a device one edge")
         places[name] = place
     return members

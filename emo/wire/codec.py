@@ -58,9 +58,7 @@ def _encode(array: Array, codec: str, base: Array | None) -> tuple[bytes, bytes]
         raise CodecError(f"unknown codec {codec!r}; known: {', '.join(CODECS)}")
     array = np.asarray(array, dtype=np.float32)
     if not 1 <= array.ndim <= _MAX_DIMS or array.size == 0:
-        raise CodecError(
-            f"an array of shape {array.shape} cannot be encoded: 1 to {_MAX_DIMS} dims, none empty"
-        )
+        raise CodecError(f"an array of shape {array.shape} cannot be encoded: 1 to {_MAX_DIMS} dims, none empty")
     array = np.ascontiguousarray(array)
     name = codec.removesuffix(DELTA)
     if name != "fp32" and not _sane(array):
@@ -140,9 +138,7 @@ def _open(data: bytes, limit: int) -> tuple[Head, bytes]:
     if magic != _MAGIC or layout != _LAYOUT or any(data[5:8]):
         raise CodecError(f"not an encoded array of layout {_LAYOUT}")
     if number >= len(_FORMATS) or not 1 <= ndim <= _MAX_DIMS:
-        raise CodecError(
-            f"encoded array has codec {number} and {ndim} dims; codecs known: 0-{len(_FORMATS) - 1}"
-        )
+        raise CodecError(f"encoded array has codec {number} and {ndim} dims; codecs known: 0-{len(_FORMATS) - 1}")
     start = _HEAD.size + 4 * ndim + 8
     if len(data) < start + 4:
         raise CodecError("encoded array is cut inside its header")
@@ -152,9 +148,7 @@ def _open(data: bytes, limit: int) -> tuple[Head, bytes]:
     if size == 0 or size * 4 > limit:
         raise CodecError(f"encoded array of shape {shape} is over the limit of {limit} bytes, or empty")
     if raw_size != kind.size(shape):
-        raise CodecError(
-            f"encoded array says {raw_size} raw bytes, its shape {shape} makes {kind.size(shape)}"
-        )
+        raise CodecError(f"encoded array says {raw_size} raw bytes, its shape {shape} makes {kind.size(shape)}")
     if base and not isinstance(kind, Quantised):
         raise CodecError("encoded array is a delta of floats: there is no such thing")
     return Head(name, shape, base), data[start:-4]

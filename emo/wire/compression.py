@@ -34,9 +34,7 @@ def shrink(weights: Weights, form: Form, base: Weights) -> Weights:
         return weights
     with np.errstate(invalid="ignore"):  # infinity less infinity, of a mask
         return {
-            name: _encoded(array - base[name] if form.startswith(_DELTA) else array, form)
-            if _codable(array)
-            else array
+            name: _encoded(array - base[name] if form.startswith(_DELTA) else array, form) if _codable(array) else array
             for name, array in weights.items()
         }
 

@@ -102,9 +102,7 @@ class Quantised(NamedTuple):
         joined = np.frombuffer(raw, np.uint8, offset=6 * channels)
         codes = self._part(joined)[: math.prod(shape)].reshape(channels, -1)
         if base is not None:
-            codes = np.bitwise_and(
-                codes + self._codes(_rows(base), low, step), 2**self.bits - 1, dtype=np.uint8
-            )
+            codes = np.bitwise_and(codes + self._codes(_rows(base), low, step), 2**self.bits - 1, dtype=np.uint8)
         return low, step, codes
 
     @staticmethod

@@ -32,9 +32,7 @@ class Receiver(Generic[Token]):
         self._parts = Reassembler(memory_mib * _MIB, journal)
         self.last_size = 0
         self._waiting: deque[tuple[tuple[str, bytes], Token]] = deque()
-        self._limits = {
-            kind: (limits or {}).get(kind, Limit(route.limit)) for kind, route in topics.ROUTES.items()
-        }
+        self._limits = {kind: (limits or {}).get(kind, Limit(route.limit)) for kind, route in topics.ROUTES.items()}
         # The topic is checked before bytes are held: else one kind's large limit would let another kind flood us.
         self._filters = {kind: topics.subscription(root, kind) for kind in topics.ROUTES}
 
@@ -120,6 +118,4 @@ class Receiver(Generic[Token]):
 def matches(pattern: str, name: str) -> bool:
     """True if topic `name` matches the filter `pattern`, whose levels may be '+' (MQTT 5, 4.7.1.3)."""
     wanted, levels = pattern.split("/"), name.split("/")
-    return len(wanted) == len(levels) and all(
-        want in ("+", level) for want, level in zip(wanted, levels, strict=True)
-    )
+    return len(wanted) == len(levels) and all(want in ("+", level) for want, level in zip(wanted, levels, strict=True))

@@ -50,9 +50,7 @@ def _entry(name: str, entry: Any) -> tuple[int, int, str, np.dtype[Any], list[in
     """Where a tensor begins and ends, its name, dtype and shape."""
     try:
         dtype, shape, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
-        whole = isinstance(shape, list) and all(
-            type(n) is int and 0 <= n < 2**40 for n in (start, end, *shape)
-        )
+        whole = isinstance(shape, list) and all(type(n) is int and 0 <= n < 2**40 for n in (start, end, *shape))
     except (KeyError, TypeError, ValueError) as error:
         kinds = ", ".join(_DTYPES)
         raise FrameError(f"{name!r} is no tensor of safetensors, or of none of the dtypes {kinds}") from error

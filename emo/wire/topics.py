@@ -40,9 +40,7 @@ class Route:
 
 
 ROUTES: dict[type[Message], Route] = {
-    messages.Status: Route(
-        "wan/status/{node}", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True
-    ),
+    messages.Status: Route("wan/status/{node}", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True),
     messages.GlobalModel: Route("wan/global", 1024 * _MIB, ("cloud",), ("device",), retain=True),
     messages.RunState: Route("wan/state", 4 * _KIB, ("cloud",), ("edge",), retain=True),
     messages.Update: Route("wan/update/{device}", 1024 * _MIB, ("device",), ("cloud",)),
@@ -78,9 +76,7 @@ def subscription(root: str, kind: type[Message], **ids: str) -> str:
     """The filter for messages of `kind`; a field that is not given matches any. Raises TopicError."""
     route = ROUTES[kind]
     if not set(ids) <= set(_fields(route)):
-        raise TopicError(
-            f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}"
-        )
+        raise TopicError(f"{kind.__name__}: its topic {route.topic} has no {', '.join(set(ids) - set(_fields(route)))}")
     return rule(root, route, **ids)
 
 
@@ -110,7 +106,5 @@ def _fields(route: Route) -> list[str]:
 
 def _checked(name: str, value: str) -> str:
     if not ID.fullmatch(value):
-        raise TopicError(
-            f"{name} {value!r} may not stand in a topic: letters, digits, '.', '_', '-', at most 64"
-        )
+        raise TopicError(f"{name} {value!r} may not stand in a topic: letters, digits, '.', '_', '-', at most 64")
     return value

@@ -25,9 +25,7 @@ class CacheWatch:
                 key = (edge, device, batch)
                 before = self._newest.get(key, -1)
                 if version < before:
-                    self.backwards.append(
-                        f"{edge}: batch {batch} of {device} went from {before} to {version}"
-                    )
+                    self.backwards.append(f"{edge}: batch {batch} of {device} went from {before} to {version}")
                 self._newest[key] = version
 
 

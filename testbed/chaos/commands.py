@@ -45,11 +45,7 @@ def register(commands: Commands) -> None:
 
 
 def _chaos(args: argparse.Namespace, stop: threading.Event) -> int:
-    if (
-        min(args.seed, args.faults, args.hostile) < 0
-        or min(args.seeds, args.rounds) < 1
-        or (args.over or 1.0) <= 0
-    ):
+    if min(args.seed, args.faults, args.hostile) < 0 or min(args.seeds, args.rounds) < 1 or (args.over or 1.0) <= 0:
         raise ConfigError(
             "--seed, --faults and --hostile are 0 or more, --seeds and --rounds 1 or more, --over above 0"
         )

@@ -177,9 +177,7 @@ class Hostile:
         if variant < 0.25:
             weights[first] = np.zeros((3, 3), np.float32)
         elif variant < 0.5:
-            weights = {
-                name: np.full_like(a, 3e38 if a.dtype.kind == "f" else 1) for name, a in weights.items()
-            }
+            weights = {name: np.full_like(a, 3e38 if a.dtype.kind == "f" else 1) for name, a in weights.items()}
         elif variant < 0.75:
             weights = {"other": np.zeros(4, np.int8)}
         else:
@@ -212,9 +210,7 @@ class Hostile:
             self._batch(self._rng.randrange(500), version, Packed(codec.encode(rows, "fp32")), labels)
 
     def _batch(self, number: int, version: int, packed: Packed, labels: np.ndarray) -> None:
-        self._send(
-            self._mine(ActivationBatch, batch=number, version=version, activations=packed, labels=labels)
-        )
+        self._send(self._mine(ActivationBatch, batch=number, version=version, activations=packed, labels=labels))
 
     def _toggle(self, _variant: float) -> None:
         for number in range(2000):

@@ -137,9 +137,7 @@ class Rounds:
         number, device = event["round"], event["device"]
         counted = self._counted.setdefault(number, {})
         if number != self._open or number in self.closed.keys() - self._again:
-            self._wrong(
-                "counted", f"an update of {device} for round {number} was counted in round {self._open}"
-            )
+            self._wrong("counted", f"an update of {device} for round {number} was counted in round {self._open}")
         if device not in self._asked.get(number, ()):
             self._wrong("counted", f"round {number}: an update of {device}, who was not asked")
         if device in counted:
@@ -229,10 +227,7 @@ def edges(logs: Mapping[str, Sequence[Event]], run: str, most: int) -> list[Viol
 
 def untrained(logs: Mapping[str, Sequence[Event]]) -> set[str]:
     """Edges that said at last that nothing had reached them: the ensemble is made without."""
-    said = {
-        edge: [event["steps"] for event in events if event["event"] == "overlay"]
-        for edge, events in logs.items()
-    }
+    said = {edge: [event["steps"] for event in events if event["event"] == "overlay"] for edge, events in logs.items()}
     return {edge for edge, steps in said.items() if steps and max(steps) == 0}
 
 

@@ -72,9 +72,7 @@ class Link:
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await self._heard.wait()
         above, below = await asyncio.open_connection("127.0.0.1", self.target)
-        ways = [
-            asyncio.ensure_future(work) for work in (*self._way(reader, below), *self._way(above, writer))
-        ]
+        ways = [asyncio.ensure_future(work) for work in (*self._way(reader, below), *self._way(above, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:

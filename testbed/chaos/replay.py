@@ -64,9 +64,7 @@ def replay(
     return Replayed(given, batches)
 
 
-def _mean(
-    start: Weights, closed: Closed, updates: Mapping[str, Weights], others: Sequence[Weights]
-) -> Weights:
+def _mean(start: Weights, closed: Closed, updates: Mapping[str, Weights], others: Sequence[Weights]) -> Weights:
     """What a round gives with the updates of its honest members and, of one that is not among them, one of `others`."""
     strange = closed.members.keys() - updates.keys()
     mean: Weights = {}

@@ -22,9 +22,7 @@ from testbed.chaos.run import Run
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
     """0 when every invariant held, 1 when one did not, 130 when `stop` was set. Raises BrokerError without Mosquitto."""
     own = disk.may_mount()
-    print(
-        "disks: " + ("a tmpfs for each tier" if own else "RLIMIT_FSIZE of each tier (no tmpfs without root)")
-    )
+    print("disks: " + ("a tmpfs for each tier" if own else "RLIMIT_FSIZE of each tier (no tmpfs without root)"))
     records = []
     for seed in range(args.seed, args.seed + args.seeds):
         # Every other seed allows stragglers to be left out; every third ends early, so that faults meet the export.
@@ -48,16 +46,12 @@ def one(plan: Plan, args: argparse.Namespace, own_disks: bool, stop: threading.E
         return _one(plan, args, Path(folder), own_disks, stop)
 
 
-def _one(
-    plan: Plan, args: argparse.Namespace, folder: Path, own_disks: bool, stop: threading.Event
-) -> dict[str, Any]:
+def _one(plan: Plan, args: argparse.Namespace, folder: Path, own_disks: bool, stop: threading.Event) -> dict[str, Any]:
     began = time.monotonic()
     kept = None if args.out is None else args.out.resolve() / f"seed-{plan.seed}"
     kind = "nobody may be left out" if plan.strict else "stragglers may be left out"
     beside = f" and {plan.hostile} hostile acts" if plan.hostile else ""
-    print(
-        f"seed {plan.seed}: {plan.faults} faults{beside} in {plan.over_s:.0f} s, {plan.rounds} rounds, {kind}"
-    )
+    print(f"seed {plan.seed}: {plan.faults} faults{beside} in {plan.over_s:.0f} s, {plan.rounds} rounds, {kind}")
     with Proxy() as proxy:
         fleet = Fleet(plan, folder, proxy, own_disks)
         current = Run(fleet, plan, stop, lambda text: print(f"  {text}", flush=True))

@@ -46,9 +46,7 @@ class Fault:
     amount: float = 0.0
 
     def __str__(self) -> str:
-        what = {"throttle": "to {:.0f} B/s ", "delay": "by {:.2f} s ", "clock": "by {:+.1f} s "}.get(
-            self.kind, ""
-        )
+        what = {"throttle": "to {:.0f} B/s ", "delay": "by {:.2f} s ", "clock": "by {:+.1f} s "}.get(self.kind, "")
         return f"{self.kind} {self.target} {what.format(self.amount)}for {self.lasts:.1f} s"
 
 

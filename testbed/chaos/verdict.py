@@ -62,9 +62,7 @@ def check(fleet: Fleet, plan: Plan, seen: RunRecord, hostile: Hostile | None = N
         if hostile is not None:
             wrong += invariants.unharmed(printed, seen.peaks, _result(fleet), dict(fleet.states()))
     if hostile is not None and hostile.failed:
-        wrong.append(
-            Violation("unharmed", f"the hostile node could not do all it was to do: {hostile.failed}")
-        )
+        wrong.append(Violation("unharmed", f"the hostile node could not do all it was to do: {hostile.failed}"))
     final = {f"{part}.{name}": array for part in (TRUNK, HEAD) for name, array in parts.get(part, {}).items()}
     return wrong + chaos_replay.compare(whole, again, final or None)
 
@@ -89,9 +87,7 @@ def _cached(fleet: Fleet, rounds: int) -> tuple[dict[chaos_replay.Batch, int], l
                 if entry is not None and 1 <= entry.version // fleet.cloud.training.epochs <= rounds:
                     held[device, batch, entry.version] = chaos_replay.crc(entry.activations)
                 elif entry is not None:
-                    text = (
-                        f"{edge}: batch {batch} of {device}, version {entry.version}: there was no such round"
-                    )
+                    text = f"{edge}: batch {batch} of {device}, version {entry.version}: there was no such round"
                     wrong.append(Violation("cache", text))
             if damaged := cache.stats()["damaged"]:
                 wrong.append(Violation("cache", f"{edge}: {damaged} files are not what their names say"))

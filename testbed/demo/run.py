@@ -83,9 +83,7 @@ def run(args: argparse.Namespace, stop: threading.Event) -> int:
     return 0
 
 
-def _run(
-    args: argparse.Namespace, stop: threading.Event, folder: Path, stack: ExitStack, started: float
-) -> None:
+def _run(args: argparse.Namespace, stop: threading.Event, folder: Path, stack: ExitStack, started: float) -> None:
     args = _with_defaults(args)
     broker = stack.enter_context(LocalBroker(folder, prefer=args.broker))
     out = args.out.resolve()
@@ -136,9 +134,7 @@ def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, 
     source = {"name": args.dataset, "dir": args.data_dir and str(args.data_dir), "seed": args.seed}
     train, test = registry.load(Data.model_validate(source))
     if args.devices > len(train.labels):
-        raise ConfigError(
-            f"--devices {args.devices}: there are only {len(train.labels)} training samples to share"
-        )
+        raise ConfigError(f"--devices {args.devices}: there are only {len(train.labels)} training samples to share")
     names = [f"device-{index:02d}" for index in range(args.devices)]
     first = max(1, round(0.4 * args.devices))  # the paper's 40 and 60 %
     groups = {"edge-1": names[:first], "edge-2": names[first:]}
@@ -213,9 +209,7 @@ def _events(path: Path, fleet: Fleet, stop: threading.Event) -> Iterator[dict[st
             raise Interrupted
 
 
-def _figures(
-    args: argparse.Namespace, folder: Path, result: dict[str, Any], names: list[str]
-) -> dict[str, Any]:
+def _figures(args: argparse.Namespace, folder: Path, result: dict[str, Any], names: list[str]) -> dict[str, Any]:
     counts = [json.loads((folder / name / "metrics.json").read_text()) for name in names]
 
     def total(*keys: str) -> int:
@@ -227,9 +221,7 @@ def _figures(
         "instead": result["instead"],
         "bytes": {
             "fl": total("sent_bytes.Update", "sent_bytes.Status", "received_bytes.GlobalModel"),
-            "activations": total(
-                "sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"
-            ),
+            "activations": total("sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"),
             "sfl_equivalent": result["sfl_bytes"],
         },
         "sent_fraction": round(
@@ -238,9 +230,7 @@ def _figures(
         "overlay_steps": sum(edge["steps"] for edge in edges),
         "rounds": result["rounds"],
         "onnx": result["onnx"],
-        "options": {
-            key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")
-        },
+        "options": {key: getattr(args, key) for key in ("dataset", "model", "width", "devices", "alpha", "seed")},
     }
 
 

@@ -92,9 +92,7 @@ def show_report(figures: dict[str, Any], args: argparse.Namespace) -> None:
         soft_wrap=True,
     )
     if not args.keep:
-        console.print(
-            f"to ask again: emo serve --models {shlex.quote(os.path.relpath(args.out / 'models'))}   then"
-        )
+        console.print(f"to ask again: emo serve --models {shlex.quote(os.path.relpath(args.out / 'models'))}   then")
         console.print(f"  emo predict {shlex.quote(os.path.relpath(asked['image']))}", soft_wrap=True)
     else:
         console.print(f"to ask again: {asked['command']}", soft_wrap=True)

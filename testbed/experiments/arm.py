@@ -83,9 +83,7 @@ class Study:
             id=f"edge-{number}",
             devices=tuple(_name(device) for device in group),
             model=self._spec,
-            controller=Controller(
-                policy=self._arm.policy, max_interval=self._arm.max_interval, max_age=10**6
-            ),
+            controller=Controller(policy=self._arm.policy, max_interval=self._arm.max_interval, max_age=10**6),
             overlay=self._arm.overlay.model_copy(update={"seed": self._options.seed + number}),
         )
         cache = ReplayCache(disk, _MEMORY, self._options.seed, sampling=self._arm.sampling)
@@ -129,9 +127,7 @@ class Study:
             list(edge.handle(RunState(_RUN, number, self._rounds, "training"), 0.0))
             list(edge.handle(GlobalHead(_RUN, number, split_network.weights(net.head)), 0.0))
 
-    def _offer(
-        self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray
-    ) -> None:
+    def _offer(self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray) -> None:
         which, offers = int(device >= self._arm.first), self._offers[device]
         self.attempted += 1
         self.raw += 2 * activations.nbytes  # SFL: activations up, gradients down, fp32, no framing

@@ -40,9 +40,7 @@ def _arm(name: str, args: argparse.Namespace) -> arms.Arm:
     rounds = Overlays.model_validate({"fresh_rounds": fresh or 0}).fresh_rounds
     overlay = Overlay(replay_ratio=args.replay_ratio)
     first = round(0.4 * args.devices)
-    return arms.Arm(
-        policy, args.codec, first, overlay, fresh_rounds=rounds, sampling=sampling, share=float(share or 1)
-    )
+    return arms.Arm(policy, args.codec, first, overlay, fresh_rounds=rounds, sampling=sampling, share=float(share or 1))
 
 
 def name_of(row: dict[str, object]) -> str:

@@ -109,17 +109,13 @@ class Setting:
     sizes: str = "equal"
 
 
-def accuracy(
-    setting: Setting, rule: Mapping[str, object], attack: str, train: Dataset, test: Dataset
-) -> float:
+def accuracy(setting: Setting, rule: Mapping[str, object], attack: str, train: Dataset, test: Dataset) -> float:
     """Share of right answers of the global model after the last round. Raises EmoError."""
     names = [f"device-{number:03d}" for number in range(setting.devices)]
     # Spread over the devices, whose shares of the data differ in order.
     rng = np.random.default_rng([setting.seed, setting.hostile])
     hostile = (
-        {names[n] for n in rng.choice(setting.devices, setting.hostile, replace=False)}
-        if attack != "none"
-        else set()
+        {names[n] for n in rng.choice(setting.devices, setting.hostile, replace=False)} if attack != "none" else set()
     )
     net = split_network.network(setting.model, setting.seed)
     cloud_config = _cloud(setting, rule)
@@ -131,9 +127,7 @@ def accuracy(
         turned = attack in _TURNED and name in hostile
         mine = dataclasses.replace(train, labels=len(train.classes) - 1 - train.labels) if turned else train
         config = _device(setting, name, number)
-        batches = (
-            None if rows is None else FixedBatches(mine, rows[number], config.batch_size, config.data.seed)
-        )
+        batches = None if rows is None else FixedBatches(mine, rows[number], config.batch_size, config.data.seed)
         devices[name] = DeviceNode(config, mine, Journal(), net, batches)
     lies: dict[str, Any] = {"samples": _CLAIM} if attack == "claims" else {}
     said = [
@@ -193,9 +187,7 @@ def _cloud(setting: Setting, rule: Mapping[str, object]) -> CloudConfig:
         "attackers": share,
     }
     training = {"lr": setting.lr}
-    return CloudConfig.model_validate(
-        {"model": setting.model, "rounds": rounds | dict(rule), "training": training}
-    )
+    return CloudConfig.model_validate({"model": setting.model, "rounds": rounds | dict(rule), "training": training})
 
 
 def _zipf(setting: Setting, train: Dataset) -> list[NDArray[np.int64]]:
@@ -251,9 +243,7 @@ def _rows(args: argparse.Namespace, scheme: str) -> list[dict[str, Any]]:
     train, test = registry.load(spec)
     model = Model(name=args.model, width=args.width, input=train.images.shape[1:], classes=len(train.classes))
     said = scheme if scheme == "iid" else f"{scheme}, alpha {args.alpha:g}"
-    print(
-        f"\n{args.dataset}, {said}: {args.hostile} of {args.devices} devices are hostile, {args.rounds} rounds\n"
-    )
+    print(f"\n{args.dataset}, {said}: {args.hostile} of {args.devices} devices are hostile, {args.rounds} rounds\n")
     figures.heads("rule", *args.attacks, "seconds a run")
     rows = []
     for rule in args.rules:

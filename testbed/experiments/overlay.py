@@ -27,9 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _arm(name: str, args: argparse.Namespace) -> arms.Arm:
     pairs = [each.partition("=") for each in name.split(",")] if name != "-" else []
-    overlay = Overlay.model_validate(
-        {key: bounded_yaml.parse(value, f"--arms {name}") for key, _, value in pairs}
-    )
+    overlay = Overlay.model_validate({key: bounded_yaml.parse(value, f"--arms {name}") for key, _, value in pairs})
     return arms.Arm("always", "int2-delta", round(0.4 * args.devices), overlay)
 
 

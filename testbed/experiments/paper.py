@@ -50,9 +50,7 @@ def parser(description: str, epilog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def measure(
-    wanted: Plan, scenario: Scenario, scale: Scale, workers: int, rounds: int | None
-) -> Sequence[RoundWork]:
+def measure(wanted: Plan, scenario: Scenario, scale: Scale, workers: int, rounds: int | None) -> Sequence[RoundWork]:
     """The counted work of rounds of `wanted`: one, or `rounds` of EMO, whose policy sends less with time. Overlays
     hardly train: no byte of a round depends on them. Raises EmoError, DataError where the data set is not there."""
     many = wanted.method == "emo"

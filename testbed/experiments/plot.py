@@ -24,9 +24,7 @@ def frontier(rows: list[dict[str, Any]], path: Path) -> None:
         x, y = ([row[key] for row in mine] for key in ("reduction", "accuracy_bagged"))
         axes.scatter(x, y, s=12, color=colour, alpha=0.35, linewidths=0)
         axes.scatter([fmean(x)], [fmean(y)], s=45, color=colour)
-        axes.annotate(
-            f"{policy} {codec}", (fmean(x), fmean(y)), xytext=(5, 5), textcoords="offset points", fontsize=8
-        )
+        axes.annotate(f"{policy} {codec}", (fmean(x), fmean(y)), xytext=(5, 5), textcoords="offset points", fontsize=8)
     axes.axhline(fmean(row["accuracy_fl"] for row in rows), color="grey", linewidth=1, linestyle=":")
     axes.annotate(
         "federated learning alone",

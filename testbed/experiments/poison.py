@@ -39,9 +39,7 @@ class Poisoned(arms.Study):
 
     attack, hostile = "none", -1
 
-    def _offer(
-        self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray
-    ) -> None:
+    def _offer(self, device: int, batch: int, version: int, activations: np.ndarray, labels: np.ndarray) -> None:
         if device != self.hostile:
             super()._offer(device, batch, version, activations, labels)
             return

@@ -28,9 +28,7 @@ def parser(description: str, methods: Sequence[MethodName]) -> argparse.Argument
     option("--scale", choices=["small", "paper"], default="small", help="paper: for a GPU")
     option("--rounds", type=int, help=f"FL rounds (default: {ROUNDS}; paper: 200)")
     option("--device", choices=["cpu", "cuda"], default="cpu", help="where the networks train")
-    option(
-        "--work", type=Path, metavar="DIR", help="keep the runs here, or go on with them (default: not kept)"
-    )
+    option("--work", type=Path, metavar="DIR", help="keep the runs here, or go on with them (default: not kept)")
     return parser
 
 

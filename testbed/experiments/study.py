@@ -76,9 +76,7 @@ def main(
     return run()
 
 
-def _arm(
-    name: str, args: argparse.Namespace, read: Callable[[str, argparse.Namespace], arms.Arm]
-) -> arms.Arm:
+def _arm(name: str, args: argparse.Namespace, read: Callable[[str, argparse.Namespace], arms.Arm]) -> arms.Arm:
     try:
         return read(name, args)
     except ValidationError as error:
@@ -86,9 +84,7 @@ def _arm(
         raise ConfigError(f"--arms {name}: {wrong['loc'][0]}: {wrong['msg']}") from error
 
 
-def table(
-    rows: Rows, name: Callable[[Row], str], rounds: int, columns: Mapping[str, Callable[[Rows], str]]
-) -> None:
+def table(rows: Rows, name: Callable[[Row], str], rounds: int, columns: Mapping[str, Callable[[Rows], str]]) -> None:
     """A line an arm, which `name` tells apart, after the last round: `columns`, each out of the rows of its seeds, then the
     ensemble's accuracy and the FL model's."""
     heads = "".join(f" {head:>15}" for head in (*columns, "bagged %", "FL %"))
@@ -120,9 +116,7 @@ def _run(args: argparse.Namespace, chosen: list[arms.Arm], work: Path) -> Rows:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return sorted(
-        rows, key=lambda row: (arms.title(row), row["codec"], row["sampling"], row["seed"], row["round"])
-    )
+    return sorted(rows, key=lambda row: (arms.title(row), row["codec"], row["sampling"], row["seed"], row["round"]))
 
 
 def options(args: argparse.Namespace, seed: int) -> trace.Options:

@@ -36,9 +36,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     table = []
     kinds = dict.fromkeys((run.header.plan.data.name, run.header.plan.method) for run in runs)
     for dataset, method in kinds:
-        mine = [
-            run for run in runs if (run.header.plan.data.name, run.header.plan.method) == (dataset, method)
-        ]
+        mine = [run for run in runs if (run.header.plan.data.name, run.header.plan.method) == (dataset, method)]
         ends = [run.rows[-1].accuracies for run in mine]
         values = [each["model"] for each in ends]
         table.append(

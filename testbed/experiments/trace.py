@@ -103,9 +103,7 @@ def record(folder: Path, options: Options, rounds: int, say: Callable[[str], Non
     tap = Tap(net.trunk, lambda batch, a, labels: seen.append((batch, a.numpy().copy(), labels.numpy())))
     for number in range(done + 1, rounds + 1):
         total = exact_mean.init(weights)
-        chosen = np.random.default_rng([options.seed, number]).choice(
-            options.devices, options.per_round, replace=False
-        )
+        chosen = np.random.default_rng([options.seed, number]).choice(options.devices, options.per_round, replace=False)
         rows, parts = [], []
         for device in sorted(chosen.tolist()):
             mine = shares[device]

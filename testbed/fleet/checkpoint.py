@@ -36,9 +36,7 @@ def read(folder: Path, like: Weights) -> tuple[FleetState, Weights]:
     """What `write` was given. Raises DataError where it is missing, damaged, or no model like `like`; ConfigError where
     another version of EMO wrote it."""
     if (folder / "fleet.json").exists():
-        raise ConfigError(
-            f"{folder}: was written by another version of EMO, which this one does not read. {_DO}"
-        )
+        raise ConfigError(f"{folder}: was written by another version of EMO, which this one does not read. {_DO}")
     size = sum(array.nbytes for array in like.values())
     state, weights = snapshot_file.read(folder / _FILE, _KIND, FleetState, size, DataError, _DO)
     try:

@@ -56,18 +56,14 @@ class Cloud(Listener):
         for kind in self._published:
             self._network.listen(subscription(ROOT, kind), self._note(kind))
         filters = [subscription(ROOT, kind) for kind in (Status, Update, OverlayWeights)]
-        self._channel = MemoryChannel(
-            self._network, "cloud", filters, self._journal, limits=self.node.limits()
-        )
+        self._channel = MemoryChannel(self._network, "cloud", filters, self._journal, limits=self.node.limits())
         self._channel.start(self)
         if number > plan.rounds:
             return  # nothing is left to open
         for edge in config.overlays.edges:
             self._channel.publish(Status(edge, "edge", online=True))
         for device, count in enumerate(samples):
-            self._channel.publish(
-                Status(node_configs.device_id(plan, device), "device", online=True, samples=count)
-            )
+            self._channel.publish(Status(node_configs.device_id(plan, device), "device", online=True, samples=count))
         self._pump()
 
     @property

@@ -74,9 +74,7 @@ class Fleet:
         Raises ConfigError, DataError, ModelError, PartitionError on what does not fit.
         """
         if plan.method == "emo" and plan.overlay.budget == "time":
-            raise ConfigError(
-                "overlay.budget: `time` trains for as long as a clock says; simulate with `ratio`"
-            )
+            raise ConfigError("overlay.budget: `time` trains for as long as a clock says; simulate with `ratio`")
         must_fit(training, plan.model)
         self._plan, self._scenario, self._test, self._folder = plan, scenario, test, folder
         self._cost, self._net = costs.of(plan.model), node_configs.network(plan)
@@ -87,9 +85,7 @@ class Fleet:
         self._cloud = self._at(1, split_network.weights(self._net), 0.0)
         self._edges = range(len(plan.edges)) if plan.method == "emo" else range(0)
         self._done = 0
-        self._open: int | None = (
-            None  # pool's `restarts` when the workers had the edges as after round `_done`
-        )
+        self._open: int | None = None  # pool's `restarts` when the workers had the edges as after round `_done`
         self._devices = folder / "devices"
         self._devices.mkdir(parents=True, exist_ok=True)
         self._pool = Pool(Worker, (plan, SharedData(training, shares), folder, device), workers)
@@ -105,12 +101,8 @@ class Fleet:
         drops = {device: self._scenario.drops(plan, number, device) for device in sampled}
         work = RoundWork(
             number,
-            tuple(
-                _work(device, trained[device], model, answers[device], drops[device]) for device in sampled
-            ),
-            loss=float(
-                np.average([trained[d].loss for d in sampled], weights=[trained[d].samples for d in sampled])
-            ),
+            tuple(_work(device, trained[device], model, answers[device], drops[device]) for device in sampled),
+            loss=float(np.average([trained[d].loss for d in sampled], weights=[trained[d].samples for d in sampled])),
             attempted=sum(len(trained[device].offered.waves) for device in sampled if self._edges),
             sent=sum(sum(map(bool, trained[device].offered.waves)) for device in sampled),
             steps=steps,
@@ -196,9 +188,7 @@ class Fleet:
         groups = self._plan.groups()
         for edge in self._edges:
             offered = {names[d]: trained[d].offered for d in sampled if d in groups[edge]}
-            jobs.append(
-                self._job(edge, messages.TrainEdge(edge, number, told, offered, self._slot(edge, number)))
-            )
+            jobs.append(self._job(edge, messages.TrainEdge(edge, number, told, offered, self._slot(edge, number))))
         edges: list[messages.EdgeTrained] = self._pool.run(jobs)
         answers = {name: intervals for edge in edges for name, intervals in edge.intervals.items()}
         intervals = {device: answers.get(name, []) for device, name in names.items()}
@@ -210,9 +200,7 @@ class Fleet:
             return messages.TrainDevice(device, b"", [])
         waiting, arrays = snapshot_file.read(path, _DEVICE, _Waiting, _LIMIT, DataError, "Simulate it anew.")
         frames = (arrays[str(number)].tobytes() for number in range(len(waiting.topics)))
-        return messages.TrainDevice(
-            device, arrays["state"].tobytes(), list(zip(waiting.topics, frames, strict=True))
-        )
+        return messages.TrainDevice(device, arrays["state"].tobytes(), list(zip(waiting.topics, frames, strict=True)))
 
     def _keep(self, device: int, state: bytes, intervals: Sequence[Packet]) -> None:
         if state:

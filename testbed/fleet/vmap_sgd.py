@@ -49,9 +49,7 @@ class Stack:
         known = dict(net.named_parameters()) | dict(net.named_buffers())
         if not set(self._names) <= known.keys():
             shared = ", ".join(sorted(set(self._names) - known.keys()))
-            raise ModelError(
-                f"devices cannot be trained together: {shared} share the weights of another layer"
-            )
+            raise ModelError(f"devices cannot be trained together: {shared} share the weights of another layer")
         self._values: Tensors = {}
         self._buffers: Tensors = {}
 
@@ -70,11 +68,7 @@ class Stack:
         the copies draw, each its own; not what each would draw alone."""
         assert len(streams) == self._count
         sources = [iter(stream) for stream in streams]
-        moved = (
-            {name: torch.zeros_like(value) for name, value in self._values.items()}
-            if settings.momentum
-            else {}
-        )
+        moved = {name: torch.zeros_like(value) for name, value in self._values.items()} if settings.momentum else {}
         draws = seeds.Draws(self._device)
         for number in itertools.count():
             groups: dict[tuple[int, ...], list[tuple[int, Batch]]] = {}
@@ -106,8 +100,7 @@ class Stack:
         rows = None if len(places) == self._count else torch.tensor(places, device=self._device)
         stacks = self._values, self._buffers, moved
         values, buffers, momenta = (  # of this group: the stacks themselves, or copies that are put back
-            stack if rows is None else {name: value[rows] for name, value in stack.items()}
-            for stack in stacks
+            stack if rows is None else {name: value[rows] for name, value in stack.items()} for stack in stacks
         )
         leaves = {name: value.detach().requires_grad_() for name, value in values.items()}
         # "different": each device draws its own dropout.
@@ -140,8 +133,5 @@ class Stack:
 
 def _below(prefix: str, *stacks: Tensors) -> Tensors:
     return {
-        name.removeprefix(prefix): value
-        for stack in stacks
-        for name, value in stack.items()
-        if name.startswith(prefix)
+        name.removeprefix(prefix): value for stack in stacks for name, value in stack.items() if name.startswith(prefix)
     }

@@ -188,9 +188,7 @@ class _Amqtt:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             writers.add(writer)
             try:
-                await broker.external_connected(
-                    StreamReaderAdapter(reader), StreamWriterAdapter(writer), "default"
-                )
+                await broker.external_connected(StreamReaderAdapter(reader), StreamWriterAdapter(writer), "default")
             finally:
                 writers.discard(writer)
                 writer.close()

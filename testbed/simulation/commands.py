@@ -58,9 +58,7 @@ def _profile(args: argparse.Namespace, _stop: threading.Event) -> int:
 def _simulate_options(parser: argparse.ArgumentParser) -> None:
     """No defaults here but those of no plan: with --resume, what is not given is what the run has. So each help names
     the plan's own."""
-    parser.epilog = (
-        "EMO_* variables set what has no option here, as EMO_OVERLAY__LR=0.02; keys as in the edge's file."
-    )
+    parser.epilog = "EMO_* variables set what has no option here, as EMO_OVERLAY__LR=0.02; keys as in the edge's file."
     add = parser.add_argument
     add(
         "--method",

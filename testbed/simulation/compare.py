@@ -37,9 +37,7 @@ class Group:
         self.plan = runs[0].header.plan
         self.name: str = self.plan.method
 
-    def mean(
-        self, value: Callable[[Row], float], rows: Callable[[Run], Row] = lambda run: run.rows[-1]
-    ) -> float:
+    def mean(self, value: Callable[[Row], float], rows: Callable[[Run], Row] = lambda run: run.rows[-1]) -> float:
         return fmean(value(rows(run)) for run in self.runs)
 
     def last(self) -> list[float]:
@@ -169,9 +167,7 @@ def curves(groups: Sequence[Group], path: Path) -> None:
 
 
 def _curve(axes: Axes, group: Group, value: Callable[[Row], float], colour: str) -> None:
-    points = [
-        {row.round: (value(row), row.accuracies["model"]) for row in measured(run)} for run in group.runs
-    ]
+    points = [{row.round: (value(row), row.accuracies["model"]) for row in measured(run)} for run in group.runs]
     common = sorted(set.intersection(*(set(each) for each in points)))
     if len(points) > 1:
         for each in points:
@@ -189,14 +185,9 @@ def bars(groups: Sequence[Group], path: Path) -> None:
         "LAN": [group.mean(lambda row: row.total.lan / row.round / MIB) for group in groups],
         "WAN": [group.mean(lambda row: row.total.wan / row.round / MIB) for group in groups],
     }
-    kinds = dict.fromkeys(
-        kind for group in groups for run in group.runs for row in run.rows for kind in row.parts
-    )
+    kinds = dict.fromkeys(kind for group in groups for run in group.runs for row in run.rows for kind in row.parts)
     seconds = {
-        kind: [
-            fmean(fmean(row.parts.get(kind, 0.0) for row in run.rows) for run in group.runs)
-            for group in groups
-        ]
+        kind: [fmean(fmean(row.parts.get(kind, 0.0) for row in run.rows) for run in group.runs) for group in groups]
         for kind in kinds
     }
     names = [group.name for group in groups]

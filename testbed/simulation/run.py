@@ -148,9 +148,7 @@ def _flat(values: object, at: str = "") -> dict[str, object]:
 
 
 @contextlib.contextmanager
-def _method(
-    here: run_folder.Run, training: Dataset, test: Dataset, workers: int, device: Device
-) -> Iterator[Method]:
+def _method(here: run_folder.Run, training: Dataset, test: Dataset, workers: int, device: Device) -> Iterator[Method]:
     """The method as it was after the last round of `here`. Closes it afterwards and removes its folder."""
     work, header = here.out / "work", here.header
     saved = here.back()

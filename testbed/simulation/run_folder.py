@@ -241,9 +241,7 @@ class Run:
 def _rows(path: Path) -> list[Row]:
     """Whole lines only: a run that was killed may have left half of one."""
     lines = bytes(files.whole(path, _LIMIT, DataError)).split(b"\n")[:-1]
-    rows = [
-        files.record(Row, line, f"{path}, line {number}", DataError) for number, line in enumerate(lines, 1)
-    ]
+    rows = [files.record(Row, line, f"{path}, line {number}", DataError) for number, line in enumerate(lines, 1)]
     for number, each in enumerate(rows, 1):
         if each.round != number:
             raise DataError(f"{path}, line {number}: holds round {each.round}; lines are missing or doubled")

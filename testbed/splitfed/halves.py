@@ -60,9 +60,7 @@ class Halves:
     def __init__(self, net: SplitNetwork, device: str | torch.device = "cpu") -> None:
         """`net` is the caller's no longer. Raises ModelError where there is nothing to train before the split."""
         if not any(True for _ in net.trunk.parameters()):
-            raise ModelError(
-                "the trunk has no weights: split learning needs layers that train before the split"
-            )
+            raise ModelError("the trunk has no weights: split learning needs layers that train before the split")
         self._trunk, self._head = net.trunk.to(device).train(), net.head.to(device).train()
         self._device = torch.device(device)
 

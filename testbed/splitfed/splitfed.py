@@ -135,9 +135,7 @@ class Split:
         """Raises DataError on a file that is missing, damaged, or of another network; ConfigError where another version of
         EMO wrote it."""
         if (folder / "model.frame").exists():
-            raise ConfigError(
-                f"{folder}: was written by another version of EMO, which this one does not read. {_DO}"
-            )
+            raise ConfigError(f"{folder}: was written by another version of EMO, which this one does not read. {_DO}")
         size = sum(array.nbytes for array in self._weights.values())
         state, weights = snapshot_file.read(folder / _FILE, _KIND, _State, size, DataError, _DO)
         try:
@@ -163,9 +161,7 @@ class Split:
         return [done[device] for device in sampled]
 
     def _counts(self, update: Update) -> bool:
-        reason = (
-            "the training loss is not a number; is the learning rate too high?" if update.loss is None else ""
-        )
+        reason = "the training loss is not a number; is the learning rate too high?" if update.loss is None else ""
         try:
             exact_mean.check(self._weights, update.weights)
         except UpdateRefused as error:
@@ -193,9 +189,7 @@ class Split:
             if number in heads:
                 steps = sum(each.batches for each in works if each.device in group)
                 mean = heads[number].result()
-                sent = wire.carry(
-                    OverlayWeights(RUN, node_configs.edge_id(number), steps, steps, steps, mean)
-                )
+                sent = wire.carry(OverlayWeights(RUN, node_configs.edge_id(number), steps, steps, steps, mean))
                 total.add(sent.weights, heads[number].samples)
             sizes.append(wire.bytes.total())
         return total.result(), tuple(sizes)

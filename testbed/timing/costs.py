@@ -12,9 +12,7 @@ from emo.models import split_network
 from emo.models.split_network import inference
 
 _FLOAT = 4  # bytes
-BACKWARD = (
-    2  # times the forward FLOPs: gradients of the inputs and of the weights (Kaplan et al. 2020, section 2.1)
-)
+BACKWARD = 2  # times the forward FLOPs: gradients of the inputs and of the weights (Kaplan et al. 2020, section 2.1)
 
 
 @dataclass(frozen=True)

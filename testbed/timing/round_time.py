@@ -17,9 +17,7 @@ from testbed.timing.clock import Arrive, Gate, Process, Resource, Trace, Until, 
 from testbed.timing.costs import Costs
 from testbed.timing.scenario import Link, Scenario, on_device
 
-WHOLE = frozenset(
-    {"GlobalModel", "Update"}
-)  # cross once a round; every other kind is spread over the batches
+WHOLE = frozenset({"GlobalModel", "Update"})  # cross once a round; every other kind is spread over the batches
 
 
 def link(method: MethodName, kind: str) -> Literal["lan", "wan"]:
@@ -72,11 +70,7 @@ class _Round:
             processes += [self._halves(edge) for edge in sorted(self._here)]
         traces = run(processes)
         ends = dict(zip((each.device for each in work.devices), traces, strict=False))
-        there = {
-            device: trace
-            for device, trace in ends.items()
-            if not self._scenario.drops(plan, work.number, device)
-        }
+        there = {device: trace for device, trace in ends.items() if not self._scenario.drops(plan, work.number, device)}
         last = max((there or ends).values(), key=lambda trace: trace.end, default=Trace())
         parts = {name: seconds for name, seconds in last.parts.items() if seconds > 0}
         seconds = max([last.end, *(trace.beside for trace in traces), *self._edges_end(traces)])

@@ -111,9 +111,7 @@ class Scenario(Section):
         """Raises ConfigError where `plan` cannot run here: groups without devices, memories that are too small.
         ModelError where the model's parts do not fit each other."""
         if plan.per_round > plan.devices:
-            raise ConfigError(
-                f"per_round: {plan.per_round} devices cannot be sampled out of {plan.devices}; lower it"
-            )
+            raise ConfigError(f"per_round: {plan.per_round} devices cannot be sampled out of {plan.devices}; lower it")
         if plan.method in ("emo", "sfl-edge"):
             groups = plan.groups()
             empty = [number for number, group in enumerate(groups, 1) if not group]
@@ -128,9 +126,7 @@ class Scenario(Section):
     def _check_memory(self, plan: Plan, cost: Costs) -> None:
         need = costs.memory(on_device(plan, cost), plan.batch_size, plan.training.momentum > 0)
         for each in self.devices:
-            _must_hold(
-                f"device class {each.name!r}", each, need, f"to train {plan.method}'s model on a device"
-            )
+            _must_hold(f"device class {each.name!r}", each, need, f"to train {plan.method}'s model on a device")
         one = costs.memory(cost.overlay, plan.batch_size, plan.training.momentum > 0)
         copies = min(plan.per_round, max((len(group) for group in plan.groups()), default=0))
         if plan.method == "emo":

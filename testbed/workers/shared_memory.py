@@ -37,9 +37,7 @@ class Shared:
 
     def _view(self, name: str) -> np.ndarray:
         start, dtype, shape = self._places[name]
-        return np.frombuffer(memoryview(self._memory), np.dtype(dtype), math.prod(shape), start).reshape(
-            shape
-        )
+        return np.frombuffer(memoryview(self._memory), np.dtype(dtype), math.prod(shape), start).reshape(shape)
 
 
 class SharedData:

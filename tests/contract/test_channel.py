@@ -29,9 +29,7 @@ def test_every_kind_arrives_equal(link):
 
 def test_large_messages_arrive_equal_and_in_order(link):
     there, here = link.end("there", all_filters(link)).start(), link.end("here", []).start()
-    sent = [
-        update(round_=n, device=f"dev-{n}", size=size, seed=n) for n, size in enumerate([10, 60_000, 3, 1000])
-    ]
+    sent = [update(round_=n, device=f"dev-{n}", size=size, seed=n) for n, size in enumerate([10, 60_000, 3, 1000])]
     for message in sent:
         here.channel.publish(message)
     got = there.wait(4)
@@ -57,9 +55,7 @@ def test_senders_at_the_same_time_are_not_mixed(link):
     for n in range(4):
         mine = [message for message in got if message.device == f"dev-{n}"]
         assert [message.round for message in mine] == [0, 1, 2]
-        assert all(
-            same(message, update(f"dev-{n}", r, 8000, seed=10 * n + r)) for r, message in enumerate(mine)
-        )
+        assert all(same(message, update(f"dev-{n}", r, 8000, seed=10 * n + r)) for r, message in enumerate(mine))
 
 
 def test_only_what_was_subscribed_arrives(link):

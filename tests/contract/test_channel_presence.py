@@ -28,9 +28,7 @@ def test_who_comes_late_gets_the_newest_retained_message(link):
     here = publish_models(link, 5000, 5000)
     here.channel.publish(update())  # not retained
     state = RunState("run1", 2, 5, "training")
-    late = link.end(
-        "dev-1", [subscription(link.root, GlobalModel), subscription(link.root, RunState)]
-    ).start()
+    late = link.end("dev-1", [subscription(link.root, GlobalModel), subscription(link.root, RunState)]).start()
     assert same(late.wait(1)[0], model(2))
     here.channel.publish(state)
     assert late.wait(2)[1:] == [state]
@@ -50,9 +48,7 @@ def gone(name):
 
 def test_who_vanishes_is_announced_and_stays_announced(link):
     cloud = link.end("cloud", [subscription(link.root, Status)]).start()
-    device = link.end("dev-1", [], will=gone("dev-1")).start(
-        lambda: Status("dev-1", "device", online=True, samples=5)
-    )
+    device = link.end("dev-1", [], will=gone("dev-1")).start(lambda: Status("dev-1", "device", online=True, samples=5))
     assert cloud.wait(1) == [Status("dev-1", "device", online=True, samples=5)]
     link.vanish(device)
     assert cloud.wait(2)[1] == gone("dev-1")

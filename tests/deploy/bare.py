@@ -69,9 +69,7 @@ def test_a_bare_debian_gets_what_it_needs_and_a_second_run_changes_nothing(debia
     assert (root / "boot/firmware/cmdline.txt").read_text() == "console=tty1 rootwait cgroup_enable=memory\n"
     daemon = yaml.safe_load((root / "etc/docker/daemon.json").read_text())
     assert daemon == {"data-root": "/srv/docker", "live-restore": True}
-    version = subprocess.run(
-        ["chroot", root, "docker", "compose", "version"], capture_output=True, check=False
-    )
+    version = subprocess.run(["chroot", root, "docker", "compose", "version"], capture_output=True, check=False)
     assert version.returncode == 0
     second = playbooks.play(book, inventory, debian / "home")
     assert (second.code, second.changed) == (0, {}), second.text

@@ -142,9 +142,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def fleet():
-    if subprocess.run(
-        ["unshare", "--mount", "--map-root-user", "true"], check=False, capture_output=True
-    ).returncode:
+    if subprocess.run(["unshare", "--mount", "--map-root-user", "true"], check=False, capture_output=True).returncode:
         pytest.skip("no mount namespaces for this user: run it as root")
     folder = Path(tempfile.mkdtemp(prefix="emo-fleet-"))
     folder.chmod(0o755)  # the containers' users pass through

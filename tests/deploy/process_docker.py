@@ -52,11 +52,7 @@ exec chroot --userspec="$user" --groups= "$box/root" "$@"
 """
 # The checkout and its Python may lie where only their owner looks; an image's do not.
 _OPEN = " ".join(
-    {
-        str(folder)
-        for path in (REPOSITORY, BIN, Path(sys.executable).resolve())
-        for folder in (path, *path.parents)
-    }
+    {str(folder) for path in (REPOSITORY, BIN, Path(sys.executable).resolve()) for folder in (path, *path.parents)}
 )
 # `restart: on-failure` or `unless-stopped`. $1: which, $2: where its status goes.
 _AGAIN = """
@@ -240,10 +236,7 @@ class Service:
         found = []
         for process in psutil.process_iter():
             try:
-                if (
-                    os.getsid(process.pid) == int(path.read_text())
-                    and process.status() != psutil.STATUS_ZOMBIE
-                ):
+                if os.getsid(process.pid) == int(path.read_text()) and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except (ProcessLookupError, psutil.NoSuchProcess):
                 continue

@@ -66,10 +66,7 @@ def hosts(*names, **values):
 
 def test_an_inventory_that_sets_become_for_all_sets_it_not_for_the_controller(tmp_path):
     asked = ("ansible-inventory", "-i", EXAMPLE, "--playbook-dir", "playbooks", "--host")
-    become = {
-        host: json.loads(run(tmp_path, *asked, host).stdout)["ansible_become"]
-        for host in ("pi-01", "localhost")
-    }
+    become = {host: json.loads(run(tmp_path, *asked, host).stdout)["ansible_become"] for host in ("pi-01", "localhost")}
     assert become == {"pi-01": True, "localhost": False}
 
 
@@ -166,9 +163,7 @@ def test_missing_variables_and_images_that_may_change_are_named_with_the_remedy(
 def test_an_inventory_without_hosts_is_no_success(tmp_path):
     folder = tmp_path / "fleet"
     (folder / "pki").mkdir(parents=True)
-    (folder / "pki" / "ca.crt").write_text(
-        "-----BEGIN CERTIFICATE-----\n"
-    )  # beside hosts.yml after a first run
+    (folder / "pki" / "ca.crt").write_text("-----BEGIN CERTIFICATE-----\n")  # beside hosts.yml after a first run
     inventory = folder / "hosts.yml"
     inventory.write_text("all:\n  children:\n    cloud:\n\thosts: {cloud-1: }\n")
     for source in (inventory, folder):
@@ -237,7 +232,5 @@ def test_a_32_bit_pi_is_told_to_be_flashed_anew(tmp_path):
     # The kernel calls itself a 32-bit one for whatever runs below setarch.
     played = playbooks.play("site", inventory, tmp_path, "--limit", "pi-01", prefix=("setarch", "i686"))
     said = told(played)["pi-01"]
-    assert said.startswith(
-        "pi-01: i386 with 64-bit programs; there are 64-bit images only. Flash the 64-bit Raspberry"
-    )
+    assert said.startswith("pi-01: i386 with 64-bit programs; there are 64-bit images only. Flash the 64-bit Raspberry")
     assert not (tmp_path / "node").exists()

@@ -102,9 +102,7 @@ def test_no_folder_of_a_fleets_host_is_left_for_the_engine_to_make():
             for volume in service["volumes"]:
                 assert volume["type"] == "bind"
                 assert volume["bind"] == {"create_host_path": False}, volume["source"]
-                assert re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume["source"]) in prepared, (
-                    "by hand, says docs/images.md"
-                )
+                assert re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume["source"]) in prepared, "by hand, says docs/images.md"
                 seen += 1
     assert seen == 11
 
@@ -155,9 +153,7 @@ def test_every_variable_is_documented_and_none_looks_like_a_key_of_the_configura
     text = (ROOT / "docs/images.md").read_text(encoding="utf-8")
     for path in FILES:
         for name in re.findall(r"\$\{(\w+)", path.read_text(encoding="utf-8")):
-            assert not name.startswith("EMO_"), (
-                "those are the configuration's, and refused where it has no such key"
-            )
+            assert not name.startswith("EMO_"), "those are the configuration's, and refused where it has no such key"
             assert f"`{name}`" in text, name
 
 
@@ -198,9 +194,7 @@ def test_the_nodes_of_the_development_fleet_fit_each_other():
     assert all(name in edges[device.edge].devices for name, device in devices.items())
     assert sorted(name for edge in edges.values() for name in edge.devices) == sorted(devices)
     assert sorted(device.partition.index for device in devices.values()) == [0, 1, 2, 3]
-    hosts = {
-        link.host for node in (cloud, *nodes.values()) for link in (node.wan, getattr(node, "lan", node.wan))
-    }
+    hosts = {link.host for node in (cloud, *nodes.values()) for link in (node.wan, getattr(node, "lan", node.wan))}
     assert hosts == {"broker"}
 
 

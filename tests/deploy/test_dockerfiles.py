@@ -86,9 +86,7 @@ def test_packages_come_before_the_source(path):
         installs = [rest for word, rest in mine if word == "RUN" and "-r requirements.txt" in rest]
         assert not installs or "_app" not in copied, name
         assert all("-c pins.txt" in rest for rest in installs), name
-        assert all("packages.py finish" in rest for rest in installs), (
-            "what is installed is compared with the pins"
-        )
+        assert all("packages.py finish" in rest for rest in installs), "what is installed is compared with the pins"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -110,9 +108,7 @@ def test_the_last_stage_builds_nothing_and_runs_as_nobody(image):
     assert "--uid 10001 --gid 10001" in runs
     words = [word for word, _ in mine]
     assert ("USER", "10001:10001") in mine
-    assert not {"RUN"} & set(words[words.index("USER") :]), (
-        "nothing is written after it: root owns all that runs"
-    )
+    assert not {"RUN"} & set(words[words.index("USER") :]), "nothing is written after it: root owns all that runs"
     assert all(rest.startswith("--from=") and "--chown" not in rest for word, rest in mine if word == "COPY")
 
 

@@ -19,8 +19,6 @@ def test_what_pip_does_is_shown_while_it_does_it(tmp_path):
         (tools / name).chmod(0o755)
     environ = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}"}
     environ.pop("PIP_QUIET", None)
-    done = subprocess.run(
-        [tmp_path / "scripts" / "setup"], env=environ, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([tmp_path / "scripts" / "setup"], env=environ, capture_output=True, text=True, check=True)
     assert "Downloading torch" in done.stdout
     assert (tmp_path / ".venv" / "ready").exists()

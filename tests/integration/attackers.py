@@ -68,11 +68,7 @@ class Attacker:
 
 def post(path, body=b"", size=None, **headers):
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    lines += (
-        [f"Content-Length: {len(body) if size is None else size}"]
-        if "Transfer_Encoding" not in headers
-        else []
-    )
+    lines += [f"Content-Length: {len(body) if size is None else size}"] if "Transfer_Encoding" not in headers else []
     return "\r\n".join([f"POST /v2/models/{path} HTTP/1.1", "Host: x", *lines, "", ""]).encode() + body
 
 

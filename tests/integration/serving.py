@@ -38,8 +38,7 @@ def write(path, dtype, batch="batch", side=2, classes=3):
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes])
-        for name in ("logits", "probabilities")
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, classes]) for name in ("logits", "probabilities")
     ]
     inputs = [helper.make_tensor_value_info("images", kind, [batch, 3, side, side])]
     graph = helper.make_graph(nodes, "tiny", inputs, outputs, [numpy_helper.from_array(weights, "weights")])
@@ -87,9 +86,7 @@ def without(key):
 
 def add(repository, folder, stored=True):
     onnx = write(folder / "in.onnx", "uint8")
-    return repository.add(
-        "tiny", onnx, LABELS, (3, 2, 2), selftest=known_answer.make(onnx) if stored else None
-    )
+    return repository.add("tiny", onnx, LABELS, (3, 2, 2), selftest=known_answer.make(onnx) if stored else None)
 
 
 def ask(url, method, path, body=None, headers=None):

@@ -83,9 +83,7 @@ def subscriber(end, name, kind):
 def batch(number=0, size=(16, 64, 16, 16)):
     values = np.random.default_rng(number).standard_normal(size).astype(np.float32)
     packed = Packed(encode(values, "fp32"))
-    return ActivationBatch(
-        "run", "edge-1", "device-01", number, 1, packed, np.arange(size[0], dtype=np.int32)
-    )
+    return ActivationBatch("run", "edge-1", "device-01", number, 1, packed, np.arange(size[0], dtype=np.int32))
 
 
 def model(round_=1):
@@ -164,9 +162,7 @@ def test_probe_says_what_the_broker_speaks(broker):
 
 
 def test_probe_reads_the_packet_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        broker_module, "CONFIGURATION", broker_module.CONFIGURATION + "max_packet_size 100000\n"
-    )
+    monkeypatch.setattr(broker_module, "CONFIGURATION", broker_module.CONFIGURATION + "max_packet_size 100000\n")
     if broker_module.mosquitto() is None:
         pytest.skip("Mosquitto is not installed")
     with LocalBroker(tmp_path, prefer="mosquitto") as broker:

@@ -61,7 +61,9 @@ def test_a_stopped_process_can_be_ended_in_good_order(sleeper):
 
 
 def test_a_process_that_will_not_end_is_made_to(tmp_path):
-    text = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    text = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    )
     process = Program("deaf", tmp_path, [sys.executable, "-c", text])
     process.start()
     until(lambda: "deaf" in process.log.read_text())

@@ -21,9 +21,7 @@ from emo.errors import ServeError
 
 
 def test_it_says_what_it_serves_and_where(served):
-    assert re.fullmatch(
-        r"serving real version 1, tiny version 2 at http://127\.0\.0\.1:[1-9][0-9]*", served[1]
-    )
+    assert re.fullmatch(r"serving real version 1, tiny version 2 at http://127\.0\.0\.1:[1-9][0-9]*", served[1])
 
 
 def test_health_and_metadata(ask):

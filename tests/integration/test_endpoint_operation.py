@@ -220,9 +220,7 @@ def test_a_full_queue_and_time_that_is_up_are_503(repository):
         connection = http.client.HTTPConnection(url, timeout=20)
         connection.request("POST", "/v2/models/tiny/infer", json.dumps(request(parameters=parameters)))
         response = connection.getresponse()
-        found.append(
-            (response.status, response.headers["Retry-After"], json.loads(response.read()).get("error", ""))
-        )
+        found.append((response.status, response.headers["Retry-After"], json.loads(response.read()).get("error", "")))
         connection.close()
 
     options = "threads=1, poll_s=0, limits=Limits(batch=1, queue=2, runs=1)"

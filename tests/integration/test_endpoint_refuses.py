@@ -72,12 +72,8 @@ MALFORMED = {
     "outputs a string": request(outputs="logits"),
     "classification negative": request(outputs=[{"name": "logits", "parameters": {"classification": -1}}]),
     "classification a string": request(outputs=[{"name": "logits", "parameters": {"classification": "2"}}]),
-    "output in shared memory": request(
-        outputs=[{"name": "logits", "parameters": {"shared_memory_region": "r"}}]
-    ),
-    "input in shared memory": changed(
-        parameters={"shared_memory_region": "r", "shared_memory_byte_size": 12}
-    ),
+    "output in shared memory": request(outputs=[{"name": "logits", "parameters": {"shared_memory_region": "r"}}]),
+    "input in shared memory": changed(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 12}),
     "parameters a list": request(parameters=[]),
     "parameters null": request(parameters=None),
     "timeout negative": request(parameters={"timeout": -1}),
@@ -253,18 +249,14 @@ def test_a_head_that_does_not_come_is_not_waited_for(tmp_path, start):
 def test_a_body_that_is_announced_too_large_is_refused_unread(url):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
-        client.sendall(
-            b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1)
-        )
+        client.sendall(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (MAX_BODY + 1))
         assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_body_of_unknown_size_is_cut_off(url):
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
-        client.sendall(
-            b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        client.sendall(b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
         for _ in range(MAX_BODY >> 20):
             client.sendall(chunk)

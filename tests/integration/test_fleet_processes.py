@@ -26,9 +26,7 @@ PLAN = Plan(
 def run(folder, workers, method="emo", meanwhile=lambda _fleet, _number: None):
     folder.mkdir()
     training, test = registry.load(PLAN.data)
-    fleet = Fleet(
-        PLAN.model_copy(update={"method": method}), scenario.load(None), training, test, workers, folder
-    )
+    fleet = Fleet(PLAN.model_copy(update={"method": method}), scenario.load(None), training, test, workers, folder)
     try:
         found = []
         for number in (1, 2, 3):

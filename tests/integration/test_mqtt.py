@@ -50,9 +50,7 @@ def test_messages_published_while_the_broker_restarts_arrive(mosquitto_program, 
     server.start()
     try:
         with mqtt(server.broker) as link:
-            there = link.end(
-                "there", [subscription(link.root, Update), subscription(link.root, GlobalModel)]
-            ).start()
+            there = link.end("there", [subscription(link.root, Update), subscription(link.root, GlobalModel)]).start()
             here = link.end("here", []).start()
             here.channel.publish(update("dev-0"))
             there.wait(1)

@@ -183,9 +183,7 @@ def test_a_rank_that_is_killed_ends_the_edge(pair, tmp_path, mode):
     leader, other = pair(mode)
     other.kill()
     assert leader.wait(timeout=60) == 2
-    assert re.search(
-        r"training on 2 processes broke off.*is gone.*checkpoint", (tmp_path / "log-0").read_text()
-    )
+    assert re.search(r"training on 2 processes broke off.*is gone.*checkpoint", (tmp_path / "log-0").read_text())
 
 
 @pytest.mark.parametrize(("mode", "status"), [("train", -9), ("idle", 0), ("raise", 2)])

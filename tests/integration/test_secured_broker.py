@@ -46,9 +46,7 @@ READS = {
         "cloud": r"wan/(status|update|overlay)/.*",
         "edge-1": r"wan/state/.*",
         "edge-2": r"wan/state/.*",
-        **{
-            device: rf"wan/(global/.*|refused/{device})" for device in ("device-01", "device-02", "device-03")
-        },
+        **{device: rf"wan/(global/.*|refused/{device})" for device in ("device-01", "device-02", "device-03")},
     },
     "lan": {
         "edge-1": r"lan/edge-1/(activation|report)/.*",
@@ -111,10 +109,7 @@ def test_every_subscription(client, link):
     for reader in late.values():
         for name in FILTERS:
             reader.subscribe(name)
-    may = {
-        name: {f"emo/{topic}" for topic in sent if re.fullmatch(READS[link].get(name, "-"), topic)}
-        for name in IDS
-    }
+    may = {name: {f"emo/{topic}" for topic in sent if re.fullmatch(READS[link].get(name, "-"), topic)} for name in IDS}
     came = {name: set() for name in IDS}
     until = time.monotonic() + 10
     while came != may:
@@ -161,9 +156,7 @@ def payloads(reader):
 
 def test_a_claimed_id_is_worth_nothing(site, client):
     victim = client("wan", "device-02")
-    spoof = Rogue(
-        site.lines["wan"], tls.context(site.node("device-01")), "emo-device-02-wan", user="device-02"
-    )
+    spoof = Rogue(site.lines["wan"], tls.context(site.node("device-01")), "emo-device-02-wan", user="device-02")
     with spoof:
         assert spoof.publish("emo/wan/update/device-02") == 0x87
         assert spoof.publish("emo/wan/update/device-01") in {0, 0x10}

@@ -135,9 +135,7 @@ def test_a_node_tells_an_impostor_nothing(site, other, kind, caplog):
     make, host, said = IMPOSTORS[kind]
     with impostor(make(site, other)) as (port, served):
         broker = Broker(host=host, port=port, tls=site.node("device-01"))
-        channel = MqttChannel(
-            broker, "emo-device-01-wan", [], Journal(), Status("device-01", "device", False)
-        )
+        channel = MqttChannel(broker, "emo-device-01-wan", [], Journal(), Status("device-01", "device", False))
         with caplog.at_level(logging.WARNING, "emo"):
             channel.start(Listener())
             until = time.monotonic() + 10

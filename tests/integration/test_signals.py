@@ -21,7 +21,5 @@ print("ended")
 
 
 def test_a_signal_in_the_middle_of_a_wait_is_no_deadlock():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=15, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=15, check=False)
     assert done.stdout == "ended\n", done.stderr

@@ -40,9 +40,7 @@ def end(process, code=0):
 
 @pytest.mark.timeout(400)
 def test_stopped_and_gone_on_with_by_another_number_of_workers(tmp_path):
-    undisturbed = start(
-        *EMO, "--workers", 1, "--out", tmp_path / "whole", "--export", tmp_path / "served.onnx"
-    )
+    undisturbed = start(*EMO, "--workers", 1, "--out", tmp_path / "whole", "--export", tmp_path / "served.onnx")
     process = start(*EMO, "--workers", 2, "--out", tmp_path / "parts")
     rows = tmp_path / "parts" / "rounds.jsonl"
     deadline = time.monotonic() + 150
@@ -54,9 +52,7 @@ def test_stopped_and_gone_on_with_by_another_number_of_workers(tmp_path):
     assert psutil.wait_procs(children, timeout=20)[1] == []
     there = len(Run(tmp_path / "parts").rows)
     assert 1 <= there < 4
-    lines = end(
-        start("simulate", "--resume", "--json", "--workers", 2, "--out", tmp_path / "parts")
-    ).splitlines()
+    lines = end(start("simulate", "--resume", "--json", "--workers", 2, "--out", tmp_path / "parts")).splitlines()
     end(undisturbed)
     rounds = [json.loads(line)["round"] for line in lines if line.startswith('{"round"')]
     assert rounds == list(range(there + 1, 5))

@@ -183,9 +183,7 @@ def test_an_edge_killed_while_batches_come_goes_on_where_it_was(tmp_path, broker
     labels = [rng.integers(0, 10, 16).astype("<i4") for _ in first]
     with mqtt(broker.broker) as link:
         device = link.end("dev-1", [subscription(link.root, Interval, edge="edge-1", device="dev-1")]).start()
-        cloud = link.end(
-            "cloud", [subscription(link.root, Status), subscription(link.root, OverlayWeights)]
-        ).start()
+        cloud = link.end("cloud", [subscription(link.root, Status), subscription(link.root, OverlayWeights)]).start()
         offers = Publisher("dev-1", "edge-1", "int8-delta")
         offers.begin("run-1")
         device.on_message = offers.answer

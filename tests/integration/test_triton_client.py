@@ -15,9 +15,7 @@ LOGITS = IMAGES.reshape(2, 12) @ WEIGHTS
 
 @pytest.fixture
 def client(url):
-    with triton.InferenceServerClient(
-        url.removeprefix("http://"), connection_timeout=20, network_timeout=20
-    ) as made:
+    with triton.InferenceServerClient(url.removeprefix("http://"), connection_timeout=20, network_timeout=20) as made:
         yield made
 
 
@@ -28,9 +26,7 @@ def tensor(images=IMAGES, binary=True, name="images", datatype="UINT8"):
 
 
 def outputs(binary, **more):
-    return [
-        triton.InferRequestedOutput(name, binary_data=binary, **more) for name in ("probabilities", "logits")
-    ]
+    return [triton.InferRequestedOutput(name, binary_data=binary, **more) for name in ("probabilities", "logits")]
 
 
 def refused(status, call, *args, **more):
@@ -101,9 +97,7 @@ def test_floats(client):
     images = np.linspace(-1, 1, 12, dtype=np.float32).reshape(1, 3, 2, 2)
     for binary in (True, False):
         result = client.infer("real", [tensor(images, binary, datatype="FP32")])
-        np.testing.assert_allclose(
-            result.as_numpy("logits"), images.reshape(1, 12) @ WEIGHTS * 1000, atol=1e-4
-        )
+        np.testing.assert_allclose(result.as_numpy("logits"), images.reshape(1, 12) @ WEIGHTS * 1000, atol=1e-4)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -125,15 +119,11 @@ def test_many_at_once(url):
         images = [np.full((1, 3, 2, 2), value, np.uint8) for value in range(40)]
         waiting = [client.async_infer("tiny", [tensor(each)]) for each in images]
         for value, each in enumerate(waiting):
-            np.testing.assert_allclose(
-                each.get_result().as_numpy("logits"), [[value * 4 / 100] * 3], rtol=1e-4
-            )
+            np.testing.assert_allclose(each.get_result().as_numpy("logits"), [[value * 4 / 100] * 3], rtol=1e-4)
 
 
 def test_wrong_shape_dtype_name_and_model(client):
-    assert "shape [1, 3, 2, 3]" in refused(
-        400, client.infer, "tiny", [tensor(np.zeros((1, 3, 2, 3), np.uint8))]
-    )
+    assert "shape [1, 3, 2, 3]" in refused(400, client.infer, "tiny", [tensor(np.zeros((1, 3, 2, 3), np.uint8))])
     floats = tensor(np.zeros((1, 3, 2, 2), np.float32), datatype="FP32")
     assert "takes UINT8" in refused(400, client.infer, "tiny", [floats])
     assert "'images'" in refused(400, client.infer, "tiny", [tensor(name="pictures")])

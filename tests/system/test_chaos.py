@@ -93,9 +93,7 @@ def test_the_run_ends_right_beside_a_hostile_device_and_edge(tmp_path, start):
 
 def test_it_leaves_nothing_running_however_it_ends(start):
     ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}  # the quicker first
-    started = {
-        how: start("--faults", "0", "--rounds", "500") for how in ends
-    }  # side by side: they take their time
+    started = {how: start("--faults", "0", "--rounds", "500") for how in ends}  # side by side: they take their time
     for how, process in started.items():
         wait_for(process, "0 of 0 faults")
         running = children(process)

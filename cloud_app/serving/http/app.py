@@ -103,9 +103,7 @@ def table(of: Handlers) -> list[Operation]:
         get(_MODEL + "/config", of.config, "Triton's model configuration."),
         get(_MODEL + "/stats", of.stats, "Counts and times of this model's requests and runs."),
         get("/v2/models/stats", of.all_stats, "The same of all models."),
-        post(
-            _MODEL + "/infer", of.infer, "Tensors in, tensors out: JSON, or binary after the JSON.", _TENSORS
-        ),
+        post(_MODEL + "/infer", of.infer, "Tensors in, tensors out: JSON, or binary after the JSON.", _TENSORS),
         post(_MODEL + "/predict", of.predict, "An image file in, label and probabilities out.", _IMAGE),
         post("/v2/repository/index", of.index, "Every version in the repository, and whether it answers."),
         post(change + "/load", of.load, "Load the current version now. Needs a key."),

@@ -89,9 +89,7 @@ class Incoming:
         """
         coding = self.header(b"content-encoding").lower()
         if coding not in {"", "identity", "gzip", "deflate"}:
-            raise Refused(
-                415, f"Content-Encoding {coding[:40]!r} is not read here; send gzip, deflate or none"
-            )
+            raise Refused(415, f"Content-Encoding {coding[:40]!r} is not read here; send gzip, deflate or none")
         if (self.number(b"content-length") or 0) > most:
             raise _too_large(most)
         try:

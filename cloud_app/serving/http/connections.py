@@ -38,11 +38,7 @@ _TOO_LARGE = (
 def most_connections() -> int:
     """How many this process may have open, with files to spare."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return (
-        MAX_CONNECTIONS
-        if files == resource.RLIM_INFINITY
-        else max(16, min(MAX_CONNECTIONS, files - _OTHER_FILES))
-    )
+    return MAX_CONNECTIONS if files == resource.RLIM_INFINITY else max(16, min(MAX_CONNECTIONS, files - _OTHER_FILES))
 
 
 class _Joined:
@@ -133,9 +129,7 @@ class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # one of 
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._extra = max(
-            0, self._extra - len(body) - 32
-        )  # what chunks are written with is in proportion to them
+        self._extra = max(0, self._extra - len(body) - 32)  # what chunks are written with is in proportion to them
         super().on_body(body)
 
     def on_message_complete(self) -> None:

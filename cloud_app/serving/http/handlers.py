@@ -113,9 +113,7 @@ class Handlers:
         return {"model_stats": [slot.stats.as_triton(signature.name, signature.version)]}
 
     async def all_stats(self, _: Incoming) -> Any:
-        return {
-            "model_stats": [stats.as_triton(name, version) for name, version, stats in self._models.stats()]
-        }
+        return {"model_stats": [stats.as_triton(name, version) for name, version, stats in self._models.stats()]}
 
     # -- the repository
 
@@ -136,9 +134,7 @@ class Handlers:
 
     async def _change(self, request: Incoming) -> dict[str, Any]:
         if self._read_only:
-            raise Refused(
-                403, "this endpoint is read-only: it was started without API keys, see --api-key-file"
-            )
+            raise Refused(403, "this endpoint is read-only: it was started without API keys, see --api-key-file")
         return await request.object(_SMALL)
 
     async def _in_loader(self, work: Callable[[], T]) -> T:

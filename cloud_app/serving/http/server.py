@@ -65,9 +65,7 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
             (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
         )
     except (OSError, OverflowError) as error:
-        raise ServeError(
-            f"cannot listen at {host}, port {port}: {error}; is another endpoint there?"
-        ) from error
+        raise ServeError(f"cannot listen at {host}, port {port}: {error}; is another endpoint there?") from error
     server = Server(
         uvicorn.Config(
             api,

@@ -65,9 +65,7 @@ class Authority:
         self.roots = pem_files.certificates(folder / "ca.crt")
         self._crls = {crl.issuer: crl for crl in pem_files.crls(folder / "crl.pem")}
         self._keys = (
-            {pem_files.public(key): key for key in pem_files.keys(folder / "ca.key", passphrase)}
-            if keys
-            else {}
+            {pem_files.public(key): key for key in pem_files.keys(folder / "ca.key", passphrase)} if keys else {}
         )
         if keys and any(pem_files.public(root) not in self._keys for root in self.roots):
             raise CertificateError(f"{folder}: ca.key is not the key of ca.crt; restore both from one backup")
@@ -144,11 +142,7 @@ class Authority:
         for root in self.roots:
             key, crl = self._keys[pem_files.public(root)], self._crls[root.subject]
             mine = [issued.certificate for issued in every if issued.certificate.issuer == root.subject]
-            mine = [
-                certificate
-                for certificate in mine
-                if days_left(certificate) >= 0 and not _in(crl, certificate)
-            ]
+            mine = [certificate for certificate in mine if days_left(certificate) >= 0 and not _in(crl, certificate)]
             if mine:
                 self._crls[root.subject] = certificates.crl(
                     root, key, crl, [certificate.serial_number for certificate in mine]
@@ -166,9 +160,7 @@ class Authority:
     def rotate(self, name: str, days: int) -> None:
         """Begin a change: a new CA beside the present one. Raises CertificateError while another change is under way."""
         if len(self.roots) > 1:
-            raise CertificateError(
-                f"{self._folder}: is in a change already; `emo pki rotate --finish` ends it"
-            )
+            raise CertificateError(f"{self._folder}: is in a change already; `emo pki rotate --finish` ends it")
         key = ec.generate_private_key(ec.SECP256R1())
         root = certificates.root(name, key, days)
         self.roots.insert(0, root)
@@ -184,9 +176,7 @@ class Authority:
             raise CertificateError(f"{self._folder}: no change is under way; `emo pki rotate` begins one")
         late = sorted({i.id for i in self.certificates() if i.old and i.state == "valid"})
         if late:
-            raise CertificateError(
-                f"{self._folder}: the old CA cannot go: renew (or revoke) {', '.join(late)} first"
-            )
+            raise CertificateError(f"{self._folder}: the old CA cannot go: renew (or revoke) {', '.join(late)} first")
         self._revoked.write()  # the old CA's CRL goes with it
         del self.roots[1:]
         pem_files.write(self._folder / "ca.crt", pem_files.encoded(*self.roots))
@@ -198,14 +188,10 @@ class Authority:
         for number, path in paths.items():
             certificate = pem_files.certificate(path)
             if common_name(certificate.subject) != name or not self._signed(certificate):
-                raise CertificateError(
-                    f"{path}: is no certificate of {name}'s, or damaged; restore it from a backup"
-                )
+                raise CertificateError(f"{path}: is no certificate of {name}'s, or damaged; restore it from a backup")
             crl = self._crls.get(certificate.issuer)
             state: State = "valid"
-            if self._revoked.owner(pem_files.digest(certificate)) or (
-                crl is not None and _in(crl, certificate)
-            ):
+            if self._revoked.owner(pem_files.digest(certificate)) or (crl is not None and _in(crl, certificate)):
                 state = "revoked"
             elif crl is None:
                 state = "dropped"
@@ -244,9 +230,7 @@ class Authority:
                 or not crl.is_signature_valid(key)
                 or not self._signed(root)
             ):
-                raise CertificateError(
-                    f"{self._folder}: ca.crt or crl.pem is damaged; restore both from one backup"
-                )
+                raise CertificateError(f"{self._folder}: ca.crt or crl.pem is damaged; restore both from one backup")
 
     def _remember(self) -> None:
         """Fill revoked.txt, for a CA that was made before there was one, from its CRLs, without keys that the operator has
@@ -286,9 +270,7 @@ class Authority:
         return made
 
     def _write_crls(self) -> None:
-        pem_files.write(
-            self._folder / "crl.pem", pem_files.encoded(*(self._crls[root.subject] for root in self.roots))
-        )
+        pem_files.write(self._folder / "crl.pem", pem_files.encoded(*(self._crls[root.subject] for root in self.roots)))
 
     def _write_keys(self) -> None:
         keys = (self._keys[pem_files.public(root)] for root in self.roots)

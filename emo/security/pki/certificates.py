@@ -74,9 +74,7 @@ def leaf(
         .add_extension(known, critical=False)
     )
     if names:
-        builder = builder.add_extension(
-            x509.SubjectAlternativeName([_host(n) for n in names]), critical=False
-        )
+        builder = builder.add_extension(x509.SubjectAlternativeName([_host(n) for n in names]), critical=False)
     return builder.sign(issuer_key, hashes.SHA256())
 
 

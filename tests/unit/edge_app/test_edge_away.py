@@ -68,7 +68,5 @@ def test_the_newest_versions_arrive_when_the_edge_is_back():
     assert rest < first + 20_000
     device.start(Listener())
     network.pump()
-    assert sorted((message.batch, message.version) for message in got) == [
-        (n, HOUR // 40 - 1) for n in range(40)
-    ]
+    assert sorted((message.batch, message.version) for message in got) == [(n, HOUR // 40 - 1) for n in range(40)]
     assert all((m.activations.array(1 << 20) == m.version).all() for m in got)

@@ -100,9 +100,7 @@ def test_a_sum_of_counts_is_a_count():
 
 def test_what_is_known_of_a_device_after_a_restart_bounds_it_too():
     known = Controller()
-    known.state = ControllerState.of(
-        [Row("a", 0, 1, 0.0, 1.0), Row("a", 7, 1, 0.0, 1.0), Row("b", 0, 1, 0.0, 1.0)]
-    )
+    known.state = ControllerState.of([Row("a", 0, 1, 0.0, 1.0), Row("a", 7, 1, 0.0, 1.0), Row("b", 0, 1, 0.0, 1.0)])
     known.received("b", 0, 0.9)
     known.received("b", 1, 0.0)
     assert (known.batches("a"), known.batches("b")) == (2, 2)

@@ -32,9 +32,7 @@ def value(action, number=0):
     return str(action.choices[number % len(action.choices)]) if action.choices else f"{number + 1}"
 
 
-@pytest.mark.parametrize(
-    ("command", "option", "action"), OPTIONS, ids=lambda x: x if isinstance(x, str) else ""
-)
+@pytest.mark.parametrize(("command", "option", "action"), OPTIONS, ids=lambda x: x if isinstance(x, str) else "")
 def test_an_option_given_twice(command, option, action, capsys):
     words = command.split()
     parser = _parser()

@@ -112,9 +112,7 @@ def test_all_errors_of_a_file_are_told_at_once():
 def test_bad_values_name_file_and_key(kind, values, key):
     with pytest.raises(ConfigError) as caught:
         parse(kind, values, "some.yaml", {})
-    assert any(line.startswith(f"some.yaml: {key}: ") for line in str(caught.value).splitlines()), (
-        caught.value
-    )
+    assert any(line.startswith(f"some.yaml: {key}: ") for line in str(caught.value).splitlines()), caught.value
 
 
 # -- hosts and folders, as people write them
@@ -285,9 +283,7 @@ def test_a_missing_file_says_where_examples_come_from(tmp_path):
 
 _keys = st.sampled_from([*DeviceConfig.model_fields, "nonsense", "host", ""])
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-_values = st.recursive(
-    _scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_keys, inner, max_size=2)
-)
+_values = st.recursive(_scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_keys, inner, max_size=2))
 
 
 @given(st.dictionaries(_keys, _values, max_size=4))

@@ -158,8 +158,6 @@ def test_the_log_of_events_does_not_grow_for_ever(tmp_path, monkeypatch):
     kept = sorted(tmp_path.iterdir())
     assert {path.name for path in kept} <= {"events.1.jsonl", "events.jsonl"}
     assert all(path.stat().st_size < 1200 for path in kept)
-    numbers = [
-        json.loads(line)["round"] for path in kept for line in path.read_text(encoding="utf-8").splitlines()
-    ]
+    numbers = [json.loads(line)["round"] for path in kept for line in path.read_text(encoding="utf-8").splitlines()]
     assert numbers == list(range(numbers[0], 200))
     assert len(numbers) > 10

@@ -76,9 +76,7 @@ def test_bytes_of_anything_are_refused(noise: bytes, cut: int) -> None:
             unpacked(data)
 
 
-@pytest.mark.parametrize(
-    "metadata", [{}, {"format": "1", "standing": "{}"}, {"emo": "test 2"}, {"emo": "test 0"}]
-)
+@pytest.mark.parametrize("metadata", [{}, {"format": "1", "standing": "{}"}, {"emo": "test 2"}, {"emo": "test 0"}])
 def test_another_version_is_named_with_what_to_do(metadata: dict[str, str]) -> None:
     body = safetensors.numpy.save({"a": np.zeros(3)}, metadata or None)
     with pytest.raises(ConfigError, match=r"FILE: was written by another version of EMO.*Begin another run"):

@@ -7,9 +7,7 @@ from pathlib import Path
 from emo import __version__
 
 ROOT = Path(__file__).parents[3]
-NAMED = re.compile(
-    r"emo-(?:device|edge|coordinator|endpoint)(?:-jetson)?[:-](\d+\.\d+\.\d+)|\bVERSION=(\d+\.\d+\.\d+)"
-)
+NAMED = re.compile(r"emo-(?:device|edge|coordinator|endpoint)(?:-jetson)?[:-](\d+\.\d+\.\d+)|\bVERSION=(\d+\.\d+\.\d+)")
 
 
 def test_the_package_has_the_version_of_the_code():

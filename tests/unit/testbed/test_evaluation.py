@@ -35,9 +35,7 @@ def test_overlays_have_a_vote_each_and_the_small_models_head_has_none():
     asked = plan(method="emo")
     net = node_configs.network(asked).eval()
     overlays = [split_network.overlay(asked.model, seed).eval() for seed in (1, 2)]
-    parts = parts_of(net) | {
-        f"overlay-{n}": split_network.weights(each) for n, each in enumerate(overlays, 1)
-    }
+    parts = parts_of(net) | {f"overlay-{n}": split_network.weights(each) for n, each in enumerate(overlays, 1)}
     parts["head"] = split_network.weights(split_network.network(asked.model, seed=0).head)
     ensemble = evaluation.ensemble(asked, parts, TEST)
     with torch.inference_mode():
@@ -74,7 +72,5 @@ def test_what_cannot_be_exported_is_said_before_the_first_round(tmp_path):
         (odd, tmp_path / "m.onnx", "torch cannot export"),
     ):
         with pytest.raises(ExportError, match=why):
-            simulate.run(
-                chosen.model_copy(update={"model": model}), scenario.load(None), tmp_path / "out", onnx=path
-            )
+            simulate.run(chosen.model_copy(update={"model": model}), scenario.load(None), tmp_path / "out", onnx=path)
         assert not (tmp_path / "out").exists()

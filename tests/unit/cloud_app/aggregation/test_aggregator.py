@@ -20,9 +20,7 @@ def test_the_median_is_numpys(count):
         np.testing.assert_array_equal(found[name], np.median(stacked(sent, name), axis=0).astype(np.float32))
 
 
-@pytest.mark.parametrize(
-    ("count", "attackers", "hostile"), [(9, 0.2, 2), (10, 0.1, 1), (9, 0.0, 0), (5, 0.4, 2)]
-)
+@pytest.mark.parametrize(("count", "attackers", "hostile"), [(9, 0.2, 2), (10, 0.1, 1), (9, 0.0, 0), (5, 0.4, 2)])
 def test_the_trimmed_mean_leaves_out_as_many_at_each_end(count, attackers, hostile):
     sent = updates(count)
     chosen = rounds("trimmed-mean", attackers=attackers, min_devices=count, per_round=count, quorum=1)
@@ -129,9 +127,7 @@ def test_counters_dtypes_and_shapes_stay(aggregate):
         for n in range(9)
     }
     found = outcome(rounds(aggregate), sent, like).weights
-    assert {n: (a.dtype, a.shape) for n, a in found.items()} == {
-        n: (a.dtype, a.shape) for n, a in like.items()
-    }
+    assert {n: (a.dtype, a.shape) for n, a in found.items()} == {n: (a.dtype, a.shape) for n, a in like.items()}
     if aggregate != "multi-krum":
         assert found["n"] == 15  # a median is one of them, and one liar does not make it large
     assert 0 < float(found["h"][0, 0]) < 1

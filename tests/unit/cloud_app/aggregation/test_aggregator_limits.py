@@ -26,9 +26,7 @@ def test_the_norm_is_that_of_the_change_without_counters():
 @pytest.mark.parametrize("aggregate", RULES)
 def test_an_update_that_goes_too_far_is_refused_and_changes_nothing(aggregate):
     chosen = (
-        rounds(aggregate, max_norm=3.0, min_devices=1, attackers=0, quorum=1)
-        if aggregate != "multi-krum"
-        else None
+        rounds(aggregate, max_norm=3.0, min_devices=1, attackers=0, quorum=1) if aggregate != "multi-krum" else None
     )
     chosen = chosen or rounds(aggregate, max_norm=3.0, min_devices=9)
     total = aggregator.init(chosen, LIKE, 9)
@@ -127,8 +125,7 @@ def test_a_cap_where_few_or_none_say_what_they_have():
 def test_a_liar_moves_the_mean_by_his_shares_and_the_other_rules_not_at_all():
     announced = {f"d{n}": 30 for n in range(8)} | {"liar": 2**23}
     sent = {
-        device: moved(LIKE, lambda a, device=device: np.full(a.shape, float(device == "liar")))
-        for device in announced
+        device: moved(LIKE, lambda a, device=device: np.full(a.shape, float(device == "liar"))) for device in announced
     }
     cap = aggregator.cap(rounds(), list(announced.values()))
     mean = outcome(

@@ -44,8 +44,7 @@ def test_any_order_where_plain_float_sums_differ():
     # A running float32 or float64 sum fails this one; it is what the limbs are for.
     rng = random.Random(0)
     values = [
-        (np.float32(rng.uniform(-1, 1) * 10.0 ** rng.randint(-12, 4)), rng.randint(1, 10_000))
-        for _ in range(500)
+        (np.float32(rng.uniform(-1, 1) * 10.0 ** rng.randint(-12, 4)), rng.randint(1, 10_000)) for _ in range(500)
     ]
     plain, ours = set(), set()
     for turn in range(20):
@@ -95,9 +94,7 @@ def test_counters_take_the_largest_and_dtypes_stay():
         for count in (3, 9, 5)
     ]
     out = mean(updates, like)
-    assert {name: array.dtype for name, array in out.items()} == {
-        name: array.dtype for name, array in like.items()
-    }
+    assert {name: array.dtype for name, array in out.items()} == {name: array.dtype for name, array in like.items()}
     assert out["n"].shape == ()
     assert out["n"] == 9
     assert out["h"].tolist() == [1, np.float16((9 + 81 + 25) / 17)]
@@ -123,10 +120,7 @@ REFUSED = {
     "no samples": ({"w": GOOD}, 0),
     "fewer than no samples": ({"w": GOOD}, -1),
     "more samples than the sum holds": ({"w": GOOD}, exact_mean.MAX_SAMPLES),
-    **{
-        name: ({"w": np.where(np.eye(*SHAPE), value, 0).astype(np.float32)}, 1)
-        for name, value in _with.items()
-    },
+    **{name: ({"w": np.where(np.eye(*SHAPE), value, 0).astype(np.float32)}, 1) for name, value in _with.items()},
 }
 
 

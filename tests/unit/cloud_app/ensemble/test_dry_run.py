@@ -106,7 +106,5 @@ def test_a_temporary_folder_that_cannot_be_had_is_said(tmp_path, monkeypatch):
     weights = split_network.weights(split_network.network(settings.model, 0))
     overlay = split_network.weights(split_network.overlay(settings.model, 0))
     with pytest.raises(ExportError, match="/tmp/x: cannot be written: No space left on device"):
-        finish(
-            settings, ended(settings, "r", weights, {"e": overlay}), registry.load(Data())[1], resumed=False
-        )
+        finish(settings, ended(settings, "r", weights, {"e": overlay}), registry.load(Data())[1], resumed=False)
     assert run_archive.read(settings.state_dir)[0].run == "r"

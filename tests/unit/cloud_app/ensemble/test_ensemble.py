@@ -35,9 +35,7 @@ def _images(n=6):
 def test_it_is_the_mean_of_each_pairs_logits_on_normalised_images():
     trunk, overlays = _parts()
     logits, probabilities = Ensemble(trunk, overlays, MEAN, STD, combine="logits")(_images())
-    normal = (_images().double() - torch.tensor([10.0, 20.0]).view(2, 1, 1)) / torch.tensor([2.0, 4.0]).view(
-        2, 1, 1
-    )
+    normal = (_images().double() - torch.tensor([10.0, 20.0]).view(2, 1, 1)) / torch.tensor([2.0, 4.0]).view(2, 1, 1)
     expected = sum(overlay(trunk(normal.float())) for overlay in overlays) / 3
     torch.testing.assert_close(logits, expected)
     torch.testing.assert_close(probabilities, expected.softmax(1))
@@ -186,9 +184,7 @@ def test_who_has_no_share_is_not_even_looked_at():
 def test_parts_go_by_trunk_head_and_edge():
     found = parts(_global(), {"b": _sent(seed=1), "a": _sent(seed=2)})
     assert list(found) == ["trunk", "head", "overlay-a", "overlay-b"]
-    assert {f"trunk.{name}" for name in found["trunk"]} | {f"head.{name}" for name in found["head"]} == set(
-        _global()
-    )
+    assert {f"trunk.{name}" for name in found["trunk"]} | {f"head.{name}" for name in found["head"]} == set(_global())
 
 
 def _without(arrays):

@@ -24,9 +24,7 @@ MEMBERS = {
     "overlay-c": -50 * knows(0, 1, 2, 3, seed=2),
     "head": knows(0, 1, 2, seed=3),
 }
-VOTES = Votes(
-    list(MEMBERS), torch.tensor(np.array(list(MEMBERS.values())), dtype=torch.float32), LABELS, "kept"
-)
+VOTES = Votes(list(MEMBERS), torch.tensor(np.array(list(MEMBERS.values())), dtype=torch.float32), LABELS, "kept")
 HONEST = ["overlay-a", "overlay-b"]
 
 

@@ -60,8 +60,7 @@ def _small(head, dtype="uint8"):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     sent = {
-        edge: split_network.weights(split_network.overlay(SPEC, seed))
-        for seed, edge in enumerate(("east", "west"))
+        edge: split_network.weights(split_network.overlay(SPEC, seed)) for seed, edge in enumerate(("east", "west"))
     }
     found = parts(split_network.weights(split_network.network(SPEC, 7)), sent)
     module = build(SPEC, found, *SCALE, shares={"overlay-east": 0.6, "overlay-west": 0.3, "head": 0.1})
@@ -77,9 +76,7 @@ def _images(n, seed=0):
 @pytest.mark.parametrize("batch", [1, 2, 3, 33])
 def test_onnxruntime_gives_what_torch_gives_at_any_batch(exported, batch):
     module, path = exported
-    logits, probabilities = open_session(path).run(
-        ["logits", "probabilities"], {"images": _images(batch, batch)}
-    )
+    logits, probabilities = open_session(path).run(["logits", "probabilities"], {"images": _images(batch, batch)})
     expected = module(torch.from_numpy(_images(batch, batch)))
     np.testing.assert_allclose(logits, expected[0], atol=1e-4)
     np.testing.assert_allclose(probabilities, expected[1], atol=1e-5)
@@ -183,8 +180,6 @@ def test_domains_that_no_node_uses_are_left_out():
 
 def test_weights_that_no_file_can_hold_are_refused_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "LARGEST", 50)
-    with pytest.raises(
-        ExportError, match=r"weights are .* bytes, one ONNX file holds 50: take fewer members"
-    ):
+    with pytest.raises(ExportError, match=r"weights are .* bytes, one ONNX file holds 50: take fewer members"):
         export(_small(nn.Linear(3, 2)), tmp_path / "m.onnx", (1, 2, 2), ["a", "b"], {})
     assert not list(tmp_path.iterdir())

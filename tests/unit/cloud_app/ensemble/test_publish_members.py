@@ -82,9 +82,7 @@ def test_a_member_that_answers_with_no_numbers_is_left_out(parts, tmp_path, monk
     assert found["members"] == ["overlay-good"]
 
 
-def test_a_less_accurate_version_goes_live_only_when_somebody_says_so(
-    parts, tmp_path, capsys, monkeypatch, untraced
-):
+def test_a_less_accurate_version_goes_live_only_when_somebody_says_so(parts, tmp_path, capsys, monkeypatch, untraced):
     run_archive.write(tmp_path, RECORD, parts)
     command = ["export", "--run", str(tmp_path), "--out", str(tmp_path / "models"), "--at-least", "none"]
     worse = [*command, "--without", "good"]
@@ -94,9 +92,7 @@ def test_a_less_accurate_version_goes_live_only_when_somebody_says_so(
     repository = Repository(tmp_path / "models")
     assert cli.main(worse) == 2
     said = capsys.readouterr().err
-    assert re.search(
-        r"emo version 1, which is served, has an accuracy of 9\d\.\d\d%; this one has 0\.\d\d%", said
-    )
+    assert re.search(r"emo version 1, which is served, has an accuracy of 9\d\.\d\d%; this one has 0\.\d\d%", said)
     assert "--yes" in said
     assert repository.versions("emo") == [1]
     assert cli.main([*worse, "--yes", "--json"]) == 0

@@ -91,9 +91,7 @@ def test_a_simulated_run_is_read_too(tmp_path, method, parts, expected):
     assert list(found) == expected
 
 
-@pytest.mark.parametrize(
-    "names", [(), ("plan.json",), ("weights.safetensors",), ("result.json", "weights.npz")]
-)
+@pytest.mark.parametrize("names", [(), ("plan.json",), ("weights.safetensors",), ("result.json", "weights.npz")])
 def test_a_folder_without_a_finished_run(tmp_path, names):
     for name in names:
         (tmp_path / name).write_text("{}")

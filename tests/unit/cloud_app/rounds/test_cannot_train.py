@@ -150,9 +150,7 @@ def test_what_fails_at_the_first_step_is_found_before_it(tmp_path, caplog, net, 
     assert (told["node"], why in told["why"]) == ("d", True)
     with pytest.raises(QuorumError, match=r"1 of 2 devices are here \(well\); left out: d \(a trial step"):
         list(here.tick(6.0))
-    assert (
-        sum(why in record.getMessage() for record in caplog.records) == 2
-    )  # a line of the device, one of the cloud
+    assert sum(why in record.getMessage() for record in caplog.records) == 2  # a line of the device, one of the cloud
 
 
 def test_health_says_that_a_node_cannot_train(tmp_path):
@@ -190,9 +188,7 @@ def test_the_trial_changes_no_bit(tmp_path, disk):
 
 
 def asked(*devices, number=1, net="moody"):
-    return GlobalModel(
-        "run", number, devices, Training(), split_network.weights(split_network.network(named(net), 0))
-    )
+    return GlobalModel("run", number, devices, Training(), split_network.weights(split_network.network(named(net), 0)))
 
 
 def test_a_device_says_that_its_training_failed_and_trains_the_next_round(tmp_path, caplog):
@@ -234,9 +230,7 @@ def test_a_round_does_not_wait_for_who_cannot_train_and_asks_him_again(tmp_path)
     assert (model.round, model.devices) == (2, ("a", "b", "c"))
     (line,) = events(tmp_path, "round")
     assert line["left_out"] == {"c": "cannot-train"}
-    assert [(e["node"], e["round"], e["why"]) for e in events(tmp_path, "cannot_train")] == [
-        ("c", 1, "ValueError: ?")
-    ]
+    assert [(e["node"], e["round"], e["why"]) for e in events(tmp_path, "cannot_train")] == [("c", 1, "ValueError: ?")]
     sent(node, cannot("c", 2), 3)
     sent(node, update("c", round=2), 3)  # after a restart, say
     assert node.state.opened.heard == {"c": 4}
@@ -251,9 +245,7 @@ def test_too_few_that_can_train_are_named_with_the_reason():
         sent(node, cannot(name, reason=f"{name} has no memory"), 1)
     assert node.state.round == 1  # one of three makes no model
     assert node.about()["out"] == {"b": "b has no memory", "c": "c has no memory"}
-    with pytest.raises(
-        QuorumError, match=r"1 of 3 .* missing: nobody; cannot train: b \(b has no memory\), c"
-    ):
+    with pytest.raises(QuorumError, match=r"1 of 3 .* missing: nobody; cannot train: b \(b has no memory\), c"):
         list(node.tick(101))
 
 
@@ -268,9 +260,7 @@ def test_who_was_not_asked_is_not_heard(tmp_path, message):
     assert node._open.cannot == {}
 
 
-@pytest.mark.parametrize(
-    ("aggregate", "least"), [("mean", 6), ("median", 6), ("trimmed-mean", 7), ("multi-krum", 9)]
-)
+@pytest.mark.parametrize(("aggregate", "least"), [("mean", 6), ("median", 6), ("trimmed-mean", 7), ("multi-krum", 9)])
 def test_a_round_never_closes_with_fewer_updates_than_its_rule_needs(aggregate, least):
     names = [f"d{k:02}" for k in range(12)]
     config = CloudConfig(rounds=rounds(aggregate, min_devices=max(6, least), quorum=1.0))

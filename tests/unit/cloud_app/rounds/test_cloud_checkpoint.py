@@ -113,9 +113,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_it_counts(tmp_path, damag
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= damage == "flipped"
     newest.write_bytes(
-        {"cut": data[:-100], "empty": b"", "longer": data + b"x", "stranger": os.urandom(5000)}.get(
-            damage, data
-        )
+        {"cut": data[:-100], "empty": b"", "longer": data + b"x", "stranger": os.urandom(5000)}.get(damage, data)
     )
     journal = Journal()
     assert same(Checkpoints(tmp_path, journal).load(CONFIG, LIKE), state(2))

@@ -145,9 +145,7 @@ def undisturbed(tmp_path_factory):
 def as_undisturbed(world, undisturbed):
     result, models, _ = undisturbed
     assert ended(world) == result
-    assert sorted(set(world.models)) == sorted(
-        set(models)
-    )  # devices have never seen another model of a round
+    assert sorted(set(world.models)) == sorted(set(models))  # devices have never seen another model of a round
     rounds = [number for number, _ in world.models]
     assert rounds == sorted(rounds)  # and never an older one again
 

@@ -72,9 +72,7 @@ def test_what_is_clipped_is_counted():
     assert node._journal.counts["updates.clipped"] == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"), [({"step": 11.0}, "max_norm"), ({"loss": 1e300}, "training loss")]
-)
+@pytest.mark.parametrize(("changes", "reason"), [({"step": 11.0}, "max_norm"), ({"loss": 1e300}, "training loss")])
 def test_what_goes_too_far_is_refused_and_told(changes, reason):
     node = cloud()
     (answer,) = send(node, update("a", **changes))

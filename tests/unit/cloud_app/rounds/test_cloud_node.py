@@ -152,9 +152,7 @@ def test_too_few_devices_names_those_that_are_here():
 
 
 def test_sampling_follows_the_seed():
-    chosen = [
-        opened(cloud(min_devices=8, per_round=3, seed=seed), "abcdefgh")[0].devices for seed in (1, 1, 2)
-    ]
+    chosen = [opened(cloud(min_devices=8, per_round=3, seed=seed), "abcdefgh")[0].devices for seed in (1, 1, 2)]
     assert chosen[0] == chosen[1] != chosen[2]
     assert all(len(each) == 3 for each in chosen)
 

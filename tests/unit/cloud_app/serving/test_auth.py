@@ -77,9 +77,7 @@ def test_an_access_log_that_cannot_be_written_is_named(tmp_path):
         AccessLog(str(tmp_path / "none" / "log"))
 
 
-@pytest.mark.parametrize(
-    "origin", ["a.example", "https://a.example/", "https://*.example", "null", "", "https://a b"]
-)
+@pytest.mark.parametrize("origin", ["a.example", "https://a.example/", "https://*.example", "null", "", "https://a b"])
 def test_what_is_no_origin_is_said(origin):
     with pytest.raises(ServeError, match="no origin of web pages"):
         Origins((origin,))

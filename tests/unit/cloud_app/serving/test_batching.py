@@ -118,9 +118,7 @@ def test_a_request_larger_than_a_batch_runs_alone(model, pool):
     async def main():
         batcher = Batcher(model.run, pool, Limits(batch=2, runs=1), Stats())
         first = await busy(batcher, model)
-        tasks = await queued(
-            batcher.submit(images(1)), batcher.submit(images(2, 5)), batcher.submit(images(3))
-        )
+        tasks = await queued(batcher.submit(images(1)), batcher.submit(images(2, 5)), batcher.submit(images(3)))
         model.go.set()
         results = await asyncio.gather(first, *tasks)
         assert [len(each["same"]) for each in results] == [1, 1, 5, 1]
@@ -267,9 +265,7 @@ def test_an_answer_that_is_not_finite_is_refused_to_its_own_client_alone(model, 
     async def main():
         batcher = Batcher(model.run, pool, Limits(runs=1), Stats())
         first = await busy(batcher, model)
-        tasks = await queued(
-            batcher.submit(images(1)), batcher.submit(images(value)), batcher.submit(images(3))
-        )
+        tasks = await queued(batcher.submit(images(1)), batcher.submit(images(value)), batcher.submit(images(3)))
         model.go.set()
         one, two, three = await asyncio.gather(*tasks, return_exceptions=True)
         await first

@@ -87,7 +87,5 @@ def test_serve_takes_both_files_for_tls_or_none(models, capsys):
 
 
 def test_the_endpoints_key_is_no_key_of_a_configuration():
-    found = config_file.parse(
-        config.CloudConfig, {}, "here", {"EMO_API_KEY": "0123456789abcdef", "EMO_ID": "sky"}
-    )
+    found = config_file.parse(config.CloudConfig, {}, "here", {"EMO_API_KEY": "0123456789abcdef", "EMO_ID": "sky"})
     assert found.id == "sky"

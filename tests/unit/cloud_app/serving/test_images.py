@@ -70,9 +70,7 @@ def test_a_jpeg_may_have_scans_but_not_any_number():
     assert caught.value.status == 413
 
 
-@pytest.mark.parametrize(
-    "data", [b"", b"no image", b"GIF89a", encoded(RED_BLUE)[:40], encoded(RED_BLUE, "EPS")]
-)
+@pytest.mark.parametrize("data", [b"", b"no image", b"GIF89a", encoded(RED_BLUE)[:40], encoded(RED_BLUE, "EPS")])
 def test_why_an_image_is_not_read_names_no_object_of_ours(data):
     with pytest.raises(Refused) as caught:
         pixels(data, takes(3, 4, 4))
@@ -87,9 +85,7 @@ def bomb(width, height):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    )
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(

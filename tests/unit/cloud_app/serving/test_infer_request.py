@@ -11,9 +11,7 @@ from hypothesis import strategies as st
 from cloud_app.serving.infer_request import MAX_BODY, InferRequest, Refused, RequestedOutput, Signature, parse
 from cloud_app.serving.infer_response import MAX_VALUES, answer, must_be_short
 
-TINY = Signature(
-    "tiny", 2, "images", (3, 2), "UINT8", {"logits": (3,), "map": (2, 2)}, ("red", "green", "blue"), 4
-)
+TINY = Signature("tiny", 2, "images", (3, 2), "UINT8", {"logits": (3,), "map": (2, 2)}, ("red", "green", "blue"), 4)
 REAL = Signature("real", 1, "images", (3, 2), "FP32", {"logits": (3,)}, (), 4)
 IMAGES = np.arange(12, dtype=np.uint8).reshape(2, 3, 2)
 
@@ -163,9 +161,7 @@ def _damage(value, rng):
 
 def _wrong(rng):
     """A body and its header's length, damaged in one of the ways that bytes can be."""
-    header = head(
-        outputs=[{"name": "logits", "parameters": {"classification": 2}}], id="a", parameters={"timeout": 9}
-    )
+    header = head(outputs=[{"name": "logits", "parameters": {"classification": 2}}], id="a", parameters={"timeout": 9})
     if rng.random() < 0.4:
         header["inputs"][0].pop("parameters")
         header["inputs"][0]["data"] = IMAGES.tolist() if rng.random() < 0.5 else IMAGES.ravel().tolist()
@@ -203,9 +199,7 @@ def test_ten_thousand_malformed_bodies_are_the_clients_fault():
             assert json.loads(data[:length])["outputs"]
     assert len(refused) > 7_500
     assert {error.status for error in refused} == {400}
-    assert all(
-        10 < len(str(error).encode()) < 600 for error in refused
-    )  # a sentence, and one that can be sent
+    assert all(10 < len(str(error).encode()) < 600 for error in refused)  # a sentence, and one that can be sent
 
 
 @given(st.binary(max_size=60), st.none() | st.integers(-2, 70))

@@ -30,10 +30,7 @@ def write(path, scale=1.0, dtype=TensorProto.FLOAT):
         helper.make_node("Softmax", ["logits"], ["probabilities"]),
     ]
     weights = [numpy_helper.from_array(np.float32(scale), "scale")]
-    outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2])
-        for name in ("logits", "probabilities")
-    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("logits", "probabilities")]
     inputs = [helper.make_tensor_value_info("images", dtype, ["n", 2])]
     graph = helper.make_graph(nodes, "two", inputs, outputs, weights)
     save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
@@ -203,9 +200,7 @@ def test_an_input_that_does_not_end_is_ended_at_run_time(repository, tmp_path):
     async def main():
         with pytest.raises(Refused, match="was ended"):
             await models.find("two", None).batcher.submit(np.full((1, 2), 7, np.float32))
-        assert (await models.find("two", None).batcher.submit(np.zeros((1, 2), np.float32)))["logits"][
-            0, 0
-        ] == 0
+        assert (await models.find("two", None).batcher.submit(np.zeros((1, 2), np.float32)))["logits"][0, 0] == 0
 
     repository.add("two", endless(write(tmp_path / "loop.onnx"), 5), LABELS, (2,), "float32")
     models = Models(repository, Limits(run_s=0.3), 1)

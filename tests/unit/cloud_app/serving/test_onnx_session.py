@@ -20,9 +20,7 @@ def test_all_processors_of_this_process_where_no_quota_stands(tmp_path):
     assert cpus(tmp_path) == MINE
 
 
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", MINE)]
-)
+@pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("50000 100000", 1), ("9900000 100000", MINE)])
 def test_a_cgroup_v2_quota_is_a_ceiling(tmp_path, quota, expected):
     (tmp_path / "cpu.max").write_text(quota + "\n")
     assert cpus(tmp_path) == expected
@@ -78,9 +76,7 @@ def sealed(code):
     )
 
 
-@pytest.mark.skipif(
-    platform.machine() not in {"x86_64", "aarch64"} or sys.platform != "linux", reason="Linux seccomp"
-)
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "aarch64"} or sys.platform != "linux", reason="Linux seccomp")
 def test_nothing_tries_to_leave_the_machine(tmp_path):
     from test_known_answer import write
 
@@ -97,9 +93,7 @@ print("done")
 """
     found = sealed(use)
     assert (found.returncode, found.stdout) == (0, "done\n"), found.stderr
-    tried = sealed(
-        "import socket; socket.socket(socket.AF_UNIX); socket.socket(socket.AF_INET); print('open')"
-    )
+    tried = sealed("import socket; socket.socket(socket.AF_UNIX); socket.socket(socket.AF_INET); print('open')")
     assert (tried.returncode, tried.stdout) == (-signal.SIGSYS, "")
 
 

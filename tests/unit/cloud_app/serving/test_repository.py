@@ -110,10 +110,7 @@ def test_what_cannot_be_described_is_refused(repository, onnx, labels, shape, dt
     assert repository.names() == []
 
 
-@given(
-    st.text()
-    | st.sampled_from(["..", ".", "", "/etc", "a/b", "a\\b", "a\n", "a\0", ".adding-x", "x" * 65, "~"])
-)
+@given(st.text() | st.sampled_from(["..", ".", "", "/etc", "a/b", "a\\b", "a\n", "a\0", ".adding-x", "x" * 65, "~"]))
 def test_a_name_is_an_id_or_is_refused(tmp_path_factory, name):
     repository = Repository(tmp_path_factory.getbasetemp() / "nowhere")
     plain = name.isascii() and name.replace("-", "a").replace(".", "a").replace("_", "a").isalnum()
@@ -296,9 +293,7 @@ def test_a_policy_is_one_only_where_triton_reads_one(three, text, promoted):
 def test_what_is_no_file_is_not_read(three, name, kind):
     path = three.root / "emo" / name
     path.unlink(missing_ok=True)
-    {"fifo": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[
-        kind
-    ]()
+    {"fifo": lambda: os.mkfifo(path), "device": lambda: path.symlink_to("/dev/zero"), "folder": path.mkdir}[kind]()
     read = {
         "config.pbtxt": lambda: three.current("emo"),
         "labels.txt": lambda: three.labels("emo"),
@@ -332,9 +327,7 @@ def test_a_version_that_is_not_there_cannot_be_promoted(three):
 
 def test_a_failed_promotion_changes_nothing(three, monkeypatch):
     before = config(three)
-    monkeypatch.setattr(
-        module, "_sync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
-    )
+    monkeypatch.setattr(module, "_sync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ServeError, match="No space left"):
         three.promote("emo", 1)
     assert config(three) == before

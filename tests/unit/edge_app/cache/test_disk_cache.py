@@ -249,9 +249,7 @@ def test_readers_and_writers_at_the_same_time_see_whole_versions(disk):
 
 def test_two_threads_that_store_the_same_leave_it_there(disk, tmp_path):
     for version in range(30):
-        threads = [
-            threading.Thread(target=disk.put, args=("d", 0, version, acts(version), LABELS)) for _ in range(2)
-        ]
+        threads = [threading.Thread(target=disk.put, args=("d", 0, version, acts(version), LABELS)) for _ in range(2)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -15,9 +15,7 @@ def fast(monkeypatch):
     unsynced(monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("failure", "budget"), [(errno.ENOSPC, None), (errno.EIO, None), (errno.EDQUOT, 4 * ONE)]
-)
+@pytest.mark.parametrize(("failure", "budget"), [(errno.ENOSPC, None), (errno.EIO, None), (errno.EDQUOT, 4 * ONE)])
 @pytest.mark.parametrize("durability", DURABILITIES)
 def test_whatever_step_fails_every_batch_is_old_or_new_and_no_older_than_reported(
     tmp_path, monkeypatch, durability, failure, budget

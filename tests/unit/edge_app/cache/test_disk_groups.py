@@ -124,9 +124,7 @@ def test_a_power_cut_takes_nothing_that_was_reported(tmp_path, monkeypatch, dura
         disk = DiskCache(root, budget, durability=durability)
         seen = {key: version_of(disk, key) for key in KEYS}
         assert all(reported[key] <= seen[key] <= latest for key in KEYS)
-        stored = {
-            key: version for key, version in seen.items() if version
-        }  # whoever offers it again is told: stored
+        stored = {key: version for key, version in seen.items() if version}  # whoever offers it again is told: stored
         for _ in range(rng.randrange(12)):
             latest += 1
             key = rng.choice(KEYS)

@@ -16,15 +16,11 @@ from emo.errors import CacheError
 
 BUDGET = 100
 
-_keys = st.tuples(st.sampled_from("aaab"), st.integers(0, 5)) | st.tuples(
-    st.sampled_from("bcd"), st.integers(0, 1)
-)
+_keys = st.tuples(st.sampled_from("aaab"), st.integers(0, 5)) | st.tuples(st.sampled_from("bcd"), st.integers(0, 1))
 _ops = st.lists(
     st.one_of(
         st.tuples(st.just("put"), _keys, st.integers(0, 3), st.just(20)),
-        st.tuples(
-            st.just("put"), _keys, st.integers(0, 3), st.sampled_from([10, 15, 30]) | st.integers(1, 120)
-        ),
+        st.tuples(st.just("put"), _keys, st.integers(0, 3), st.sampled_from([10, 15, 30]) | st.integers(1, 120)),
         st.tuples(st.just("loss"), _keys, st.floats(0, 9) | st.sampled_from([math.nan, -1.0])),
         st.tuples(st.just("forget"), _keys),
         st.tuples(st.just("begin"), st.none()),
@@ -62,9 +58,7 @@ class Books:
     def order(self, policy, key):
         """What goes first is least."""
         version, _, turn, loss = self.rows[key]
-        return {"oldest": version, "fifo": turn, "lowest-loss": (loss, version if loss == math.inf else 0)}[
-            policy
-        ]
+        return {"oldest": version, "fifo": turn, "lowest-loss": (loss, version if loss == math.inf else 0)}[policy]
 
     def held(self):
         total = {}
@@ -132,11 +126,7 @@ def test_in_groups_every_file_is_accounted_for_and_what_was_synced_stays(ops, po
         elif what == "begin" and not syncing:
             syncing = {k: row.version for k, row in catalogue.begin_sync().items()}
         elif what == "end" and syncing:
-            kept = {
-                k
-                for k, reached in syncing.items()
-                if k not in key or catalogue.index.get(k).version > reached
-            }
+            kept = {k for k, reached in syncing.items() if k not in key or catalogue.index.get(k).version > reached}
             before = {k: catalogue.index.get(k) for k in kept}
             gone = catalogue.end_sync(key)  # those fail
             assert before == {k: catalogue.index.get(k) for k in kept}
@@ -193,9 +183,7 @@ def test_the_budget_holds_on_the_disk_also_while_older_versions_wait(tmp_path, d
 def test_larger_than_the_budget_or_than_a_share_that_others_keep_to_is_refused(tmp_path):
     small, large = acts(0), acts(0, (4, 900))
     with DiskCache(tmp_path, 18_000) as disk:
-        with pytest.raises(
-            CacheError, match=r"budget of 18000 bytes has no room for its .*raise cache.budget_mib"
-        ):
+        with pytest.raises(CacheError, match=r"budget of 18000 bytes has no room for its .*raise cache.budget_mib"):
             disk.put("d", 0, 0, acts(0, (4, 2000)), LABELS)
         for device in ("a", "b"):
             disk.put(device, 0, 0, small, LABELS)
@@ -208,9 +196,7 @@ def test_larger_than_the_budget_or_than_a_share_that_others_keep_to_is_refused(t
         assert disk.put("c", 0, 0, small, LABELS)
 
 
-@pytest.mark.parametrize(
-    ("policy", "left", "then"), [("oldest", [0, 2, 4], [2, 4, 8]), ("fifo", [1, 3, 4], [1, 4, 8])]
-)
+@pytest.mark.parametrize(("policy", "left", "then"), [("oldest", [0, 2, 4], [2, 4, 8]), ("fifo", [1, 3, 4], [1, 4, 8])])
 def test_a_start_with_a_smaller_budget_evicts_and_goes_on_in_the_same_order(tmp_path, policy, left, then):
     versions = {2: 7, 0: 5, 3: 1, 4: 6, 1: 2}  # in the order of storing
     with DiskCache(tmp_path) as disk:

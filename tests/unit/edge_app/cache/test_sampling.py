@@ -104,17 +104,13 @@ def test_a_restart_goes_on_with_the_same_picks(policy, before, after, left_out):
     for key in left_out:
         one.remove(key)
     two = sampler(policy, seed=99)
-    for key in sorted(
-        there, key=lambda key: (one.version(key), key)
-    ):  # a cache reads its disk in another order
+    for key in sorted(there, key=lambda key: (one.version(key), key)):  # a cache reads its disk in another order
         two.add(key, one.version(key))
     two.resume(state)
     assert [two.version(key) for key in there] == [one.version(key) for key in there]
     assert two.fresh == one.fresh
     if not left_out:
-        assert play(two, [*after, *[("pick", None, None)] * 5]) == play(
-            one, [*after, *[("pick", None, None)] * 5]
-        )
+        assert play(two, [*after, *[("pick", None, None)] * 5]) == play(one, [*after, *[("pick", None, None)] * 5])
         assert two.due(99) == one.due(99)
         for column in ("version", "trained", "loss"):
             np.testing.assert_array_equal(two.column(column), one.column(column))
@@ -223,8 +219,7 @@ def test_importance_is_proportional_and_unbiased(known, unknown, gone):
     count, total = len(expected), math.fsum(expected.values())
     weights = dict(one.pick() for _ in range(60 * count))
     chances = {
-        key: FLOOR / count + (1 - FLOOR) * (loss / total if total else 1 / count)
-        for key, loss in expected.items()
+        key: FLOOR / count + (1 - FLOOR) * (loss / total if total else 1 / count) for key, loss in expected.items()
     }
     for (
         key,

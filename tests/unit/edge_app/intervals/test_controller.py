@@ -60,9 +60,7 @@ def test_the_first_attempts_as_the_paper_has_them():
     assert [pair.attempt() for _ in range(5)] == [False] * 4 + [True]
 
 
-@pytest.mark.parametrize(
-    ("score", "interval"), [(-3.0, 1.0), (0.0, 1.0), (0.9, 10.0), (1.0, 64.0), (7.0, 64.0)]
-)
+@pytest.mark.parametrize(("score", "interval"), [(-3.0, 1.0), (0.0, 1.0), (0.9, 10.0), (1.0, 64.0), (7.0, 64.0)])
 def test_score_to_interval(score, interval):
     controller = Controller(max_interval=64.0)
     assert controller.received("d", 0, score) == pytest.approx(interval)
@@ -96,9 +94,7 @@ def test_a_rotation_that_the_score_cannot_see_is_bounded_by_the_change(change, i
 def test_any_pair_of_floats_gives_an_interval_that_can_be_sent(policy, score, change, limit):
     controller = Controller(policy, max_change=limit)
     plain = Controller(policy).received("d", 0, score)
-    assert (
-        0.0 <= controller.received("d", 0, score, change) <= plain <= 64.0
-    )  # the change never makes it longer
+    assert 0.0 <= controller.received("d", 0, score, change) <= plain <= 64.0  # the change never makes it longer
 
 
 def test_the_change_is_silent_where_the_score_says_less():

@@ -86,22 +86,16 @@ def test_kill_9_loses_nothing_that_was_saved(tmp_path):
     newest = int([line for line in said if line.endswith(b"\n")][-1])
     _, rows, counts = opened(tmp_path)
     versions = {row.version for row in rows}
-    assert {*range(newest - 49, newest + 1)} - versions <= {
-        newest - 49
-    }  # one more may have been saved, unsaid
+    assert {*range(newest - 49, newest + 1)} - versions <= {newest - 49}  # one more may have been saved, unsaid
     assert not counts
 
 
 # -- damage
 
-GARBAGE = st.binary(max_size=40) | st.sampled_from(
-    [b"\n", b"[" * 600, b"\xff" * 5000, b'00000000 {"run": "run-1"}\n']
-)
+GARBAGE = st.binary(max_size=40) | st.sampled_from([b"\n", b"[" * 600, b"\xff" * 5000, b'00000000 {"run": "run-1"}\n'])
 
 
-LINES = [
-    log_file._line(each) for each in ({"run": "run-1"}, *(log_file.as_json(row, 1000.0) for row in ROWS))
-]
+LINES = [log_file._line(each) for each in ({"run": "run-1"}, *(log_file.as_json(row, 1000.0) for row in ROWS))]
 
 
 @given(st.integers(0, sum(map(len, LINES))), st.integers(0, 30), GARBAGE)

@@ -48,13 +48,9 @@ def test_mixup_joins_pairs_of_samples_with_one_share():
     assert 0 <= made.share <= 1
     for n in range(64):
         mixes = made.share * given.activations[n] + (1 - made.share) * given.activations
-        (other,) = (
-            torch.nonzero((made.activations[n] - mixes).flatten(1).abs().amax(1) < 1e-6).flatten().tolist()
-        )
+        (other,) = torch.nonzero((made.activations[n] - mixes).flatten(1).abs().amax(1) < 1e-6).flatten().tolist()
         assert made.labels[:, n].tolist() == [given.labels[0, n], given.labels[0, other]]
-        assert made.weights[:, n].tolist() == pytest.approx(
-            [made.share * n, (1 - made.share) * other], rel=1e-5
-        )
+        assert made.weights[:, n].tolist() == pytest.approx([made.share * n, (1 - made.share) * other], rel=1e-5)
 
 
 def test_mixups_loss_is_that_of_zhang_et_al():
@@ -77,9 +73,7 @@ def test_the_trainer_returns_the_mixed_loss_of_each_batch():
         return Trainer(nn.Sequential(nn.Flatten(), nn.Linear(30, 4)), Overlay(mixup=1.0, flip=True))
 
     one, given = trainer(), rows()
-    losses = one.step(
-        [(given.activations[:24], given.labels[0, :24]), (given.activations[24:], given.labels[0, 24:])]
-    )
+    losses = one.step([(given.activations[:24], given.labels[0, :24]), (given.activations[24:], given.labels[0, 24:])])
     made = Augment(Overlay(mixup=1.0, flip=True))(given)
     each = backward(trainer()._module, made, 64)
     mixed = made.share * each[0] + (1 - made.share) * each[1]
@@ -98,9 +92,7 @@ def test_it_goes_on_from_its_state():
     assert other.share != Augment(Overlay(mixup=0.4, flip=True, seed=3))(rows()).share
 
 
-@pytest.mark.parametrize(
-    "state", [{}, [], {"bit_generator": "MT19937"}, {"bit_generator": "PCG64", "state": 3}]
-)
+@pytest.mark.parametrize("state", [{}, [], {"bit_generator": "MT19937"}, {"bit_generator": "PCG64", "state": 3}])
 def test_a_state_that_is_none_is_refused(state):
     with pytest.raises(ModelError, match="random generator"):
         generator(state)

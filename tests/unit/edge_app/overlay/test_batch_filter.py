@@ -231,8 +231,6 @@ def test_the_cloud_says_the_head_to_its_edges_every_round(tmp_path):
     assert fleet.cloud.done
     heads = [edge._heard for edge in fleet.edges.values()]
     assert [each.round for each in heads] == [4, 4]
-    final = {
-        n.removeprefix("head."): a for n, a in fleet.cloud.state.weights.items() if n.startswith("head.")
-    }
+    final = {n.removeprefix("head."): a for n, a in fleet.cloud.state.weights.items() if n.startswith("head.")}
     assert all((heads[0].weights[name] == final[name]).all() for name in final)
     fleet.close()

@@ -195,9 +195,7 @@ def test_one_of_another_version_is_not_silently_begun_anew(tmp_path, head):
     path = tmp_path / NAME
     path.parent.mkdir()
     path.write_bytes(crafted(head))
-    with pytest.raises(
-        ConfigError, match=r"checkpoint\.safetensors: .*another version of EMO.*remove this file"
-    ):
+    with pytest.raises(ConfigError, match=r"checkpoint\.safetensors: .*another version of EMO.*remove this file"):
         CheckpointFile(tmp_path, Journal())
     assert path.exists()
 

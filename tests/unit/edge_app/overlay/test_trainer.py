@@ -76,9 +76,7 @@ def test_weights_of_batches_weigh_the_gradient_and_not_what_is_returned():
     weighted, reference = Trainer(network(), settings), network()
     batches, weights = [batch(0), batch(1, 4)], [0.25, 3.0]
     logits = reference(torch.cat([x for x, _ in batches]))
-    parts = [
-        cross_entropy(a, y, reduction="sum") for a, (_, y) in zip(logits.split([16, 4]), batches, strict=True)
-    ]
+    parts = [cross_entropy(a, y, reduction="sum") for a, (_, y) in zip(logits.split([16, 4]), batches, strict=True)]
     ((0.25 * parts[0] + 3.0 * parts[1]) / 20).backward()
     with torch.no_grad():
         for p in reference.parameters():
@@ -98,9 +96,7 @@ def test_what_is_given_is_the_running_average_and_training_goes_on_from_the_last
         mean = {name: kept * mean[name] + (1 - kept) * value for name, value in plain.weights().items()}
     parameters, last = dict(network().named_parameters()), plain.weights()
     for name, value in averaged.weights().items():
-        expected = (
-            mean[name] if name in parameters else last[name]
-        )  # batch norm's figures are averages already
+        expected = mean[name] if name in parameters else last[name]  # batch norm's figures are averages already
         np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
     assert any(not np.allclose(mean[name], last[name], rtol=1e-3) for name in parameters)
 
@@ -211,9 +207,7 @@ def test_ten_refused_steps_in_a_row_go_back_to_the_checkpoint():
     same(trainer.weights(), kept)
     # Momentum starts from zero: the next step is that of a new optimizer.
     fresh = network()
-    fresh.load_state_dict(
-        {k.removeprefix("weights/"): v for k, v in trainer.kept.arrays.items() if "weights/" in k}
-    )
+    fresh.load_state_dict({k.removeprefix("weights/"): v for k, v in trainer.kept.arrays.items() if "weights/" in k})
     other = Trainer(fresh, Overlay(average=0.5))
     assert trainer.step([batch(7)]) == other.step([batch(7)])
     assert trainer.step([batch(8)]) == other.step([batch(8)])

@@ -73,9 +73,7 @@ def test_a_dataset_is_checked(changes, sentence):
         made(**changes)
 
 
-@pytest.mark.parametrize(
-    "classes", [["0", "1"], np.array(["0", "1"]), np.arange(2), range(2), (0, "1")], ids=type
-)
+@pytest.mark.parametrize("classes", [["0", "1"], np.array(["0", "1"]), np.arange(2), range(2), (0, "1")], ids=type)
 @pytest.mark.parametrize("scale", [2, 2.0, [2.0], (2,), np.float64(2), np.ones(1) * 2], ids=type)
 def test_names_and_scales_as_people_give_them(classes, scale):
     found = made(classes=classes, mean=scale, std=scale)

@@ -94,9 +94,7 @@ def refused(layout, root, *words):
 def test_nothing_there(tmp_path):
     refused(SMALL10, None, "data.dir", "cifar-10-binary.tar.gz")
     refused(SMALL10, tmp_path / "no", "is not a folder")
-    refused(
-        SMALL100, tmp_path, "found neither cifar-100-binary.tar.gz nor cifar-100-binary/", "download https://"
-    )
+    refused(SMALL100, tmp_path, "found neither cifar-100-binary.tar.gz nor cifar-100-binary/", "download https://")
 
 
 @LAYOUTS
@@ -116,9 +114,7 @@ def test_folder_with_a_cut_or_missing_file(layout, tmp_path):
     name = next(iter(layout.files))
     path = tmp_path / layout.folder / name
     path.write_bytes(path.read_bytes()[:-1])
-    refused(
-        layout, tmp_path, str(path), f"has {layout.size(name) - 1:,} bytes", f"expected {layout.size(name):,}"
-    )
+    refused(layout, tmp_path, str(path), f"has {layout.size(name) - 1:,} bytes", f"expected {layout.size(name):,}")
     path.unlink()
     refused(layout, tmp_path, str(path), "is missing")
 

@@ -61,9 +61,7 @@ def test_train_and_test_folders(tmp_path):
 
 
 def plain(root, classes=("a", "b"), count=10, mode="L"):
-    return {
-        name: [save(root / name / f"{k}.png", seed=k, mode=mode) for k in range(count)] for name in classes
-    }
+    return {name: [save(root / name / f"{k}.png", seed=k, mode=mode) for k in range(count)] for name in classes}
 
 
 def test_one_folder_a_class_is_split_by_seed(tmp_path):
@@ -118,9 +116,7 @@ def test_a_device_may_lack_a_class_and_nobody_else(tmp_path):
     plain(tmp_path / "test", ("a", "b"), 2)
     (tmp_path / "train" / "c").mkdir()
     (tmp_path / "train" / "c" / ".DS_Store").write_bytes(b"x")
-    assert registry.training(spec(tmp_path), Model(input=(1, 4, 6), classes=3), own=True).classes == tuple(
-        "abc"
-    )
+    assert registry.training(spec(tmp_path), Model(input=(1, 4, 6), classes=3), own=True).classes == tuple("abc")
     refused(tmp_path, "train/c: holds no image; every class needs one")
     save(tmp_path / "train" / "c" / "1.png", mode="L")
     refused(tmp_path, "test/c: holds no image; every class needs one")
@@ -240,9 +236,7 @@ def root(tmp_path):
 def test_an_image_of_another_size_is_named(root):
     for k in range(9):
         save(root / "b" / f"x{k}.png", size=(6, 5))
-    refused(
-        root, r"(?s)9 of 19 images cannot.*b/x0.png: is 6x5, where the first image .*a/0.png.* is 6x4.*x2.png"
-    )
+    refused(root, r"(?s)9 of 19 images cannot.*b/x0.png: is 6x5, where the first image .*a/0.png.* is 6x4.*x2.png")
 
 
 def test_one_picture_of_colour_makes_all_of_them_colour(root):

@@ -37,9 +37,7 @@ def test_the_overlay_makes_the_small_model_the_large_one(small, large, split):
     device, full = (Model(name=name, **CIFAR100) for name in (small, large))
     assert split_network.split_shape(device) == split_network.split_shape(full) == split
     trunk = split_network.network(device, seed=0).trunk
-    assert count(trunk) + count(split_network.overlay(device, seed=0)) == count(
-        split_network.network(full, seed=0)
-    )
+    assert count(trunk) + count(split_network.overlay(device, seed=0)) == count(split_network.network(full, seed=0))
 
 
 def layers(module, kind):
@@ -129,9 +127,7 @@ def test_load_names_what_differs_and_changes_nothing():
     wrong["trunk.0.weight"] = wrong["trunk.0.weight"][:1]
     wrong["head.1.bias"] = wrong["head.1.bias"].astype(np.float64)
     wrong["extra"] = np.zeros(3, np.float32)
-    with pytest.raises(
-        ModelError, match=r"trunk\.0\.weight is float32\(1, 1, 3, 3\), expected float32\(16"
-    ) as error:
+    with pytest.raises(ModelError, match=r"trunk\.0\.weight is float32\(1, 1, 3, 3\), expected float32\(16") as error:
         split_network.load(net, wrong)
     assert "head.1.bias" in str(error.value)
     assert "extra is not known" in str(error.value)
@@ -185,9 +181,7 @@ def test_an_overlay_needs_more_of_the_input_than_the_trunk():
 
 
 def own(spec):
-    return Parts(
-        lambda: nn.Linear(6, 5), lambda: nn.Linear(5, spec.classes), lambda: nn.Linear(5, spec.classes)
-    )
+    return Parts(lambda: nn.Linear(6, 5), lambda: nn.Linear(5, spec.classes), lambda: nn.Linear(5, spec.classes))
 
 
 def not_parts(spec):

@@ -257,9 +257,7 @@ def test_tied_weights_of_an_overlay_are_sent_as_they_were_averaged():
     assert sent["b.weight"].tobytes() == sent["a.weight"].tobytes()
     module = masked()
     split_network.load(module, sent)
-    assert all(
-        array.tobytes() == sent[name].tobytes() for name, array in split_network.weights(module).items()
-    )
+    assert all(array.tobytes() == sent[name].tobytes() for name, array in split_network.weights(module).items())
     assert trainer.evaluate([batch(99)]) == pytest.approx(Trainer(module, Overlay()).evaluate([batch(99)]))
 
 
@@ -277,6 +275,4 @@ def test_infinities_cross_the_wire_in_every_form():
     start = split_network.weights(masked())
     for form in ("fp32", "fp16", "delta-fp16", "delta-int8"):
         back = restore(shrink(start, form, start), form, start)
-        assert np.isneginf(back["mask"]).sum() == (
-            0 if "delta" in form else 15
-        )  # a constant is not looked at
+        assert np.isneginf(back["mask"]).sum() == (0 if "delta" in form else 15)  # a constant is not looked at

@@ -142,9 +142,7 @@ def checks(tmp_path, monkeypatch, make):
         monkeypatch.setenv("EMO_WAN__HOST", host)
         monkeypatch.setenv("EMO_LAN__HOST", host)
         return [
-            (check.level, check.detail, check.advice)
-            for check in doctor.checks(path)
-            if check.what.startswith("tls")
+            (check.level, check.detail, check.advice) for check in doctor.checks(path) if check.what.startswith("tls")
         ]
 
     run.asked = asked

@@ -86,9 +86,7 @@ def test_a_torch_that_dies_is_reported_not_shared(name, files, monkeypatch):
 
 
 def test_a_torch_that_does_not_import_says_its_last_word(monkeypatch):
-    monkeypatch.setattr(
-        doctor, "_STEP", "raise ImportError('libcudart.so.12: cannot open shared object file')"
-    )
+    monkeypatch.setattr(doctor, "_STEP", "raise ImportError('libcudart.so.12: cannot open shared object file')")
     check = one("torch")
     assert (check.level, "libcudart.so.12" in check.detail) == (
         "warn",
@@ -103,7 +101,9 @@ def test_a_torch_that_hangs_is_given_up(monkeypatch):
 
 
 def test_doctor_imports_no_torch_itself():
-    code = "import sys, emo.ops.doctor; sys.exit(not {'torch', 'sklearn', 'onnxruntime', 'h5py'}.isdisjoint(sys.modules))"
+    code = (
+        "import sys, emo.ops.doctor; sys.exit(not {'torch', 'sklearn', 'onnxruntime', 'h5py'}.isdisjoint(sys.modules))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -159,10 +159,7 @@ def test_data_that_is_not_there(files, tmp_path):
     (tmp_path / "nowhere").mkdir()
     assert one("data", files["device-01"]).level == "ok"
     change(files["device-01"], "name: cifar10", "name: cifar1")
-    assert (
-        "data: name: unknown name 'cifar1'; did you mean 'cifar10'?"
-        in one("config", files["device-01"]).detail
-    )
+    assert "data: name: unknown name 'cifar1'; did you mean 'cifar10'?" in one("config", files["device-01"]).detail
     change(files["device-01"], "name: cifar1", "name: nobody_has.this:load")
     assert "no module 'nobody_has'" in one("data", files["device-01"]).detail
 

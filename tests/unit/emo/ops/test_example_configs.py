@@ -108,9 +108,7 @@ def test_the_commands_name_the_files(folder, files, capsys):
     words = shlex.split(text, comments=True)
     assert {str(path) for path in files} <= set(words)
     init(folder / "again")
-    assert (
-        f"emo cloud --config {shlex.quote(str(folder / 'again' / 'cloud.yaml'))}" in capsys.readouterr().out
-    )
+    assert f"emo cloud --config {shlex.quote(str(folder / 'again' / 'cloud.yaml'))}" in capsys.readouterr().out
 
 
 def test_a_relative_folder_becomes_absolute(tmp_path, monkeypatch):

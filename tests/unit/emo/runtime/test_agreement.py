@@ -145,9 +145,7 @@ def test_what_a_node_says_of_itself_fits_into_one_packet_whatever_its_data():
     model = Model(input=(512, 4, 4), classes=2000)
     names = tuple(f"{chr(0x1F600 + k % 40)} a long name of class {k}" for k in range(2000))
     many = np.linspace(1, 1000, 512, dtype=np.float32)
-    wide = dataclasses.replace(
-        DATA, images=np.zeros((96, 512, 4, 4), np.uint8), classes=names, mean=many, std=many
-    )
+    wide = dataclasses.replace(DATA, images=np.zeros((96, 512, 4, 4), np.uint8), classes=names, mean=many, std=many)
     facts = agreement.facts(model, (64, 4, 4), wide, network={"w": many}, overlay={"w": many})
     assert "2000 names, sha256" in facts["classes"]
     status = Status("d" * 64, "device", True, 2**53 - 1, facts)

@@ -119,9 +119,7 @@ def test_health_needs_no_torch(tmp_path):
     path = configured(tmp_path)
     beat(tmp_path / "device-1")
     text = f"import sys; from emo import cli; code = cli.main(['health', '--config', {str(path)!r}]); "
-    done = subprocess.run(
-        [sys.executable, "-c", text + "sys.exit(code or 'torch' in sys.modules)"], check=False
-    )
+    done = subprocess.run([sys.executable, "-c", text + "sys.exit(code or 'torch' in sys.modules)"], check=False)
     assert done.returncode == 0
 
 

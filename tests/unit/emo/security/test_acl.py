@@ -77,9 +77,7 @@ def test_as_mosquitto_reads_it():
     users = re.split(r"^user ", text, flags=re.MULTILINE)[1:]
     assert [user.split("\n")[0] for user in users] == ["edge-2", "device-03"]
     assert "topic write fleet-a/lan/edge-2/activation/device-03\n" in text
-    assert all(
-        re.fullmatch(r"(#.*|user \S+|topic (read|write) fleet-a/\S+|)", line) for line in text.split("\n")
-    )
+    assert all(re.fullmatch(r"(#.*|user \S+|topic (read|write) fleet-a/\S+|)", line) for line in text.split("\n"))
 
 
 def test_an_edge_that_is_none():

@@ -44,9 +44,7 @@ def test_a_node_is_a_client_and_a_broker_a_server(ca):
     assert verifier.build_server_verifier(x509.DNSName("edge-1.local")).verify(broker, [])
     with pytest.raises(x509.verification.VerificationError):
         verifier.build_server_verifier(x509.DNSName("edge-2.local")).verify(broker, [])
-    usage = {
-        c: list(c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) for c in (client, broker)
-    }
+    usage = {c: list(c.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value) for c in (client, broker)}
     assert usage == {client: [ExtendedKeyUsageOID.CLIENT_AUTH], broker: [ExtendedKeyUsageOID.SERVER_AUTH]}
     assert form.hosts(broker) == ("edge-1.local", "192.168.1.5", "fe80::1")
     assert form.hosts(client) == ()
@@ -88,9 +86,7 @@ def test_a_key_stays_and_a_request_is_its(tmp_path):
     csr.unlink()
     assert node_request.request(csr.parent, "device-01")
     assert (csr.parent / "node.key").read_bytes() == before[csr.parent / "node.key"]
-    assert pem_files.public(pem_files.request(csr)) == pem_files.public(
-        pem_files.keys(csr.parent / "node.key")[0]
-    )
+    assert pem_files.public(pem_files.request(csr)) == pem_files.public(pem_files.keys(csr.parent / "node.key")[0])
 
 
 # -- what is refused
@@ -183,9 +179,7 @@ def test_a_key_from_another_backup(ca, tmp_path):
 
 def test_who_has_a_certificate_gets_no_second_first_one(ca):
     issue(ca, "device-01")
-    with pytest.raises(
-        CertificateError, match=r"has a node certificate until .*renew it, or revoke it first"
-    ):
+    with pytest.raises(CertificateError, match=r"has a node certificate until .*renew it, or revoke it first"):
         issue(ca, "device-01")
     issue(ca, "device-01", "broker", ("10.0.0.1",))  # of the broker beside it
 
@@ -238,9 +232,7 @@ def test_commands(ca, tmp_path, capsys):
     assert run("issue", *ask, "--fleet", fleet, "--readmit") == 0
     root, *rows = listed(ca, capsys)
     assert (root["kind"], root["state"], root["days_left"]) == ("ca", "valid", 3649)
-    assert [(row["id"], row["state"]) for row in rows] == [("device-01", "revoked")] * 2 + [
-        ("device-01", "valid")
-    ]
+    assert [(row["id"], row["state"]) for row in rows] == [("device-01", "revoked")] * 2 + [("device-01", "valid")]
     assert run("list", "--ca", ca) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
 

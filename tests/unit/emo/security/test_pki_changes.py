@@ -169,24 +169,14 @@ def test_a_revoked_key_is_nobodys(ca, tmp_path, form):
 
 def compressed(data, key):
     """That request, with its point in compressed form (SEC 1, 2.3.3), signed anew."""
-    point = key.public_key().public_bytes(
-        serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint
-    )
-    short = key.public_key().public_bytes(
-        serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint
-    )
+    point = key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
+    short = key.public_key().public_bytes(serialization.Encoding.X962, serialization.PublicFormat.CompressedPoint)
     info = bytearray(data[: data.index(point) + len(point)] + b"\xa0\x00")[3:]  # up to the empty attributes
     info[: len(info)] = bytes(info).replace(b"\x03\x42\x00" + point, b"\x03\x22\x00" + short)
     info[info.index(b"\x30\x59") + 1] = 0x39  # the key's own length
     info[1] = len(info) - 2
     signature = key.sign(bytes(info), ec.ECDSA(hashes.SHA256()))
-    rest = (
-        bytes.fromhex("300a06082a8648ce3d040302")
-        + b"\x03"
-        + bytes([len(signature) + 1])
-        + b"\x00"
-        + signature
-    )
+    rest = bytes.fromhex("300a06082a8648ce3d040302") + b"\x03" + bytes([len(signature) + 1]) + b"\x00" + signature
     body = bytes(info) + rest
     return b"\x30\x81" + bytes([len(body)]) + body
 
@@ -239,18 +229,14 @@ def test_a_ca_from_before_there_was_a_list_of_the_revoked(ca, tmp_path):
         ("device-02", "valid"),
     ]
     with pytest.raises(CertificateError, match="was revoked"):
-        Authority(ca).renew(
-            pem_files.request(tmp_path / "device-01" / "node.csr"), "device-01", "node", (), 365
-        )
+        Authority(ca).renew(pem_files.request(tmp_path / "device-01" / "node.csr"), "device-01", "node", (), 365)
 
 
 # -- another CA
 
 
 def test_rotation(ca, tmp_path):
-    csr = {
-        name: pem_files.request(request(tmp_path, name)) for name in ("device-01", "device-02", "device-03")
-    }
+    csr = {name: pem_files.request(request(tmp_path, name)) for name in ("device-01", "device-02", "device-03")}
     for name in csr:
         issue(ca, name)
     old = pem_files.certificate(ca / "ca.crt")

@@ -86,9 +86,7 @@ FILES = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore::UserWarning", "ignore::cryptography.utils.CryptographyDeprecationWarning"
-)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::cryptography.utils.CryptographyDeprecationWarning")
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_bytes(ca, tmp_path, monkeypatch, name):
     made = issue(ca, "edge-1", "broker", ("a.local", "10.0.0.1"))
@@ -98,9 +96,7 @@ def test_damaged_bytes(ca, tmp_path, monkeypatch, name):
     pem_files.write(place / "node.crt", pem_files.encoded(made))
     for public in ("ca.crt", "crl.pem"):
         pem_files.write(place / public, (ca / public).read_bytes())
-    monkeypatch.setattr(
-        pem_files, "write", lambda *_, **__: False
-    )  # so that each begins with what is there now
+    monkeypatch.setattr(pem_files, "write", lambda *_, **__: False)  # so that each begins with what is there now
     FILES[name](ca, place)
     path, rng, said = tmp_path / name, random.Random(name), []
     data = path.read_bytes()
@@ -213,9 +209,7 @@ def test_a_ca_that_has_ended_revokes(ca, tmp_path):
     key = pem_files.keys(ca / "ca.key")[0]
     root = ended(key, pem_files.certificate(ca / "ca.crt"), now - timedelta(days=5))
     csr = pem_files.request(tmp_path / "device-01" / "node.csr")
-    leaf = form.leaf(
-        csr, "device-01", "node", (), (root, key), now - timedelta(days=6), now - timedelta(days=9)
-    )
+    leaf = form.leaf(csr, "device-01", "node", (), (root, key), now - timedelta(days=6), now - timedelta(days=9))
     (ca / "ca.crt").write_bytes(pem_files.encoded(root))
     (ca / "issued" / "device-01" / "node-0001.crt").write_bytes(pem_files.encoded(leaf))
     assert Authority(ca).revoke("device-01", "node") == 1
@@ -284,6 +278,4 @@ def test_a_passphrase_of_another_alphabet(tmp_path):
     assert run("init", "--ca", tmp_path / "ca", "--passphrase-file", secret) == 0
     with pytest.raises(CertificateError, match="encrypted"):
         authority.Authority(tmp_path / "ca", b"\xff" * 1000)
-    assert serialization.load_pem_private_key(
-        (tmp_path / "ca" / "ca.key").read_bytes(), "geheim-\u00fc".encode()
-    )
+    assert serialization.load_pem_private_key((tmp_path / "ca" / "ca.key").read_bytes(), "geheim-\u00fc".encode())

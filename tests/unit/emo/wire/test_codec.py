@@ -99,11 +99,7 @@ def test_constant_and_strided_arrays():
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_flipped_bit_cut_and_trailing_byte_is_refused(codec):
     data = small(codec)
-    broken = [
-        data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :]
-        for at in range(len(data))
-        for bit in range(8)
-    ]
+    broken = [data[:at] + bytes([data[at] ^ 1 << bit]) + data[at + 1 :] for at in range(len(data)) for bit in range(8)]
     broken += [data[:size] for size in range(len(data))]
     broken += [data + bytes([extra]) for extra in range(256)]
     broken += [reseal(data[:-4] + b"\0" + data[-4:]), reseal(data[:-5] + data[-4:])]

@@ -130,9 +130,7 @@ def test_every_flipped_bit_cut_and_trailing_byte_of_a_delta_is_refused(codec):
     delta = encode(new, codec, base)
     assert delta[4 + 4 + 16 : 4 + 4 + 20] != bytes(4) or len(delta) == len(encode(new, codec))
     broken = [
-        delta[:at] + bytes([delta[at] ^ 1 << bit]) + delta[at + 1 :]
-        for at in range(len(delta))
-        for bit in range(8)
+        delta[:at] + bytes([delta[at] ^ 1 << bit]) + delta[at + 1 :] for at in range(len(delta)) for bit in range(8)
     ]
     broken += [delta[:size] for size in range(len(delta))] + [delta + b"\0"]
     for bad in broken:

@@ -240,9 +240,7 @@ def test_a_message_over_its_limit_is_refused_before_its_first_frame():
     "message",
     [
         messages.Refused("r", "d", 1, "\N{GRINNING FACE}" * 500),
-        messages.GlobalModel(
-            "r", 1, tuple(f"{i:064d}" for i in range(16_000)), BY_NAME["GlobalModel"].training, {}
-        ),
+        messages.GlobalModel("r", 1, tuple(f"{i:064d}" for i in range(16_000)), BY_NAME["GlobalModel"].training, {}),
     ],
     ids=["a reason of 500 emoji is 6 KB, the limit 4", "16,000 devices make a header over 1 MiB"],
 )

@@ -53,14 +53,8 @@ def test_every_form_of_honest_weights_fits(spec):
     }
     devices = tuple(f"{n:064d}" for n in range(10_000))
     sent = [
-        *(
-            GlobalModel("r", 1, devices, Training(), shrink(wild, form, net), form)
-            for form in get_args(Whole)
-        ),
-        *(
-            Update("r", "d1", n, 10, 0.5, shrink(wild, form, net), form)
-            for n, form in enumerate(get_args(Form))
-        ),
+        *(GlobalModel("r", 1, devices, Training(), shrink(wild, form, net), form) for form in get_args(Whole)),
+        *(Update("r", "d1", n, 10, 0.5, shrink(wild, form, net), form) for n, form in enumerate(get_args(Form))),
         OverlayWeights("r", "e1", 1, 1, 1, overlay),
     ]
     limits = {kind: of_weights(kind, net) for kind in (GlobalModel, Update)}
@@ -74,10 +68,7 @@ def test_every_form_of_honest_weights_fits(spec):
 def test_every_codec_of_honest_batches_fits(shape, samples):
     values = np.random.default_rng(0).standard_normal((samples, *shape)).astype(np.float32)
     labels = np.full(samples, 2**31 - 1, "<i4")
-    sent = [
-        ActivationBatch("r", "e1", "d1", 0, n, Packed(values, codec), labels)
-        for n, codec in enumerate(CODECS)
-    ]
+    sent = [ActivationBatch("r", "e1", "d1", 0, n, Packed(values, codec), labels) for n, codec in enumerate(CODECS)]
     got, refused, _ = taken({ActivationBatch: of_batches(ActivationBatch, samples, shape)}, *sent)
     assert (len(got), refused) == (len(CODECS), 0)
 

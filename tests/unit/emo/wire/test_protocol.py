@@ -43,8 +43,7 @@ def test_stored_frames_hold_the_stored_message_and_it_makes_them(row):
     assert same(frame.unpack(chunks[0].kind, payload), wanted)
     made = frame.split(wanted, bytes.fromhex(row["message_id"]), row["chunk"])
     assert row["packets"] == [
-        {"topic": topics.topic(make.ROOT, wanted, index), "frame": data.hex()}
-        for index, data in enumerate(made)
+        {"topic": topics.topic(make.ROOT, wanted, index), "frame": data.hex()} for index, data in enumerate(made)
     ]
 
 
@@ -115,7 +114,5 @@ def test_the_document_has_the_numbers_of_the_code():
 
 def test_the_worked_example_is_a_stored_frame():
     example = TEXT.split("## 12.")[1]
-    shown = "".join(re.findall(r"^    ((?:[0-9a-f]{2} )*[0-9a-f]{2})  ", example, re.MULTILINE)).replace(
-        " ", ""
-    )
+    shown = "".join(re.findall(r"^    ((?:[0-9a-f]{2} )*[0-9a-f]{2})  ", example, re.MULTILINE)).replace(" ", "")
     assert shown == next(row for row in FRAMES if row["kind"] == "ActivationBatch")["packets"][0]["frame"]

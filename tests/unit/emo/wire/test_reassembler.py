@@ -79,11 +79,7 @@ def test_chunks_that_contradict_each_other_end_their_message(second):
 # -- bounds
 
 
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 9), st.integers(0, 400)), max_size=60
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.integers(1, 9), st.integers(0, 400)), max_size=60))
 def test_the_reassembler_holds_no_more_than_its_limit(adds):
     parts, _ = reassembler(6000)
     for source, name, count, size in adds:

@@ -52,9 +52,7 @@ def test_numbers_on_the_wire_never_change():
 def test_a_message_falls_under_its_own_filter_and_no_other(message):
     for index in (0, 7):
         name = topics.topic("emo", message, index)
-        assert [kind for kind in frame.KINDS if matches(topics.subscription("emo", kind), name)] == [
-            type(message)
-        ]
+        assert [kind for kind in frame.KINDS if matches(topics.subscription("emo", kind), name)] == [type(message)]
         assert not matches(topics.subscription("other", type(message)), name)
         assert not {"+", "#"} & set(name)
 

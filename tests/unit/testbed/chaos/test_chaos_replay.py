@@ -63,9 +63,7 @@ def test_what_a_hostile_member_sent_is_found_by_the_bits_that_it_gave(true):
         told[2] = record[2]._replace(digest=digest(plain.models[2]))
         found = chaos_replay.replay(CLOUD, devices, told, sent={2: lies})
         assert chaos_replay.compare(told, found, plain.models[2]) == []
-        other = chaos_replay.replay(
-            CLOUD, devices, told, sent={2: [each for each in lies if each is not lie]}
-        )
+        other = chaos_replay.replay(CLOUD, devices, told, sent={2: [each for each in lies if each is not lie]})
         assert [each.invariant for each in chaos_replay.compare(told, other, None)] == ["bits"]
 
 
@@ -83,10 +81,7 @@ def test_cached_batches_are_what_the_device_shows_through_its_codec(true):
     node = DeviceNode(DEVICES["b"], train, Journal())
     model = GlobalModel("run", 2, ("b",), CLOUD.training, again.models[1])
     sent = [message for message in node.handle(model, 0.0) if isinstance(message, ActivationBatch)]
-    found = {
-        ("b", each.batch, each.version): chaos_replay.crc(each.activations.array(1 << 24))
-        for each in sent[:2]
-    }
+    found = {("b", each.batch, each.version): chaos_replay.crc(each.activations.array(1 << 24)) for each in sent[:2]}
     held = {key: value for key, value in found.items() if key in again.batches}
     assert held
     assert chaos_replay.cached(held, again) == []

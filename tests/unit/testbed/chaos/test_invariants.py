@@ -191,9 +191,7 @@ def test_a_traceback_in_a_log_is_named_with_its_last_line():
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ['{"event": "round"', "no json\n", '{"time": 1}\n', "[]\n", '{"event": 1}\n\n']
-)
+@pytest.mark.parametrize("text", ['{"event": "round"', "no json\n", '{"time": 1}\n', "[]\n", '{"event": 1}\n\n'])
 def test_a_line_that_is_no_event_is_found(tmp_path, text):
     (tmp_path / "events.jsonl").write_text(json.dumps(BEGUN) + "\n" + text)
     _, wrong = invariants.read(tmp_path / "events.jsonl")

@@ -19,9 +19,7 @@ def test_flat_memory_has_no_slope_whatever_it_did_before():
 
 
 def test_a_leak_is_told_in_percent_an_hour():
-    rows = [
-        (float(second), 100 * MIB + second * MIB // 3600, 3 + second // 1800) for second in range(0, 3600, 60)
-    ]
+    rows = [(float(second), 100 * MIB + second * MIB // 3600, 3 + second // 1800) for second in range(0, 3600, 60)]
     found = soak.slope(rows)
     assert found["percent_an_hour"] == pytest.approx(1.0, abs=0.01)
     assert found["files"] == [3, 4]

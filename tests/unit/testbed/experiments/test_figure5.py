@@ -41,9 +41,7 @@ def test_a_fleet_of_one_class(tmp_path, capsys, found):
     only = ["--datasets", "cifar100", "--only", "Jetson Xavier NX", "--json", str(path)]
     assert figure5.main(only) == 0
     assert "100% of the devices: Jetson Xavier NX" in capsys.readouterr().out
-    fast = {
-        (row["method"], row["wan"]): row["groups"]["devices compute"] for row in json.loads(path.read_text())
-    }
+    fast = {(row["method"], row["wan"]): row["groups"]["devices compute"] for row in json.loads(path.read_text())}
     for row in found:
         assert fast[row["method"], row["wan"]] < row["groups"]["devices compute"]
 

@@ -51,9 +51,7 @@ class Counted:
         self.plan = plan
 
     def round(self, number):
-        devices = tuple(
-            DeviceWork(device, 32, 500, {"GlobalModel": 1 << 20}, {"Update": 2 << 20}) for device in (0, 1)
-        )
+        devices = tuple(DeviceWork(device, 32, 500, {"GlobalModel": 1 << 20}, {"Update": 2 << 20}) for device in (0, 1))
         work = RoundWork(number, devices, 1.0, attempted=64, sent=32)
         return work, RoundTime(1.0, {}, {})
 
@@ -95,9 +93,7 @@ def test_a_data_set_that_is_not_there_is_said(tmp_path, capsys):
 
 def test_work_is_spread_over_more_devices():
     plan = Plan(method="emo", data=Data(), model=Model(), devices=4, per_round=4)
-    one = RoundWork(
-        1, (DeviceWork(0, 2, 32, {}, {"Update": 5}), DeviceWork(1, 1, 16, {}, {"Update": 7})), 0.5, 6, 3
-    )
+    one = RoundWork(1, (DeviceWork(0, 2, 32, {}, {"Update": 5}), DeviceWork(1, 1, 16, {}, {"Update": 7})), 0.5, 6, 3)
     like = RoundWork(2, tuple(DeviceWork(device, 9, 9) for device in (3, 5, 8, 9)), 0.0, steps=(4, 4))
     found = paper.spread(plan, one, like)
     assert [(each.device, each.up["Update"]) for each in found.devices] == [(3, 5), (5, 7), (8, 5), (9, 7)]

@@ -115,9 +115,7 @@ def test_intervals_and_what_was_kept_decide_in_the_next_round(tmp_path, fresh):
         sender, answers = Sender(1), []
         for wave in sent.offered.waves[:2]:  # the edge has answered for two of four batches
             batch = message(wave)
-            answers += sender.encode(
-                Interval("run", batch.edge, batch.device, batch.batch, batch.version, 3.0)
-            )
+            answers += sender.encode(Interval("run", batch.edge, batch.device, batch.batch, batch.version, 3.0))
         again.append(TrainDevice(each.device, sent.state, answers))
     model = opened(settings, 2, fresh=fresh)
     second = together.round(model, again)

@@ -60,9 +60,9 @@ def test_nothing_moves_before_pump_and_nothing_is_left_after():
 
 def test_hello_comes_after_what_was_published_before_the_start():
     network, got = Network(), []
-    MemoryChannel(
-        network, "there", [subscription("emo", Interval), subscription("emo", Status)], Journal()
-    ).start(Hears(got.append))
+    MemoryChannel(network, "there", [subscription("emo", Interval), subscription("emo", Status)], Journal()).start(
+        Hears(got.append)
+    )
     here = MemoryChannel(network, "here", [], Journal())
     here.publish(interval(1))
     here.start(Hears(got.append, lambda: Status("here", "edge", online=True)))
@@ -72,9 +72,7 @@ def test_hello_comes_after_what_was_published_before_the_start():
 
 def test_dropped_and_back_again():
     network, seen, mine = Network(chunk=200), [], []
-    watcher = MemoryChannel(
-        network, "cloud", [subscription("emo", Status), subscription("emo", Update)], Journal()
-    )
+    watcher = MemoryChannel(network, "cloud", [subscription("emo", Status), subscription("emo", Update)], Journal())
     watcher.start(Hears(seen.append))
     watcher.publish(examples()[1])
     will = Status("dev-1", "device", online=False)

@@ -17,9 +17,7 @@ from testbed.workers.packets import Sender
 
 PLAN = Plan(method="fl-small", model=MODEL, devices=3, per_round=3, rounds=3)
 WEIGHTS = split_network.weights(split_network.network(MODEL, 0))
-UNIT = (
-    1 / 128
-)  # of all weights, in the values below: an update that goes further than rounds.max_norm is refused
+UNIT = 1 / 128  # of all weights, in the values below: an update that goes further than rounds.max_norm is refused
 
 
 def cloud(**options):

@@ -45,11 +45,7 @@ def noise(sizes, spec):
     drawn = torch.Generator().manual_seed(0)
     return [
         [
-            double(
-                Batch(
-                    j, torch.randn(n, *spec.input, generator=drawn), torch.randint(10, (n,), generator=drawn)
-                )
-            )
+            double(Batch(j, torch.randn(n, *spec.input, generator=drawn), torch.randint(10, (n,), generator=drawn)))
             for j, n in enumerate(batches)
         ]
         for batches in sizes
@@ -63,9 +59,7 @@ def alone(spec, start, streams, settings, epochs):
         net = network(spec, 0)
         split_network.load(net, start)
         seen = []
-        net.trunk.register_forward_hook(
-            lambda _module, _inputs, output, seen=seen: seen.append(output.detach())
-        )
+        net.trunk.register_forward_hook(lambda _module, _inputs, output, seen=seen: seen.append(output.detach()))
         losses = [loss for _ in range(epochs) for loss in train(net, stream, settings)]
         found.append((losses, seen, split_network.weights(net)))
     return found

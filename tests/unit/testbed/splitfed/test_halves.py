@@ -47,11 +47,7 @@ def test_what_trains_is_what_has_crossed(monkeypatch):
 
         monkeypatch.setattr(Wire, "carry", changed)
         message = GlobalModel("run", 1, (), settings.training, start)
-        return (
-            Halves(node_configs.network(settings))
-            .round(message, batches(settings, 0), "d0", "cloud")
-            .update.weights
-        )
+        return Halves(node_configs.network(settings)).round(message, batches(settings, 0), "d0", "cloud").update.weights
 
     def nothing(batch):
         zero = Packed(0 * batch.activations.array(1 << 20))
@@ -84,9 +80,7 @@ def test_bytes_are_those_of_the_frames():
     split_network.load(net, start)
     trunk = GlobalModel("run", 1, ("device-0",), settings.training, half(start, "trunk"))
     assert done.down["GlobalModel"] == size(trunk)
-    assert done.up["Update"] == size(
-        dataclasses.replace(done.update, weights=half(done.update.weights, "trunk"))
-    )
+    assert done.up["Update"] == size(dataclasses.replace(done.update, weights=half(done.update.weights, "trunk")))
     up = down = 0
     mine = batches(settings, 0)
     for j in range(len(mine)):

@@ -36,9 +36,7 @@ def test_work_is_conserved_and_time_accounted_for(processes, rate):
 @given(st.integers(1, 6))
 def test_equals_are_served_in_their_order(count):
     resource = Resource(1.0)
-    assert [trace.end for trace in run([use(resource, 1.0) for _ in range(count)])] == list(
-        range(1, count + 1)
-    )
+    assert [trace.end for trace in run([use(resource, 1.0) for _ in range(count)])] == list(range(1, count + 1))
 
 
 @given(st.lists(amounts, min_size=1, max_size=5))
