@@ -52,7 +52,7 @@ class Device:
         self._name, self._edge, self._port, self._shared = name, edge, port, shared
         self._numbers, self._asked = itertools.count(1), itertools.count(1)
         self._answered = 0
-        self._first = random.uniform(0.5, 1.8)  # noqa: S311 - as client.py has it
+        self._first = random.uniform(0.5, 1.8)  # noqa: S311 - as emo/mqtt/client.py has it
 
     async def live(self) -> None:
         delay = self._first

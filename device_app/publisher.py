@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from device_app.intervals import IntervalTable, Sent
 from emo import snapshot_file
 from emo.config import DELTA, Codec, Id
-from emo.errors import CodecError, ConfigError
+from emo.errors import CodecError
 from emo.wire import codec as codecs
 from emo.wire.codec import Packed
 from emo.wire.messages import ActivationBatch, Count, Interval, Round, TapReport
@@ -96,8 +96,6 @@ class Publisher:
     def resume(self, data: bytes) -> None:
         """Go on from what `state` gave. Raises ConfigError where that was another version of EMO, CodecError on anything else; then
         nothing has changed."""
-        if data[4:11] == b'{"run":':  # after the size of the header
-            raise ConfigError(f"{_WHERE}: was written by another version of EMO. {_OLD}")
         state, frames = snapshot_file.unpack(data, _KIND, PublisherState, _WHERE, CodecError, _OLD)
         last: dict[int, Packed] = {}
         for batch, frame in frames.items():

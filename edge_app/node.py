@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from edge_app import incoming, ready
+from edge_app import batch_checks, ready
 from edge_app.cache.replay_cache import ReplayCache
 from edge_app.device_quota import DeviceQuota
 from edge_app.intervals import scoring
@@ -207,7 +207,7 @@ class EdgeNode(Node):
 
     def _receive(self, batch: ActivationBatch, now: float) -> Interval | None:
         state = self._state
-        labels = incoming.labels(batch, self._config, state.run, state.rounds)
+        labels = batch_checks.labels(batch, self._config, state.run, state.rounds)
         # The log remembers a version also when the cache has evicted it, and asks no disk.
         row = self._controller.row(batch.device, batch.batch)
         old = row is not None and row.version >= batch.version
@@ -220,7 +220,7 @@ class EdgeNode(Node):
             self._quota.serve(batch)
             cached = None if known is None else known.activations
             try:
-                activations, encoded = incoming.activations(batch, self._shape, cached)
+                activations, encoded = batch_checks.activations(batch, self._shape, cached)
             except BaseError as error:
                 self._journal.problem("activations.baseless", f"{batch.device}: {error}; it will send in full")
                 return None

@@ -2,6 +2,7 @@
 
 import torch
 
+from edge_app.overlay import checkpoint
 from edge_app.overlay.trainer import Trainer
 from emo.config import EdgeConfig
 from emo.models import split_network
@@ -24,7 +25,9 @@ def step(config: EdgeConfig, device: str = "cpu") -> None:
 
 
 def described(config: EdgeConfig) -> str:
-    """What was built, in words. Raises as `ready` and `step`."""
+    """What was built, in words. Raises as `ready` and `step`, and ConfigError where another version of EMO
+    wrote the checkpoint that it would go on from."""
+    checkpoint.check_version(config.cache.dir)
     torch.set_num_threads(config.threads)
     step(config)
     split = list(split_network.split_shape(config.model))

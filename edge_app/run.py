@@ -96,7 +96,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
 
 def main() -> int:
     """What torchrun starts for each GPU."""
-    parser = Parser(prog="edge_app", description=(__doc__ or "").splitlines()[0])
+    parser = Parser(prog="python -m edge_app.run", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="the edge's own")
     logs.configure()
     stop = threading.Event()

@@ -1,3 +1,3 @@
 """What the tiers share. Imports no tier."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -148,7 +148,7 @@ class Partition(Section):
 class Training(Section):
     """What every device does in a round (sent to it by the cloud): SGD over its fixed batches.
 
-    `update`: the form its update comes back in (compression.py). All but fp32 round it."""
+    `update`: the form its update comes back in (wire/compression.py). All but fp32 round it."""
 
     epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 1
     lr: Annotated[float, Field(gt=0, le=10)] = 0.01

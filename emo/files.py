@@ -55,10 +55,11 @@ def is_left_over(name: str) -> bool:
 
 def read(path: Path, limit: int) -> bytearray:
     """At most `limit` + 1 bytes: the one too many says that the file is larger."""
-    data, size = bytearray(limit + 1), 0
-    with path.open("rb", buffering=0) as file, memoryview(data) as view:
-        while size < len(data) and (more := file.readinto(view[size:])):
-            size += more
+    with path.open("rb", buffering=0) as file:  # first: a folder's "size" is no reason to take memory
+        data, size = bytearray(limit + 1), 0
+        with memoryview(data) as view:
+            while size < len(data) and (more := file.readinto(view[size:])):
+                size += more
     del data[size:]
     return data
 

@@ -5,6 +5,7 @@ import argparse
 import functools
 import shlex
 import signal
+import textwrap
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,9 @@ class Commands:
 
 
 class _Help(argparse.HelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)  # commands to copy have hyphens
+
     def _get_help_string(self, action: argparse.Action) -> str:
         text, default = action.help or "", action.default
         if action.nargs == 0 or default in (None, "", [], argparse.SUPPRESS):

@@ -17,7 +17,7 @@ import safetensors.numpy
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 
-from emo import files
+from emo import __version__, files
 from emo.errors import ConfigError, EmoError
 
 R = TypeVar("R", bound=BaseModel)
@@ -112,7 +112,7 @@ def unpack(
     written = header.metadata.get("emo", "")
     sound = len(data) >= 12 and zlib.crc32(memoryview(data)[:-4]) == int.from_bytes(data[-4:], "little")
     if header.of_another_version(kind) and (sound or not written):
-        raise _other_version(where, old)
+        raise other_version(where, old)
     if not sound:
         raise error(f"{where}: is cut or damaged: its checksum does not agree")
     if written != f"{kind} {_VERSION}":
@@ -130,7 +130,14 @@ def check_version(path: Path, kind: str, old: str) -> None:
     with suppress(OSError), path.open("rb") as file:
         size = file.read(8)
         if _header(size + file.read(min(int.from_bytes(size, "little"), HEAD))).of_another_version(kind):
-            raise _other_version(str(path), old)
+            raise other_version(str(path), old)
+
+
+def other_version(where: str, old: str) -> ConfigError:
+    """That a file at `where` is of no layout that is read here. `old`: what its user is to do."""
+    return ConfigError(
+        f"{where}: was written by another version of EMO than this one ({__version__}), which does not read it. {old}"
+    )
 
 
 def _header(data: bytes | bytearray) -> _Header:
@@ -139,7 +146,3 @@ def _header(data: bytes | bytearray) -> _Header:
         return _Header.model_validate_json(bytes(data[8 : 8 + size]))
     except ValidationError:
         return _Header(__metadata__={"emo": "?"})
-
-
-def _other_version(where: str, old: str) -> ConfigError:
-    return ConfigError(f"{where}: was written by another version of EMO, which this one does not read. {old}")

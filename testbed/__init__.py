@@ -1,1 +1,1 @@
-"""The simulator: the nodes that a fleet runs, without the fleet; and the demo."""
+"""What is simulated: methods and fleets in virtual time, faults, the paper's experiments; and the demo."""

@@ -53,7 +53,7 @@ class Candidates:
 @dataclass(frozen=True)
 class Exported:
     """Step 3: the file, checked. `accuracy`: on the test images, as `publish` returns it. `question`: with the answer that
-    a server must give (known_answer.py)."""
+    a server must give (serving/known_answer.py)."""
 
     path: Path
     precision: str

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from cloud_app.ensemble.model import HEAD, OVERLAY, TRUNK
 from emo import files, snapshot_file
 from emo.config import Data, Model, Positive, Section
-from emo.errors import ConfigError, EmoError, ExportError
+from emo.errors import EmoError, ExportError
 from emo.wire.compression import Weights
 
 R = TypeVar("R", bound=BaseModel)
@@ -102,9 +102,7 @@ def read_weights(folder: Path, error: type[EmoError]) -> dict[str, dict[str, np.
     path, parts = folder / WEIGHTS, dict[str, dict[str, np.ndarray]]()
     if not path.exists():
         if (folder / _OLD).exists():
-            raise ConfigError(
-                f"{folder / _OLD}: was written by another version of EMO, which this one does not read. {_DO}"
-            )
+            raise snapshot_file.other_version(str(folder / _OLD), _DO)
         raise error(f"{path}: is missing; has the run come to its end?")
     for key, array in snapshot_file.read(path, _KIND, Section, _MOST, error, _DO)[1].items():
         part, _, name = key.partition("/")

@@ -26,7 +26,9 @@ _FILES = 2
 _SHARE = 0.05  # of the time goes into writing what devices could be asked for again
 _MESSAGE = 1 << 30  # bytes of a model or of an overlay: no larger message goes out or comes in
 _KIND = "cloud checkpoint"
-_OLD = "Finish the run with the version that began it, or give it up and begin another: emo cloud --new-run"
+_OLD = (
+    "Finish the run with the version that began it, or give it up and begin another: emo cloud --config FILE --new-run"
+)
 
 
 def _must_agree(record: Record, config: CloudConfig, path: Path) -> None:
@@ -38,7 +40,7 @@ def _must_agree(record: Record, config: CloudConfig, path: Path) -> None:
         changes = "; ".join(f"{name} is {now[name]!r}, was {then[name]!r}" for name in odd[:5])
         raise ConfigError(
             f"{path}: run {record.run} stands in round {record.round} and was begun with other settings: {changes}. "
-            "Set them back to go on with it, or give it up and begin another: emo cloud --new-run"
+            "Set them back to go on with it, or give it up and begin another: emo cloud --config FILE --new-run"
         )
     record.settings = now
 

@@ -65,12 +65,12 @@ class CloudNode(Node):
         facts: Facts | None = None,
     ) -> None:
         """`state`: of a new run, or from a checkpoint of the same settings. `facts`: what devices and edges must have in
-        common with the cloud (agreement.py). Raises ConfigError where a round's updates would not fit in `host.folder`.
+        common with the cloud (emo/runtime/agreement.py). Raises ConfigError where a round's updates would not fit in `host.folder`.
         `tick` raises QuorumError when a round cannot be closed; the text names the devices."""
         aggregator.check(config.rounds, state.weights, host.folder)
         self._config, self.state, self._journal = config, state, journal
         self._host, self._layout = host, layout
-        # A device notices within 1.5 keepalives that its broker is away, and comes back within 15 s (client.py).
+        # A device notices within 1.5 keepalives that its broker is away, and comes back within 15 s (emo/mqtt/client.py).
         self._roster = Roster(state, 2 * config.wan.keepalive_s + 15, journal, facts or {})
         wanted = bool(config.overlays.edges)
         self._overlay = split_network.weights(split_network.overlay(config.model, seed=0)) if wanted else {}

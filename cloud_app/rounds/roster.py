@@ -19,7 +19,7 @@ _NAMED = 5  # in a sentence
 
 class Roster:
     """The `devices` and `edges` of `state`. `out`: of both, who is online and takes no part, and why. `facts`: what a node
-    must have alike (agreement.py)."""
+    must have alike (emo/runtime/agreement.py)."""
 
     def __init__(self, state: State, patience_s: float, journal: Journal, facts: Facts) -> None:
         self._state, self._patience_s, self._journal, self._facts = state, patience_s, journal, facts

@@ -1,4 +1,5 @@
-"""One round: which devices were asked, their updates, which were left out and why; and the messages that announce it."""
+"""One round: which devices were asked, their updates, whether it may close (node.py adds the deadline), which were left
+out and why; and the messages that announce it."""
 
 from collections.abc import Container, Iterator
 from pathlib import Path

@@ -30,7 +30,7 @@ _FREE = {
 
 class Closed(Section):
     """A round that is over, as it will stand in the journal. `members`: device -> samples; `left_out`: device -> why. Of the
-    members: whose update was shortened, and whose the rule did not take (aggregator.py)."""
+    members: whose update was shortened, and whose the rule did not take (aggregation/aggregator.py)."""
 
     round: Positive
     updates: Count

@@ -23,7 +23,10 @@ from emo.wire.messages import Count, Finite
 
 NAME = "overlay/checkpoint.safetensors"
 _KIND = "overlay"
-_OLD = "Finish this run with the version of EMO that began it, or remove this file: then the overlay starts anew."
+_OLD = (
+    "If its run is over, remove this file. Else finish the run with the version of EMO that began it; without the file the "
+    "overlay starts anew."
+)
 
 
 class TrainingState(BaseModel, extra="forbid"):
@@ -103,6 +106,11 @@ class _Record(BaseModel, extra="forbid"):
     filter: FilterState
 
 
+def check_version(folder: Path) -> None:
+    """Raises ConfigError where another version of EMO wrote the checkpoint below `folder`: an edge refuses to start with it."""
+    snapshot_file.check_version(folder / NAME, _KIND, _OLD)
+
+
 @dataclass(frozen=True, slots=True)
 class Saved:
     """What a file held: the trainer's state and, as they were given, the sampler's and the filter's."""
@@ -124,7 +132,7 @@ class CheckpointFile(AbstractContextManager["CheckpointFile"]):
         self._lock = threading.Lock()
         self._next: tuple[_Record, State] | None = None
         self._writer: threading.Thread | None = None
-        snapshot_file.check_version(self._path, _KIND, _OLD)
+        check_version(folder)
         for path in self._path.parent.glob(".*.tmp"):
             files.remove(path)
 

@@ -1,1 +1,1 @@
-"""The port over MQTT: paho's client, its connection, TLS."""
+"""The port over MQTT: client.py connects and comes back, inflight.py sends again, channel.py joins them; TLS."""

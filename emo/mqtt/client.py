@@ -1,4 +1,5 @@
-"""Makes a paho client as EMO needs it: transport, TLS, login, persistent session, small window, a will; not connected yet."""
+"""Makes a paho client as EMO needs it: transport, TLS, login, persistent session, small window, a will, how
+soon it tries again; not connected yet."""
 
 import os
 import random

@@ -1,6 +1,6 @@
 """Messages that have arrived and are not handled yet: bounded in bytes, newest version only, senders take turns.
 
-One thread puts, one gets. Of droppable kinds (topics.py) a newer version replaces an older (`inbox.superseded.KIND`), and
+One thread puts, one gets. Of droppable kinds (wire/topics.py) a newer version replaces an older (`inbox.superseded.KIND`), and
 a sender's oldest message is dropped (`inbox.dropped.KIND`) once the sender holds more than a quarter, or the most of a
 full inbox: a device that floods only crowds out itself. Other kinds wait for room.
 """

@@ -1,4 +1,4 @@
-"""A bounded queue of messages to send: newest version only, droppable ones (topics.py) go first if it is full.
+"""A bounded queue of messages to send: newest version only, droppable ones (wire/topics.py) go first if it is full.
 
 Threads may share one. It counts, by kind of message:
 

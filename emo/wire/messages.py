@@ -29,7 +29,7 @@ _CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 @dataclass(frozen=True, config=_CHECKED)
 class Status:
     """Any node -> cloud: it is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes
-    must have alike (agreement.py). `trouble`: why it cannot train at all; empty if it can."""
+    must have alike (runtime/agreement.py). `trouble`: why it cannot train at all; empty if it can."""
 
     node: Id
     role: Literal["device", "edge", "cloud"]

@@ -1,5 +1,5 @@
 """The table of routes: for each kind of message its topic, link, size limit, who sends and who reads it, and what queues may
-drop. The brokers' ACL (acl.py) is made from it.
+drop. The brokers' ACL (security/acl.py) is made from it.
 
 LAN topics exist on an edge's own broker, WAN topics on the cloud's; one broker may play both parts.
 """

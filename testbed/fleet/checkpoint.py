@@ -12,11 +12,11 @@ from pydantic import Field
 from cloud_app.aggregation import exact_mean
 from emo import snapshot_file
 from emo.config import Id, Section
-from emo.errors import ConfigError, DataError, UpdateRefused
+from emo.errors import DataError, UpdateRefused
 from emo.wire.messages import Weights
 
 _FILE, _KIND = "fleet.safetensors", "simulated fleet"
-_DO = "End the run with the version that began it, which plan.json names, or begin another one."
+_DO = "End the run with the version that began it (plan.json names it), or begin another one in another folder (--out)."
 
 
 class FleetState(Section):
@@ -36,7 +36,7 @@ def read(folder: Path, like: Weights) -> tuple[FleetState, Weights]:
     """What `write` was given. Raises DataError where it is missing, damaged, or no model like `like`; ConfigError where
     another version of EMO wrote it."""
     if (folder / "fleet.json").exists():
-        raise ConfigError(f"{folder}: was written by another version of EMO, which this one does not read. {_DO}")
+        raise snapshot_file.other_version(str(folder), _DO)
     size = sum(array.nbytes for array in like.values())
     state, weights = snapshot_file.read(folder / _FILE, _KIND, FleetState, size, DataError, _DO)
     try:

@@ -1,1 +1,1 @@
-"""What EMO is compared with, where that is more than federated learning of another network."""
+"""Split learning (SplitFed V1: sfl-cloud, sfl-edge), which EMO is compared with."""

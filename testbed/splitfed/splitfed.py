@@ -21,7 +21,7 @@ from emo import snapshot_file
 from emo.config import Section
 from emo.data.dataset import Dataset
 from emo.data.registry import must_fit
-from emo.errors import ConfigError, DataError, QuorumError, UpdateRefused
+from emo.errors import DataError, QuorumError, UpdateRefused
 from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.wire.messages import GlobalModel, OverlayWeights, Update, Weights
@@ -40,7 +40,7 @@ from testbed.workers.shared_memory import SharedData
 log = logging.getLogger("emo")
 
 _FILE, _KIND = "split.safetensors", "split learning"
-_DO = "End the run with the version that began it, which plan.json names, or begin another one."
+_DO = "End the run with the version that began it (plan.json names it), or begin another one in another folder (--out)."
 
 
 class _State(Section):
@@ -135,7 +135,7 @@ class Split:
         """Raises DataError on a file that is missing, damaged, or of another network; ConfigError where another version of
         EMO wrote it."""
         if (folder / "model.frame").exists():
-            raise ConfigError(f"{folder}: was written by another version of EMO, which this one does not read. {_DO}")
+            raise snapshot_file.other_version(str(folder), _DO)
         size = sum(array.nbytes for array in self._weights.values())
         state, weights = snapshot_file.read(folder / _FILE, _KIND, _State, size, DataError, _DO)
         try:

@@ -1,1 +1,1 @@
-"""The serving side over HTTP."""
+"""The endpoint: its paths, bodies, connections, limits and /metrics, on Starlette's routes and uvicorn."""

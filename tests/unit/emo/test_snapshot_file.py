@@ -107,3 +107,8 @@ def test_it_has_bounds(tmp_path: Path) -> None:
     head = json.dumps({"__metadata__": {"emo": "test 1"}}).encode()
     with pytest.raises(CacheError, match="cut or damaged"):
         unpacked((1 << 60).to_bytes(8, "little") + head)
+
+
+def test_a_folder_in_its_place_is_said_whatever_the_bound(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"cannot be read: Is a directory"):
+        snapshot_file.read(tmp_path, "test", Said, 1 << 50, CacheError, OLD)

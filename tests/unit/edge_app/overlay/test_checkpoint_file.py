@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from overlays import KNOWN, SAMPLER, SETTINGS, network, saved, trained
 
+from edge_app.overlay import checkpoint
 from edge_app.overlay.augment import Augment
 from edge_app.overlay.checkpoint import NAME, CheckpointFile, State
 from emo import files, snapshot_file
@@ -197,6 +198,8 @@ def test_one_of_another_version_is_not_silently_begun_anew(tmp_path, head):
     path.write_bytes(crafted(head))
     with pytest.raises(ConfigError, match=r"checkpoint\.safetensors: .*another version of EMO.*remove this file"):
         CheckpointFile(tmp_path, Journal())
+    with pytest.raises(ConfigError, match=r"another version of EMO"):  # what `emo doctor` tries says so too
+        checkpoint.check_version(tmp_path)
     assert path.exists()
 
 
