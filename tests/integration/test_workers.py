@@ -56,7 +56,7 @@ def test_what_they_read_is_what_would_be_read_here():
         ("CPU_SECONDS", 0.3, [lambda made: made.image(progressive(4000, 4000, 28), TAKES, "a")]),
         (
             "MEMORY",
-            96 << 20,
+            48 << 20,
             [
                 lambda made: made.image(picture(5000, 5000), TAKES, "a"),
                 lambda made: made.call(values(2, b"[],", 16 << 20), TAKES, None, "a"),
@@ -80,7 +80,8 @@ def test_too_much_ends_a_job_and_the_next_is_done(monkeypatch, limit, most, jobs
 def test_who_waits_for_nobody_is_given_up():
     async def main(made):
         job = asyncio.ensure_future(made.image(progressive(4000, 4000, 28), TAKES, "a"))
-        await asyncio.sleep(1)
+        while not made._all:
+            await asyncio.sleep(0.01)
         (child,) = made._all
         job.cancel()
         with pytest.raises(asyncio.CancelledError):
