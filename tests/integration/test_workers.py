@@ -80,7 +80,7 @@ def test_too_much_ends_a_job_and_the_next_is_done(monkeypatch, limit, most, jobs
 def test_who_waits_for_nobody_is_given_up():
     async def main(made):
         job = asyncio.ensure_future(made.image(progressive(4000, 4000, 28), TAKES, "a"))
-        while not made._all:
+        while not made._all:  # noqa: ASYNC110 - nobody would set an event
             await asyncio.sleep(0.01)
         (child,) = made._all
         job.cancel()
