@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -27,7 +28,7 @@ _forks.set_forkserver_preload(
 )
 
 
-class Process:
+class Process(ABC):
     """`wanted`: whether it should run now; who supervises starts it again then. `starts`: how often it was started."""
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -83,8 +84,8 @@ class Process:
             time.sleep(0.02)
         return True
 
-    def _start(self) -> "ForkServerProcess | subprocess.Popen[bytes]":
-        raise NotImplementedError
+    @abstractmethod
+    def _start(self) -> "ForkServerProcess | subprocess.Popen[bytes]": ...
 
 
 class Tier(Process):

@@ -12,21 +12,22 @@ they were after the round before, and of the devices nothing has changed yet.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from emo import snapshot_file
+from emo.config import Id, Section
 from emo.data.dataset import Dataset
 from emo.data.registry import must_fit
 from emo.errors import ConfigError, DataError
 from emo.models import split_network
 from emo.models.state import layout
 from emo.wire.messages import OverlayWeights, Weights
-from testbed import evaluation, node_configs
-from testbed.fleet import checkpoint, messages
+from testbed import checkpoint, evaluation, node_configs
+from testbed.fleet import messages
 from testbed.fleet.cloud import Cloud
 from testbed.fleet.edge import mirror
 from testbed.fleet.worker import Worker
@@ -40,10 +41,20 @@ from testbed.workers.packets import Packet, Sender
 from testbed.workers.pool import Job, Pool
 from testbed.workers.shared_memory import SharedData
 
+_FILE, _KIND = "fleet.safetensors", "simulated fleet"
 _DEVICE, _LIMIT = "simulated device", 1 << 30  # bytes of what one device keeps
 
 T = TypeVar("T")
 A = TypeVar("A")
+
+
+class _State(Section):
+    """`done`: rounds that are over; `now`: virtual seconds since the first was opened; `devices`: whose files belong
+    to it."""
+
+    done: Annotated[int, Field(ge=0)]
+    now: Annotated[float, Field(ge=0)]
+    devices: tuple[Id, ...]
 
 
 class _Waiting(BaseModel):
@@ -143,9 +154,10 @@ class Fleet:
         return parts | self._overlays()
 
     def save(self, folder: Path) -> None:
+        """The global model and `_State`; beside them `devices/` and `edge-N/`, links to what we have there."""
         names = tuple(sorted(path.name for path in self._devices.iterdir()))
-        state = checkpoint.FleetState(done=self._done, now=self._cloud.now, devices=names)
-        checkpoint.write(folder, state, self._cloud.state.weights)
+        state = _State(done=self._done, now=self._cloud.now, devices=names)
+        checkpoint.write(folder / _FILE, _KIND, state, self._cloud.state.weights)
         mirror(self._devices, folder / "devices")
         for edge in self._edges if self._done else ():
             mirror(self._slot(edge, self._done), folder / node_configs.edge_id(edge))
@@ -153,7 +165,7 @@ class Fleet:
     def load(self, folder: Path) -> None:
         """Raises DataError where `folder` is not what `save` has left, now or when a device or an edge is needed;
         ConfigError where another version of EMO wrote it."""
-        state, weights = checkpoint.read(folder, self._cloud.state.weights)
+        state, weights = checkpoint.read(folder / _FILE, _KIND, _State, self._cloud.state.weights, "fleet.json")
         slots = [node_configs.edge_id(edge) for edge in self._edges if state.done]
         paths = [folder / name for name in slots] + [folder / "devices" / name for name in state.devices]
         missing = [str(path) for path in paths if not path.exists()]

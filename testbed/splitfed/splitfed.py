@@ -17,15 +17,14 @@ import numpy as np
 from pydantic import Field
 
 from cloud_app.aggregation import exact_mean
-from emo import snapshot_file
 from emo.config import Section
 from emo.data.dataset import Dataset
 from emo.data.registry import must_fit
-from emo.errors import DataError, QuorumError, UpdateRefused
+from emo.errors import QuorumError, UpdateRefused
 from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.wire.messages import GlobalModel, OverlayWeights, Update, Weights
-from testbed import node_configs
+from testbed import checkpoint, node_configs
 from testbed.plan import DeviceWork, Plan, RoundTime, RoundWork
 from testbed.splitfed import worker
 from testbed.splitfed.halves import RUN, half, joined
@@ -40,7 +39,6 @@ from testbed.workers.shared_memory import SharedData
 log = logging.getLogger("emo")
 
 _FILE, _KIND = "split.safetensors", "split learning"
-_DO = "End the run with the version that began it (plan.json names it), or begin another one in another folder (--out)."
 
 
 class _State(Section):
@@ -129,20 +127,13 @@ class Split:
 
     def save(self, folder: Path) -> None:
         """Raises OSError."""
-        snapshot_file.write(folder / _FILE, _KIND, _State(done=self._done), self._weights, synced=False)
+        checkpoint.write(folder / _FILE, _KIND, _State(done=self._done), self._weights)
 
     def load(self, folder: Path) -> None:
         """Raises DataError on a file that is missing, damaged, or of another network; ConfigError where another version of
         EMO wrote it."""
-        if (folder / "model.frame").exists():
-            raise snapshot_file.other_version(str(folder), _DO)
-        size = sum(array.nbytes for array in self._weights.values())
-        state, weights = snapshot_file.read(folder / _FILE, _KIND, _State, size, DataError, _DO)
-        try:
-            exact_mean.check(self._weights, weights)
-        except UpdateRefused as error:
-            raise DataError(f"{folder}: is of another plan: {error}") from error
-        self._weights, self._done = weights, state.done
+        state, self._weights = checkpoint.read(folder / _FILE, _KIND, _State, self._weights, "model.frame")
+        self._done = state.done
 
     def close(self) -> None:
         self._pool.close()
