@@ -2,11 +2,10 @@
 
 import json
 import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from cloud_app.ensemble.publish import added, publish
 from cloud_app.ready import ready
 from cloud_app.rounds.checkpoint import Checkpoints
 from cloud_app.rounds.node import CloudNode, Host
-from cloud_app.rounds.state import Opened, State, begin
+from cloud_app.rounds.round import history
+from cloud_app.rounds.state import Opened, State, begin, sfl_bytes
 from cloud_app.serving.repository import Repository
 from emo import __version__, files
 from emo.config import CloudConfig
@@ -31,10 +31,10 @@ from emo.journal import Journal
 from emo.local_sgd import evaluate
 from emo.models import split_network
 from emo.mqtt.channel import MqttChannel
-from emo.runtime import agreement
+from emo.runtime import agreement, machine
 from emo.runtime.heartbeat import PAUSE, HeartbeatWriter, beating
 from emo.runtime.runner import Runner
-from emo.wire.messages import Weights
+from emo.wire.messages import Message, Weights
 from emo.wire.topics import filters
 
 log = logging.getLogger("emo")
@@ -90,11 +90,12 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     wan = filters(root, "cloud", "wan")
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", wan, journal, will, node.limits())
     heart = HeartbeatWriter(config.state_dir, "cloud", config.id, lambda: {"wan": channel.connected}, node.about)
-    with beating([heart]):
-        Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)
+    journal.watch(node.gauges)
+    journal.watch(machine.gauges)
+    result: dict[str, Any] = {}
+
+    def export() -> Iterator[Message | None]:
         node.close()
-        if not node.done:
-            return None
         heart.doing = "exporting"
         log.info(
             "run %s: making the ensemble of the FL model and %d overlays, and its ONNX file",
@@ -102,8 +103,9 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
             len(state.overlays),
         )
         journal.event("exporting", run=state.run)
-        result = finish(config, state, test, resumed)
-        result["sfl_bytes"] = _sfl_bytes(config, state)
+        yield None
+        result.update(finish(config, state, test, resumed))
+        result["sfl_bytes"] = sfl_bytes(config, state)
         result["seconds"] = round(time.monotonic() - start, 1)
         text = json.dumps(result, indent=1) + "\n"
         try:
@@ -111,9 +113,15 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
         except OSError as error:
             why = f"{config.state_dir}: the result cannot be written: {error.strerror}"
             raise ExportError(f"{why}; make room, and start the cloud again: it adds no second version") from error
-        journal.event("exported", run=state.run, version=result["version"])
+        journal.event("exported", run=state.run, version=result["version"], accuracy=result["accuracy"]["served"])
+        yield from history(config, state, _shown(result))
         keep.clear()
-    return result
+
+    with beating([heart]):
+        runner = Runner(node, {"wan": channel}, journal, turned=heart.turned, report_s=config.report_s)
+        runner.run(stop, export)
+        node.close()
+    return result or None
 
 
 def finish(config: CloudConfig, state: State, test: Dataset, resumed: bool) -> dict[str, Any]:
@@ -169,12 +177,15 @@ def _keep(folder: Path, record: run_archive.Record, parts: Mapping[str, Weights]
     return None
 
 
-def _sfl_bytes(config: CloudConfig, state: State) -> int:
-    """What split federated learning (SplitFed V1) sends for the same rounds, raw fp32: each sample's activation
-    up and its gradient down in every epoch, and the trunk down and up for every update."""
-    split = math.prod(split_network.split_shape(config.model))
-    trunk = sum(array.nbytes for name, array in state.weights.items() if name.startswith("trunk."))
-    return 2 * 4 * split * state.trained + 2 * trunk * state.updates
+def _shown(result: Mapping[str, Any]) -> dict[str, float]:
+    """Of the result what observers are told."""
+    accuracy = result["accuracy"]
+    figures = {name: accuracy[name] for name in ("fl", "bagged", "served")}
+    figures |= {
+        f"boosted.{edge}": value for edge, value in list(zip(result["edges"], accuracy["boosted"], strict=False))[:32]
+    }
+    figures |= {name: result[name] for name in ("sfl_bytes", "version", "bytes", "seconds")}
+    return {name[:64]: value for name, value in figures.items() if value is not None}
 
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:

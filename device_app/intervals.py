@@ -15,6 +15,8 @@ from pydantic import Field
 
 from emo.wire.messages import Count, Finite, Round
 
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
 
 @dataclass(slots=True)
 class Sent:
@@ -55,6 +57,21 @@ class IntervalTable:
         with self._lock:
             entry = self._sent.get(batch)
             return entry is not None and entry.interval is not None
+
+    def signs(self, most: int) -> str:
+        """What the table holds, as Report.intervals has it: a sign a batch, or for as many in a row that there are `most`
+        at most."""
+        with self._lock:
+            known = {batch: entry.interval for batch, entry in self._sent.items()}
+        if not known:
+            return ""
+        wide = -(-(max(known) + 1) // most)
+        found: dict[int, list[float]] = {}
+        for batch, interval in known.items():
+            if interval is not None:
+                found.setdefault(batch // wide, []).append(interval)
+        means = [found.get(place) for place in range(max(known) // wide + 1)]
+        return "".join("." if not each else _DIGITS[min(35, round(sum(each) / len(each)))] for each in means)
 
     def update(self, batch: int, version: int, interval: float) -> bool:
         """The edge's answer for (batch, version). False, and nothing changed, unless it is the first

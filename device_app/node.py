@@ -5,7 +5,7 @@ The FL path (`_round`) yields the same weights whether the tap is there or not.
 
 import math
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 
 import numpy as np
@@ -42,6 +42,7 @@ from emo.wire.messages import (
 )
 
 _RUNS = 16  # runs that are remembered as over
+_SIGNS = 64  # of Report.intervals
 
 
 class DeviceNode(Node):
@@ -75,6 +76,8 @@ class DeviceNode(Node):
         self._over: deque[str] = deque(maxlen=_RUNS)
         self._ended = ""
         self._update: Update | None = None
+        self._doing = "waits for a round"
+        self._trained: tuple[int, float] | None = None  # round and loss of the last one
         self._base = ""  # digest of the global model that it was trained from
         self._offered: list[ActivationBatch] = []
         self._version, self._fresh = 0, False
@@ -87,6 +90,19 @@ class DeviceNode(Node):
     def hello(self, online: bool) -> Status:
         details = (self._facts, self._unable) if online else ({}, "")
         return Status(self._config.id, "device", online, self._batches.samples, *details)
+
+    def words(self) -> Mapping[str, str]:
+        words = {"run": self._run, "doing": self._doing, "trouble": self.trouble.why}
+        if self._publisher is not None:
+            words |= {"edge": self._config.edge or "", "intervals": self._publisher.signs(_SIGNS)}
+        return words
+
+    def gauges(self) -> dict[str, float]:
+        """For metrics and reports."""
+        gauges: dict[str, float] = {"train.samples": self._batches.samples}
+        if self._trained is not None and math.isfinite(self._trained[1]):
+            gauges["train.round"], gauges["train.loss"] = self._trained
+        return gauges | (self._publisher.figures() if self._publisher is not None else {})
 
     def prepare(self) -> None:
         """Before it connects: finds what `hello` tells, and whether it can train at all, by a step of a second node on its smallest
@@ -170,7 +186,12 @@ class DeviceNode(Node):
             return
         start = restore(model.weights, model.form, split_network.weights(self._net))
         split_network.load(self._net, start)
-        loss = yield from self._epochs(model)
+        self._doing = f"trains round {model.round}"
+        try:
+            loss = yield from self._epochs(model)
+        finally:
+            self._doing = "waits for a round"
+        self._trained = model.round, loss
         trained, self._base = split_network.weights(self._net), base
         details = {"base": base, "digest": digest(trained), "loss": loss}
         log.info("%s: round %d trained, loss %.3f", self._config.id, model.round, loss)

@@ -86,6 +86,13 @@ class Publisher:
         state = self._state
         return TapReport(state.run, self._edge, self._device, round, state.attempted, state.sent)
 
+    def figures(self) -> dict[str, float]:
+        return {"tap.offered": self._state.attempted, "tap.sent": self._state.sent}
+
+    def signs(self, most: int) -> str:
+        """Its intervals, as Report.intervals has them."""
+        return self._intervals.signs(most)
+
     def state(self) -> bytes:
         """All that the next offers depend on, once every batch offered so far is encoded: snapshot_file's bytes, in the arrays
         the full frames of emo.wire.codec by batch."""

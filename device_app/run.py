@@ -12,6 +12,7 @@ from emo import files
 from emo.config import DeviceConfig
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
+from emo.runtime import machine
 from emo.runtime.heartbeat import HeartbeatWriter, beating
 from emo.runtime.runner import Runner
 from emo.wire.topics import filters
@@ -38,6 +39,8 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
     node = ready(config, journal)
     journal.event("start", tier="device", id=config.id, pid=os.getpid())
     node.prepare()
+    journal.watch(node.gauges)
+    journal.watch(machine.gauges)
     wan = filters(config.wan.root, "device", "wan", device=config.id, member=config.id)
     name, will = f"{config.wan.root}-{config.id}", node.hello(online=False)
     channels = {"wan": MqttChannel(config.wan, f"{name}-wan", wan, journal, will, node.limits())}
@@ -51,4 +54,4 @@ def _runner(config: DeviceConfig, turn: threading.Semaphore) -> tuple[Runner, He
         lambda: {link: c.connected for link, c in channels.items()},
         trouble=lambda: node.trouble.why,
     )
-    return Runner(node, channels, journal, turn=turn, turned=heart.turned), heart
+    return Runner(node, channels, journal, turn=turn, turned=heart.turned, report_s=config.report_s), heart

@@ -7,7 +7,7 @@ fields of the state, each written by one side. A new run (by the WAN) and a batc
 import copy
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch import nn
 
@@ -111,6 +111,16 @@ class EdgeNode(Node):
             ActivationBatch: of_batches(ActivationBatch, samples, self._shape),
             GlobalHead: of_weights(GlobalHead, split_network.weights(self._head)),
         }
+
+    def words(self) -> Mapping[str, str]:
+        state = self._state
+        if not state.run:
+            doing = "waits for a run"
+        elif self._delivered is not None:
+            doing = "overlay sent"
+        else:
+            doing = "finishing its overlay" if state.finishing is not None else f"round {state.round} of {state.rounds}"
+        return {"run": state.run, "doing": doing, "trouble": self.trouble.why}
 
     def restore(self) -> Iterator[Message | None]:
         """The overlay, if it was sent."""
@@ -320,10 +330,14 @@ class EdgeNode(Node):
         """What a snapshot's arrays must be like."""
         return self._training.like()
 
-    def gauges(self) -> dict[str, int]:
+    def gauges(self) -> dict[str, float]:
         """For metrics: what the cache holds; ages in rounds and trainings of its batches, by powers of two."""
         cache, newest = self._cache, self._state.newest
-        gauges = {f"cache.{name}": value for name, value in cache.stats().items()}
+        gauges: dict[str, float] = {f"cache.{name}": value for name, value in cache.stats().items()}
+        gauges |= {"overlay.step": self._training.steps, "devices.offered": self._quota.attempted}
+        gauges |= {"devices.sent": self._quota.sent, "activations.received": self._state.received}
+        if self._training.loss is not None:
+            gauges["overlay.loss"] = self._training.loss
         gauges["overlay.distrusted"] = len(self._state.training.filter.distrusted)
         gauges |= {f"cache.age.{age}": count for age, count in cache.ages(newest).items()}
         return gauges | {f"cache.trained_times.{n}": count for n, count in cache.trained_counts().items()}

@@ -26,6 +26,7 @@ from emo.errors import EmoError
 from emo.journal import Journal
 from emo.mqtt.channel import MqttChannel
 from emo.parser import Parser
+from emo.runtime import machine
 from emo.runtime.heartbeat import HeartbeatWriter, beating
 from emo.runtime.runner import Runner, stop_on
 from emo.wire.topics import filters
@@ -74,7 +75,8 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
         trainer = stack.enter_context(multi_gpu.Leader(world, stop.set)).trainer if world else Trainer
         node = EdgeNode(config, cache, journal, device, interval_log, checkpoint, trainer)
         node.prepare()
-        journal.watch(node.gauges)
+        for gauges in (node.gauges, machine.gauges, lambda: machine.disk(settings.dir)):
+            journal.watch(gauges)
         wan = filters(config.wan.root, "edge", "wan", member=config.id)
         lan = filters(config.lan.root, "edge", "lan", edge=config.id)
         name, will, limits = f"{config.wan.root}-{config.id}", node.hello(online=False), node.limits()
@@ -90,7 +92,7 @@ def run(config: EdgeConfig, stop: threading.Event) -> None:
             trouble=lambda: node.trouble.why,
         )
         with beating([heart]):
-            Runner(node, channels, journal, turned=heart.turned).run(stop)
+            Runner(node, channels, journal, turned=heart.turned, report_s=config.report_s).run(stop)
         node.close()
 
 

@@ -337,13 +337,15 @@ def _known(*names: str) -> AfterValidator:
 
 
 class Tier(Section):
-    """What every tier has. `state_dir` holds metrics.json and events.jsonl; `threads` is torch's."""
+    """What every tier has. `state_dir` holds metrics.json and events.jsonl; `threads` is torch's. `report_s`: seconds between
+    two reports to `emo watch`, at least; None: it is told nothing."""
 
     id: Id
     wan: Broker = Broker()
     model: Annotated[Model, _known(*NETWORKS)] = Model()
     state_dir: Path = Path("state")
     threads: Positive = 1
+    report_s: Annotated[float, Field(ge=5, le=3600)] | None = 5.0
 
 
 class DeviceConfig(Tier):
@@ -361,6 +363,41 @@ class EdgeConfig(Tier):
     cache: Cache = Cache()
     controller: Controller = Controller()
     overlay: Overlay = Overlay()
+
+
+class Served(Section):
+    """An endpoint (`emo serve`) and the model there; `ca`: PEM certificates to believe of an https one."""
+
+    url: Annotated[str, StringConstraints(pattern="^https?://[!-~]+$", max_length=1000)]
+    name: Id = "emo"
+    api_key_file: Path | None = None
+    ca: Path | None = None
+
+
+class WatchConfig(Section):
+    """The observer: its page listens at `host`, `port` (0: any free one), with TLS where `tls_cert` and `tls_key` are, for
+    those who have a key of `api_key_file`, or for all. `fleet`: fleet.yaml; then only its members are shown. `nodes`: how
+    many at most, the rest is counted. `record_mib`: of what it has seen, in its state_dir."""
+
+    id: Id = "watch"
+    wan: Broker = Broker()
+    state_dir: Path = Path("state")
+    host: Annotated[str, StringConstraints(min_length=1)] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    api_key_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    fleet: Path | None = None
+    nodes: Annotated[int, Field(ge=1, le=100_000)] = 4000
+    record_mib: Positive = 64
+    endpoint: Served | None = None
+
+    @model_validator(mode="after")
+    def _cert_has_its_key(self) -> "WatchConfig":
+        if (self.tls_cert is None) != (self.tls_key is None):
+            msg = "tls_cert and tls_key go together"
+            raise ValueError(msg)
+        return self
 
 
 class CloudConfig(Tier):

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 from emo.errors import EmoError
 
-_SERVE = ("onnxruntime", "uvicorn", "starlette", "prometheus_client", "PIL")
+_WEB = ("uvicorn", "starlette", "prometheus_client")
+_SERVE = ("onnxruntime", *_WEB, "PIL")
 _DEMO = ("torch", "h5py", "threadpoolctl", "onnx", "onnxscript", *_SERVE, "amqtt", "rich", "psutil")
 # Those that its commands import in any case: an extra has more, for TLS, say.
 _MODULES = {
     "pki": ("cryptography",),
     "device": ("torch",),
     "edge": ("torch", "h5py", "threadpoolctl"),
+    "watch": _WEB,
     "serve": _SERVE,
     "cloud": ("torch", "onnx", "onnxscript", *_SERVE),
     "demo": _DEMO,

@@ -42,7 +42,8 @@ class Journal:
         self._waiting = deque[bytes]()  # lines of events
         self._folder = folder
         self._often, self._left_out = Budget(_OFTEN, 1 / _EVERY_S), Counter[tuple[str, str]]()
-        self._gauges: list[Callable[[], Mapping[str, int]]] = []
+        self._gauges: list[Callable[[], Mapping[str, float]]] = []
+        self._tell: Callable[[dict[str, Any]], None] = lambda _record: None
         if folder is not None:
             try:
                 files.make_folder(folder)
@@ -65,6 +66,7 @@ class Journal:
                 self._logged_at[name] = now
         if not quiet:
             log.warning("%s%s", printable(text), f" [{name}: {total} so far]" if total > 1 else "")
+            self._tell(_record("problem", {"problem": name, "text": text, "count": total}))
 
     def event(self, name: str, by: str = "", /, **fields: Any) -> None:
         """Write an event, its texts made printable; of one longer than 1 MiB only single values are kept.
@@ -81,7 +83,8 @@ class Journal:
                     return
                 if before := self._left_out.pop((name, by), 0):
                     fields["left_out"] = before
-        record = _plain({"time": round(time.time(), 3), "event": name, **fields})
+        record = _record(name, fields)
+        self._tell(record)
         line = json.dumps(record)
         if len(line) > _LINE:
             line = json.dumps({k: v for k, v in record.items() if not isinstance(v, dict | list)})
@@ -107,12 +110,17 @@ class Journal:
             return error
         return None
 
-    def watch(self, gauges: Callable[[], Mapping[str, int]]) -> None:
+    def watch(self, gauges: Callable[[], Mapping[str, float]]) -> None:
         """Add what `gauges` returns to every snapshot."""
         self._gauges.append(gauges)
 
-    def snapshot(self) -> dict[str, int]:
-        values = dict(gauge for gauges in self._gauges for gauge in gauges().items())
+    def listen(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Call `tell` with each event, and with each problem that is logged (event "problem"); from any thread, so it must
+        return at once."""
+        self._tell = tell
+
+    def snapshot(self) -> dict[str, float]:
+        values: dict[str, float] = dict(gauge for gauges in self._gauges for gauge in gauges().items())
         with self._lock:
             return dict(sorted((values | self.counts).items()))
 
@@ -126,6 +134,11 @@ class Journal:
             files.write(self._folder / "metrics.json", text.encode(), synced=False)
         except OSError as error:
             self.problem("metrics.unwritten", f"{self._folder}: metrics cannot be written: {error.strerror}")
+
+
+def _record(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    record: dict[str, Any] = _plain({"time": round(time.time(), 3), "event": name, **fields})
+    return record
 
 
 def _plain(value: Any) -> Any:

@@ -38,10 +38,12 @@ _training = st.builds(
     update=_forms,
 )
 _reasons = st.text(st.characters(codec="utf-8"), max_size=100)
+_words = st.text(st.characters(codec="utf-8"), max_size=20)
+_single = st.none() | st.booleans() | st.integers(0, 2**53) | finite | _words
+_told = _single | st.lists(_single, max_size=3) | st.dictionaries(_words, _single, max_size=3)
 
 _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.Status: {
-        "role": st.sampled_from(["device", "edge", "cloud"]),
         "samples": counts,
         "facts": st.dictionaries(st.text(max_size=32), _reasons, max_size=3),
         "trouble": _reasons,
@@ -61,11 +63,27 @@ _FIELDS: dict[type[Message], dict[str, Any]] = {
     messages.CannotTrain: {"reason": _reasons},
     messages.Unfit: {"reason": _reasons},
     messages.GlobalHead: {"form": st.sampled_from(get_args(Whole))},
+    messages.Report: {
+        "run": st.just("") | ids,
+        "edge": st.just("") | ids,
+        "doing": _words,
+        "trouble": _words,
+        "figures": st.dictionaries(_words, finite, max_size=3),
+        "intervals": st.text("09az.", max_size=64),
+    },
+    messages.Event: {"number": counts, "name": _words, "fields": st.dictionaries(_words, _told, max_size=3)},
+    messages.RunHistory: {
+        "rounds": rounds,
+        "rows": st.lists(st.tuples(rounds, st.none() | finite, finite, finite, *[counts] * 4), max_size=3).map(tuple),
+        "result": st.dictionaries(_words, finite, max_size=3),
+    },
 }
 _COMMON: dict[str, Any] = {
     **dict.fromkeys(["run", "node", "member", "device", "edge"], ids),
     **dict.fromkeys(["round", "batch"], rounds),
     **dict.fromkeys(["online", "fresh"], st.booleans()),
+    "role": st.sampled_from(get_args(messages.Role)),
+    "time": finite,
     "weights": weights,
 }
 
@@ -95,6 +113,9 @@ def examples() -> list[Message]:
         messages.CannotTrain("run1", "dev-1", 3, "ValueError: a batch of one"),
         messages.Unfit("dev-1", "classes is ..."),
         messages.GlobalHead("run1", 3, arrays),
+        messages.Report("dev-1", "device", "run1", 1.5, "edge-1", "trains round 3", "", {"train.loss": 0.5}, "04z."),
+        messages.Event("dev-1", "device", 7, 1.5, "joined", {"devices": ["dev-1"], "left_out": {"dev-2": "late"}}),
+        messages.RunHistory("run1", 20, ((1, None, 0.5, 2.0, 2, 2, 0, 1024),), {"fl": 0.5}),
     ]
 
 

@@ -8,7 +8,7 @@ the round that devices know, with the weights that they know, and asks those aga
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from cloud_app.aggregation import aggregator
 from cloud_app.rounds.checkpoint import Checkpoints
 from cloud_app.rounds.overlay_collection import OverlayCollection
 from cloud_app.rounds.roster import Roster, reasons
-from cloud_app.rounds.round import Round, retained
+from cloud_app.rounds.round import Round, history, retained
 from cloud_app.rounds.round_report import Evaluate, RoundReport
-from cloud_app.rounds.state import MOVES, Opened, Phase, State, as_sent
+from cloud_app.rounds.state import MOVES, Opened, Phase, State, as_sent, sfl_bytes
 from cloud_app.rounds.wait_timer import WaitTimer
 from emo.config import CloudConfig
 from emo.errors import UpdateRefused, WireError
@@ -75,10 +75,11 @@ class CloudNode(Node):
         wanted = bool(config.overlays.edges)
         self._overlay = split_network.weights(split_network.overlay(config.model, seed=0)) if wanted else {}
         self._overlays = OverlayCollection(config, state, self._overlay, journal)
-        self._report = RoundReport(state, config.rounds, journal, host.evaluate)
+        self._report = RoundReport(state, config, journal, host.evaluate)
         self._timer = WaitTimer(config.rounds.give_up_s)
         self._round = self._opened(state.opened) if state.opened else None  # the last one that was opened
         self._paused = self._behind = False  # behind: there is more to save than the last checkpoint has
+        self._now = 0.0  # of the last message or tick
         self._told = False  # whether this process has published the retained messages
         self._lock = threading.RLock()  # messages and ticks come on two threads
 
@@ -117,6 +118,26 @@ class CloudNode(Node):
             "idle": self.done or (state.phase == "waiting" and self._paused),
         }
 
+    def words(self) -> Mapping[str, str]:
+        state = self.state
+        rounds = f"{state.phase}, round {state.round} of {self._config.rounds.rounds}"
+        return {"run": state.run, "doing": "paused" if self._paused else rounds}
+
+    def gauges(self) -> dict[str, float]:
+        """For metrics and reports. Takes no lock."""
+        state, opened = self.state, self.state.opened
+        return {
+            "fl.round": state.round,
+            "fl.rounds": self._config.rounds.rounds,
+            "fl.devices": len(state.devices),
+            "fl.asked": len(opened.sampled) if opened else 0,
+            "fl.answered": len(opened.heard) if opened else 0,
+            "fl.open_s": round(self._timer.spent(self._now)) if opened else 0,
+            "fl.left_out": len(self._roster.out),
+            "fl.updates": state.updates,
+            "fl.sfl_bytes": sfl_bytes(self._config, state),
+        }
+
     def forgotten(self) -> None:
         """The broker has lost its retained messages, and perhaps the news that a device has gone. Takes no lock, since a
         checkpoint may hold it; a status that is on its way is sent again."""
@@ -129,7 +150,8 @@ class CloudNode(Node):
 
     def _retained(self) -> Iterator[Message]:
         missing = self._open.missing if self._open else ()  # who has answered is not asked again
-        return retained(self._config, self.state, tuple(missing))
+        yield from retained(self._config, self.state, tuple(missing))
+        yield from history(self._config, self.state)
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
@@ -155,6 +177,7 @@ class CloudNode(Node):
             yield from self._move(now)
 
     def _move(self, now: float) -> Iterator[Message | None]:
+        self._now = now
         self._roster.expire(now)
         if not self._told:
             self._told = True
@@ -165,8 +188,9 @@ class CloudNode(Node):
             yield from self._collect(self._open, now)
         elif self.state.phase == "overlays":
             yield from self._gather(now)
-        if not self._report.slow:
-            self._behind |= self._report.write(self._lock)
+        if not self._report.slow and self._report.write(self._lock):
+            self._behind = True
+            yield from history(self._config, self.state)
         checkpoints = self._host.checkpoints
         if self._behind and checkpoints is not None and checkpoints.due():
             self._save()
@@ -289,6 +313,7 @@ class CloudNode(Node):
         if self._report.slow and self._report.write(self._lock):
             self._behind = True
             yield None
+            yield from history(self._config, self.state)
 
     # -- overlays
 

@@ -1,7 +1,7 @@
 """One round: which devices were asked, their updates, whether it may close (node.py adds the deadline), which were left
 out and why; and the messages that announce it."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from cloud_app.aggregation import aggregator
@@ -11,7 +11,7 @@ from emo.config import CloudConfig
 from emo.errors import UpdateRefused
 from emo.models.state import PLAIN, Layout
 from emo.wire.compression import restore, shrink
-from emo.wire.messages import GlobalHead, GlobalModel, RunState, Update, Weights
+from emo.wire.messages import GlobalHead, GlobalModel, RunHistory, RunState, Update, Weights
 
 _MAX_LOSS = 1e12
 
@@ -117,3 +117,9 @@ def retained(
         yield GlobalHead(state.run, number, shrink(head, form, head), form)
     fresh = number > total - overlays.fresh_rounds
     yield GlobalModel(state.run, number, asked, config.training, shrink(weights, form, weights), form, fresh)
+
+
+def history(config: CloudConfig, state: State, result: Mapping[str, float] | None = None) -> Iterator[RunHistory]:
+    """The rounds so far, for observers; nothing where there is none, or they are told nothing."""
+    if config.report_s is not None and state.history:
+        yield RunHistory(state.run, config.rounds.rounds, tuple(state.history), dict(result or {}))

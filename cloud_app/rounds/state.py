@@ -1,5 +1,6 @@
 """The state of a run: the memory of the cloud's node, which a checkpoint writes and the next process resumes from."""
 
+import math
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -8,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cloud_app.aggregation import exact_mean
 from cloud_app.ensemble.run_archive import Edge
 from emo.config import CloudConfig, Id, Positive, Section
+from emo.models import split_network
 from emo.wire.compression import restore, shrink
-from emo.wire.messages import Count, Weights
+from emo.wire.messages import Count, HistoryRow, Weights
 
 Phase = Literal["waiting", "collecting", "overlays", "done"]
 MOVES: dict[Phase, set[Phase]] = {
@@ -20,6 +22,7 @@ MOVES: dict[Phase, set[Phase]] = {
 }
 Reason = Literal["offline", "late", "refused", "cannot-train"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+_HISTORY = 1000  # rounds that are kept for observers
 # What may change between two processes of one run: it changes no bit of what is trained.
 _FREE = {
     "rounds": {"min_devices", "quorum", "deadline_s", "give_up_s", "evaluate_every"},
@@ -63,7 +66,7 @@ class Record(_Memory):
     part, with their samples; `edges`: those that are here. `opened`: the round, while it collects; `before`: the last
     closed round, and who was counted in it; `closed`: a round whose line is still to be written. `trained`: samples that
     passed through training; `updates`: averaged so far. `answered`: edges that have sent an overlay, trained or not;
-    `overlays`: the trained ones."""
+    `overlays`: the trained ones. `history`: of closed rounds, for observers."""
 
     settings: dict[str, Any]
     run: Id
@@ -78,6 +81,7 @@ class Record(_Memory):
     updates: Count = 0
     answered: set[Id] = Field(default_factory=set)
     overlays: dict[Id, Edge] = Field(default_factory=dict)
+    history: list[HistoryRow] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _agrees(self) -> "Record":
@@ -93,6 +97,22 @@ class State(Record):
     weights: Weights = Field(exclude=True)
     sum: exact_mean.Sum | None = Field(default=None, exclude=True)
     overlay_weights: dict[str, dict[str, np.ndarray]] = Field(default_factory=dict, exclude=True)
+
+
+def sfl_bytes(config: CloudConfig, state: State) -> int:
+    """What split federated learning (SplitFed V1) sends for the same rounds, raw fp32: each sample's activation
+    up and its gradient down in every epoch, and the trunk down and up for every update."""
+    split = math.prod(split_network.split_shape(config.model))
+    trunk = sum(array.nbytes for name, array in state.weights.items() if name.startswith("trunk."))
+    return 2 * 4 * split * state.trained + 2 * trunk * state.updates
+
+
+def remember(state: State, row: HistoryRow) -> None:
+    """Add to the history; where it is full, every second row of its older half goes."""
+    if len(state.history) >= _HISTORY:
+        older, newer = state.history[: _HISTORY // 2], state.history[_HISTORY // 2 :]
+        state.history = older[::2] + newer
+    state.history.append(row)
 
 
 def begin(config: CloudConfig, run: str, weights: Weights) -> State:

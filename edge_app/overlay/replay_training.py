@@ -3,6 +3,7 @@
 One thread trains; `begin`, and who changes `state.progress`, may be another.
 """
 
+import math
 from collections.abc import Callable
 
 from edge_app.cache.replay_cache import ReplayCache, Sample
@@ -34,6 +35,7 @@ class ReplayTraining:
         self._of = "", make()  # run, trainer: always taken together
         self._kept = self._of[1].kept
         self._hold(TrainingState())
+        self.loss: float | None = None  # of the last hundred steps or so, a running mean; not kept over a restart
 
     def _hold(self, state: TrainingState) -> None:
         self.state, self._filter.state = state, state.filter
@@ -45,6 +47,7 @@ class ReplayTraining:
     def begin(self, run: str) -> TrainingState:
         """Another run, or this process's first: from its checkpoint where there is one. Returns `state`."""
         trainer, state = self._make(), TrainingState()
+        self.loss = None
         saved = self._checkpoint.load(run, trainer.state()) if self._checkpoint else None
         if saved is not None:
             trainer.load(saved.state)
@@ -77,6 +80,7 @@ class ReplayTraining:
         refused, rollbacks = trainer.refused_steps, trainer.rollbacks
         batches = [(sample.activations, sample.labels) for sample in samples]
         losses = trainer.step(batches, [sample.weight for sample in samples], self.state.progress)
+        self._mean(losses)
         good = [True] * len(samples)
         if trainer.refused_steps > refused:
             good = [trainer.sound(batch) for batch in batches]
@@ -98,6 +102,11 @@ class ReplayTraining:
             self._kept = trainer.kept
             self._save(run, self._kept)
         return True
+
+    def _mean(self, losses: list[float]) -> None:
+        loss = sum(losses) / len(losses)
+        if math.isfinite(loss):
+            self.loss = loss if self.loss is None else self.loss + 0.02 * (loss - self.loss)
 
     def _samples(self) -> list[Sample] | None:
         """What the next step is of, a few more drawn where some are left out; None when there is nothing at all."""

@@ -5,7 +5,7 @@ worker (ack_after_sync.py). Counts:
 
     frames.refused          bytes that are no message of ours                        receiver.py
     messages.abandoned  chunks.late                                                  reassembly.py
-    status.held             a node announces itself too often: its newest Status waits    throttle.py
+    status.held             a node announces itself, or reports, too often: its newest word waits    throttle.py
     inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
     inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
 """
@@ -22,7 +22,7 @@ from emo.runtime.inbox import Inbox
 from emo.throttle import Budget, Newest
 from emo.wire import topics
 from emo.wire.limits import Limits
-from emo.wire.messages import Message, Status
+from emo.wire.messages import Message, Report, Status
 from emo.wire.receiver import Receiver
 
 log = logging.getLogger("emo")
@@ -39,7 +39,7 @@ class Incoming:
         self._name, self._journal = name, journal
         self._inbox = Inbox(_MEMORY_MIB << 20, journal)
         self._receiver = Receiver[int](root, journal, _MEMORY_MIB, limits=limits)
-        self._statuses = topics.subscription(root, Status).partition("+")[0]
+        self._repeated = tuple(topics.subscription(root, kind).partition("+")[0] for kind in (Status, Report))
         self._newest = Newest(Budget(_STATUSES, 1.0))
         self._lock = threading.Lock()
         self._after_sync: AckAfterSync | None = None
@@ -55,11 +55,11 @@ class Incoming:
     def packet(self, topic: str, data: bytes, token: int, wait_s: float, retained: bool = False) -> list[int] | None:
         """Tokens to acknowledge now. None if there was no room within `wait_s` seconds: then the connection has to be made
         anew, and what was not acknowledged comes again. `retained`: the broker had kept the packet."""
-        if topic.startswith(self._statuses):
+        if topic.startswith(self._repeated):
             with self._lock:
                 held = self._newest.holds(topic, data, time.monotonic())
             if held:
-                text = f"{topic}: says more than once a second whether it is here; its newest word waits"
+                text = f"{topic}: says more than once a second how it is; its newest word waits"
                 self._journal.problem("status.held", text)
                 return [token]
         message, tokens = self._take(topic, data, token, retained)

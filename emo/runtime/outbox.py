@@ -107,5 +107,5 @@ def _size(message: Message) -> int:
         elif isinstance(value, np.ndarray):
             size += value.nbytes
         elif isinstance(value, Mapping):
-            size += sum(len(item) if isinstance(item, str) else item.nbytes for item in value.values())
+            size += sum(item.nbytes if isinstance(item, np.ndarray) else len(str(item)) for item in value.values())
     return size

@@ -12,7 +12,8 @@ from typing import Protocol
 from emo.errors import EmoError
 from emo.journal import Journal
 from emo.runtime.channel import Channel, Listener
-from emo.wire.messages import Message
+from emo.runtime.reporter import Reporter
+from emo.wire.messages import Message, Status
 from emo.wire.topics import ROUTES
 
 log = logging.getLogger("emo")
@@ -40,8 +41,13 @@ class Node(Protocol):
         """True when there is nothing left to do."""
         return False
 
-    def hello(self, online: bool) -> Message:
+    def hello(self, online: bool) -> Status:
         """What announces the node; with online False, what says goodbye."""
+
+    def words(self) -> Mapping[str, str]:
+        """For its reports to observers (reporter.py): run, edge, doing, trouble, intervals, as far as there are any. Must return
+        at once, whatever the node is doing."""
+        return {}
 
     def handle(self, message: Message, now: float) -> Outgoing:
         """React to a message. `now`: seconds of a monotonic clock. May be called by one thread a channel."""
@@ -82,15 +88,22 @@ class Runner(Listener):
         journal: Journal,
         turn: threading.Semaphore | None = None,
         turned: Callable[[], None] = lambda: None,
+        report_s: float | None = None,
     ) -> None:
         """`turn`: held while a WAN message is handled (a device's training), if many share a machine's cores.
-        `turned`: called whenever the main loop has turned (heartbeat.py)."""
+        `turned`: called whenever the main loop has turned (heartbeat.py). `report_s`: seconds between two reports to
+        observers; None: they are told nothing."""
         self._node, self._channels, self._journal = node, channels, journal
         self._turn, self._turned = turn, turned
+        self._reporter: Reporter | None = None
+        if report_s is not None:
+            me = node.hello(online=True)
+            self._reporter = Reporter(me.node, me.role, journal, node.words, report_s)
         self._stop, self._forgotten = threading.Event(), threading.Event()
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop` is set or the node is done. Leaves no thread and no connection."""
+    def run(self, stop: threading.Event, finish: Callable[[], Outgoing] = tuple) -> None:
+        """Until `stop` is set or the node is done; then it is to `finish`, still connected. Leaves no thread and no
+        connection."""
         for link, channel in self._channels.items():
             channel.start(self if link == "wan" else _Lan(self, self._node.settle))
         worker = threading.Thread(target=self._train, name="training", daemon=True)
@@ -106,6 +119,7 @@ class Runner(Listener):
                     self._forgotten.clear()
                     self._publish(self._node.restore())
                 self._journal.catch_up()
+                self._tell(now)
                 if now - written > _METRICS_S:
                     self._journal.write()
                     written = now
@@ -113,16 +127,20 @@ class Runner(Listener):
                     self._channels["wan"].publish(self._node.hello(online=True))
                     greeted = now
                 stop.wait(_TICK_S)
+            for message in finish() if self._node.done else ():
+                self._publish([message])
+                self._tell(time.monotonic())
         finally:
             self._stop.set()
             if worker.is_alive():
                 worker.join(timeout=10)
+            self._tell(time.monotonic(), last=True)
             self._channels["wan"].publish(self._node.hello(online=False))
             for channel in self._channels.values():
                 channel.stop()
             self._journal.write()
 
-    def hello(self) -> Message:
+    def hello(self) -> Status:
         return self._node.hello(online=True)
 
     def forgotten(self) -> None:
@@ -138,6 +156,10 @@ class Runner(Listener):
                 self._publish(self._node.handle(message, time.monotonic()))
             except EmoError as error:
                 self._journal.problem(f"refused.{type(message).__name__}", str(error))
+
+    def _tell(self, now: float, *, last: bool = False) -> None:
+        for message in self._reporter.due(now, last=last) if self._reporter else ():
+            self._channels["wan"].publish(message)
 
     def _train(self) -> None:
         assert self._node.work is not None

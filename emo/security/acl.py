@@ -30,6 +30,7 @@ def grants(members: Members, root: str, edge: str | None = None) -> dict[str, li
         places = [(members.cloud, "cloud", "")]
         places += [(name, "edge", name) for name in members.edges]
         places += [(device, "device", name) for name, devices in members.edges.items() for device in devices]
+        places += [(name, "observer", "") for name in members.observers]
     elif edge in members.edges:
         link = "lan"
         places = [(edge, "edge", edge), *((device, "device", edge) for device in members.edges[edge])]

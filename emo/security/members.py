@@ -4,6 +4,7 @@
     edges:
       edge-1: [device-01, device-02]
       edge-2: [device-03]
+    observers: [watch]        # `emo watch`; may be left out
 
 The access rules of every broker (acl.py) and the roles of certificates come from it.
 """
@@ -15,12 +16,13 @@ from emo import bounded_yaml
 from emo.config import Id, Section
 from emo.config_file import parse
 from emo.errors import ConfigError, nearest
-from emo.wire.topics import Role
+from emo.wire.messages import Role
 
 
 class Members(Section):
     cloud: Id = "cloud"
     edges: dict[Id, tuple[Id, ...]]
+    observers: tuple[Id, ...] = ()
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -34,7 +36,9 @@ class Members(Section):
             return "edge"
         if name in self.devices:
             return "device"
-        known = nearest(name, (self.cloud, *self.edges, *self.devices))
+        if name in self.observers:
+            return "observer"
+        known = nearest(name, (self.cloud, *self.edges, *self.devices, *self.observers))
         raise ConfigError(f"no node {name!r} in this fleet; {known}")
 
     def places(self) -> Iterator[tuple[str, str]]:
@@ -44,6 +48,8 @@ class Members(Section):
             yield edge, "an edge"
             for device in devices:
                 yield device, f"a device of {edge}"
+        for observer in self.observers:
+            yield observer, "an observer"
 
 
 def load(path: Path) -> Members:

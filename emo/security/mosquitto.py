@@ -50,7 +50,8 @@ def write(folder: Path, members: Members, edge: str | None, settings: Settings) 
 
 def text(members: Members, edge: str | None, settings: Settings) -> str:
     """The text of mosquitto.conf."""
-    nodes = 1 + (len(members.edges) + len(members.devices) if edge is None else len(members.edges[edge]))
+    own = len(members.edges) + len(members.devices) + len(members.observers)
+    nodes = 1 + (own if edge is None else len(members.edges[edge]))
     whose = "the WAN broker, beside the cloud" if edge is None else f"the LAN broker of {edge}"
     user = f"user {settings.user}\n" if settings.user else ""
     # Only the WAN needs retained messages: the cloud's, and who is connected. Access rules cannot tell them from others.

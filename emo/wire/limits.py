@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from emo.wire.compression import Weights
-from emo.wire.messages import GlobalModel, Message
+from emo.wire.messages import GlobalModel, Message, RunHistory
 
 _ENTRY = 1 << 10  # bytes of one tensor in a safetensors header: a name of 800 characters fits
 _CODED = 256  # bytes beside the values of an encoded array, and more
@@ -33,7 +33,7 @@ Limits = Mapping[type[Message], Limit]
 
 def header(kind: type[Message]) -> int:
     """Bytes that the fields of a message may take as JSON. A global model names the devices that are to train."""
-    return 1 << 20 if kind is GlobalModel else 16 << 10
+    return {GlobalModel: 1 << 20, RunHistory: 128 << 10}.get(kind, 16 << 10)
 
 
 def of_weights(kind: type[Message], like: Weights) -> Limit:

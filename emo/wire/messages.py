@@ -22,17 +22,33 @@ Facts = Annotated[
     dict[Annotated[str, Field(max_length=32)], Annotated[str, Field(max_length=1500)]], Field(max_length=16)
 ]
 Weights = Mapping[str, np.ndarray]
+Name = Annotated[str, Field(max_length=64)]
+Role = Literal["device", "edge", "cloud", "observer"]
+OrNone = Id | Annotated[str, Field(max_length=0)]
+_Value = bool | int | Finite | Text | None
+Told = Annotated[
+    dict[
+        Name,
+        _Value
+        | Annotated[list[_Value], Field(max_length=2048)]
+        | Annotated[dict[Name, _Value], Field(max_length=2048)],
+    ],
+    Field(max_length=32),
+]
+# Of a closed round: number, accuracy (None: not measured), loss, seconds, updates, devices asked, left out, bytes that split
+# learning would have sent so far.
+HistoryRow = tuple[Round, Finite | None, Finite, Finite, Count, Count, Count, Count]
 
 _CHECKED = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
 
 @dataclass(frozen=True, config=_CHECKED)
 class Status:
-    """Any node -> cloud: it is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all nodes
-    must have alike (runtime/agreement.py). `trouble`: why it cannot train at all; empty if it can."""
+    """Any node -> cloud, observers: it is here, or (as its will) gone. `samples`: a device's training samples. `facts`: what all
+    nodes must have alike (runtime/agreement.py). `trouble`: why it cannot train at all; empty if it can."""
 
     node: Id
-    role: Literal["device", "edge", "cloud"]
+    role: Role
     online: bool
     samples: Count = 0
     facts: Facts = field(default_factory=dict)
@@ -84,7 +100,7 @@ class Refused:
 
 @dataclass(frozen=True, config=_CHECKED)
 class RunState:
-    """Cloud -> edges: which run, and how far it is. In `finishing` an edge ends its training and sends its overlay."""
+    """Cloud -> edges, observers: which run, and how far it is. In `finishing` an edge ends its training and sends its overlay."""
 
     run: Id
     round: Round
@@ -178,6 +194,54 @@ class Unfit:
     reason: Text
 
 
+@dataclass(frozen=True, config=_CHECKED)
+class Report:
+    """Any node -> observers, at most one in five seconds: how it does. Nothing else depends on it.
+
+    `time`: Unix, by its own clock. `edge`: a device's. `doing`, `trouble`: for people; `trouble` is empty if there is none.
+    `figures`: counters and gauges as metrics.json names them, as many as fit, in turn. `intervals`: of a device, a sign for
+    each batch, or for as many batches in a row that there are 64 signs at most: its mean interval in attempts as a digit
+    of base 36, `.` where the edge has not answered.
+    """
+
+    node: Id
+    role: Role
+    run: OrNone
+    time: Finite
+    edge: OrNone = ""
+    doing: Name = ""
+    trouble: Annotated[str, Field(max_length=200)] = ""
+    figures: Annotated[dict[Name, Finite], Field(max_length=64)] = field(default_factory=dict)
+    intervals: Annotated[str, Field(pattern=r"^[0-9a-z.]{0,64}$")] = ""
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class Event:
+    """Any node -> observers: something happened, as in its events.jsonl; or, `name` "problem", was logged as a warning.
+
+    `number`: grows by one from event to event of a process, so that a doubled one is told. `time`: Unix, by its own clock.
+    """
+
+    node: Id
+    role: Role
+    number: Count
+    time: Finite
+    name: Name
+    fields: Told = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_CHECKED)
+class RunHistory:
+    """Cloud -> observers, retained: the rounds of a run so far, for who comes late. `rows`: oldest first; of a long run older
+    ones are left out here and there. `result`, once there is one: accuracies (fl, bagged, boosted.EDGE, served), version
+    and so on, by name."""
+
+    run: Id
+    rounds: Round
+    rows: Annotated[tuple[HistoryRow, ...], Field(max_length=1024)]
+    result: Annotated[dict[Name, Finite], Field(max_length=64)] = field(default_factory=dict)
+
+
 Message = (
     Status
     | GlobalModel
@@ -191,4 +255,7 @@ Message = (
     | CannotTrain
     | Unfit
     | GlobalHead
+    | Report
+    | Event
+    | RunHistory
 )

@@ -11,10 +11,10 @@ from typing import Literal
 from emo.config import ID
 from emo.errors import TopicError
 from emo.wire import messages
-from emo.wire.messages import Message
+from emo.wire.messages import Message, Role
 
 Link = Literal["wan", "lan"]
-Role = Literal["cloud", "edge", "device"]
+_NODES: tuple[Role, ...] = ("cloud", "edge", "device")
 _KIB, _MIB = 1 << 10, 1 << 20
 
 
@@ -40,9 +40,9 @@ class Route:
 
 
 ROUTES: dict[type[Message], Route] = {
-    messages.Status: Route("wan/status/{node}", 4 * _KIB, ("cloud", "edge", "device"), ("cloud",), retain=True),
+    messages.Status: Route("wan/status/{node}", 4 * _KIB, (*_NODES, "observer"), ("cloud", "observer"), retain=True),
     messages.GlobalModel: Route("wan/global", 1024 * _MIB, ("cloud",), ("device",), retain=True),
-    messages.RunState: Route("wan/state", 4 * _KIB, ("cloud",), ("edge",), retain=True),
+    messages.RunState: Route("wan/state", 4 * _KIB, ("cloud",), ("edge", "observer"), retain=True),
     messages.Update: Route("wan/update/{device}", 1024 * _MIB, ("device",), ("cloud",)),
     messages.Refused: Route("wan/refused/{device}", 16 * _KIB, ("cloud",), ("device",)),
     messages.OverlayWeights: Route("wan/overlay/{edge}", 1024 * _MIB, ("edge",), ("cloud",)),
@@ -56,6 +56,9 @@ ROUTES: dict[type[Message], Route] = {
     ),
     messages.CannotTrain: Route("wan/cannot-train/{node}", 16 * _KIB, ("edge", "device"), ("cloud",)),
     messages.Unfit: Route("wan/unfit/{member}", 16 * _KIB, ("cloud",), ("edge", "device")),
+    messages.Report: Route("wan/report/{node}", _KIB, _NODES, ("observer",), retain=True, droppable=True),
+    messages.Event: Route("wan/event/{node}", 16 * _KIB, _NODES, ("observer",), key=("number",), droppable=True),
+    messages.RunHistory: Route("wan/history", 128 * _KIB, ("cloud",), ("observer",), retain=True, droppable=True),
 }
 
 

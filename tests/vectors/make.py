@@ -57,6 +57,24 @@ def examples() -> list[tuple[Message, int]]:
         (messages.Unfit("device-1", "input is 3, 8, 8 there and 1, 8, 8 at the cloud"), whole),
         (messages.Status("device-2", "device", True, 17, facts, "a trial step fails"), whole),
         (messages.GlobalHead(one, 3, _WEIGHTS), 200),
+        (
+            messages.Report(
+                "device-1", "device", one, 1795996800.5, "edge-1", "trains round 3", "", {"train.loss": 0.25}, "004z."
+            ),
+            whole,
+        ),
+        (
+            messages.Event(
+                "cloud",
+                "cloud",
+                7,
+                1795996800.5,
+                "round",
+                {"round": 3, "accuracy": None, "left_out": {"device-2": "late"}},
+            ),
+            whole,
+        ),
+        (messages.RunHistory(one, 60, ((1, 0.5, 2.25, 3.5, 2, 2, 0, 1024),), {"fl": 0.5}), whole),
     ]
 
 

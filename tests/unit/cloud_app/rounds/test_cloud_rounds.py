@@ -8,7 +8,7 @@ from clouds import cloud, opened, update
 from cloud_app.rounds.node import Host
 from emo.journal import Journal
 from emo.wire.compression import digest
-from emo.wire.messages import GlobalModel, Status
+from emo.wire.messages import GlobalModel, RunHistory, Status
 
 
 def told(node, name):
@@ -93,7 +93,8 @@ def test_the_next_round_is_opened_before_the_last_is_measured_and_closed_after()
         for name in ("a", "b"):
             list(node.handle(update(name, round=number, value=number), number))
     assert (node.state.round, node.state.phase, measured) == (2, "collecting", [])
-    assert list(node.work(0)) == [None]
+    first, told = node.work(0)
+    assert (first, type(told), told.rows[-1][:3]) == (None, RunHistory, (1, 0.5, 0.5))
     assert list(node.work(0)) == []
     list(node.tick(3))
     assert (node.state.round, node.state.phase, measured) == (3, "collecting", [1.0])

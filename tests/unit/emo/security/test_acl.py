@@ -13,7 +13,7 @@ from emo.security import acl, mosquitto
 from emo.security.members import Members
 from emo.wire.topics import ROUTES
 
-MEMBERS = Members(edges={"edge-1": ("device-01", "device-02"), "edge-2": ("device-03",)})
+MEMBERS = Members(edges={"edge-1": ("device-01", "device-02"), "edge-2": ("device-03",)}, observers=("watch",))
 
 # By hand, from docs/protocol.md.
 WAN = {
@@ -28,9 +28,22 @@ WAN = {
         ("read", "emo/wan/overlay/+"),
         ("read", "emo/wan/cannot-train/+"),
         ("write", "emo/wan/unfit/+"),
+        ("write", "emo/wan/report/cloud/+"),
+        ("write", "emo/wan/event/cloud"),
+        ("write", "emo/wan/history/+"),
+    },
+    "watch": {
+        ("write", "emo/wan/status/watch/0"),
+        ("read", "emo/wan/status/+/+"),
+        ("read", "emo/wan/state/+"),
+        ("read", "emo/wan/report/+/+"),
+        ("read", "emo/wan/event/+"),
+        ("read", "emo/wan/history/+"),
     },
     "edge-2": {
         ("write", "emo/wan/status/edge-2/0"),
+        ("write", "emo/wan/report/edge-2/0"),
+        ("write", "emo/wan/event/edge-2"),
         ("write", "emo/wan/cannot-train/edge-2"),
         ("read", "emo/wan/unfit/edge-2"),
         ("read", "emo/wan/state/+"),
@@ -39,6 +52,8 @@ WAN = {
     },
     "device-03": {
         ("write", "emo/wan/status/device-03/0"),
+        ("write", "emo/wan/report/device-03/0"),
+        ("write", "emo/wan/event/device-03"),
         ("read", "emo/wan/global/+"),
         ("write", "emo/wan/update/device-03"),
         ("read", "emo/wan/refused/device-03"),
@@ -62,7 +77,7 @@ LAN = {
 
 def test_the_wan():
     found = acl.grants(MEMBERS, "emo")
-    assert list(found) == ["cloud", "edge-1", "edge-2", "device-01", "device-02", "device-03"]
+    assert list(found) == ["cloud", "edge-1", "edge-2", "device-01", "device-02", "device-03", "watch"]
     assert {name: set(found[name]) for name in WAN} == WAN
 
 

@@ -19,14 +19,16 @@ def test_the_table_covers_every_kind():
 
 
 def test_what_may_be_lost_is_what_the_run_can_do_without():
-    lossy = {messages.ActivationBatch, messages.TapReport, messages.Interval}
+    told = {messages.Report, messages.Event, messages.RunHistory}
+    lossy = {messages.ActivationBatch, messages.TapReport, messages.Interval, *told}
     assert {kind for kind, route in topics.ROUTES.items() if route.droppable} == lossy
 
 
 def test_a_newer_message_replaces_the_older_of_the_same_thing_only():
-    ids = {"node", "member", "device", "edge", "batch"}
+    ids = {"node", "member", "device", "edge", "batch", "number"}
     for message in examples():
-        same = {name: value for name, value in vars(message).items() if name in ids}
+        other = {"edge"} if isinstance(message, messages.Report) else set()  # a device's: no part of its name
+        same = {name: value for name, value in vars(message).items() if name in ids - other}
         assert sorted(topics.key(message)[1:]) == sorted(str(value) for value in same.values())
 
 
@@ -45,6 +47,9 @@ def test_numbers_on_the_wire_never_change():
         "CannotTrain",
         "Unfit",
         "GlobalHead",
+        "Report",
+        "Event",
+        "RunHistory",
     ]
 
 
@@ -83,6 +88,14 @@ def test_each_role_subscribes_to_what_it_reads():
         "emo/wan/refused/d1",
         "emo/wan/unfit/d1",
     ]
+    assert topics.filters("emo", "observer", "wan") == [
+        "emo/wan/status/+/+",
+        "emo/wan/state/+",
+        "emo/wan/report/+/+",
+        "emo/wan/event/+",
+        "emo/wan/history/+",
+    ]
+    assert topics.filters("emo", "observer", "lan") == []
     assert topics.filters("emo", "device", "lan", edge="e1", device="d1") == ["emo/lan/e1/interval/d1"]
 
 

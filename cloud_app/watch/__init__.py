@@ -1,0 +1,1 @@
+"""`emo watch`: an observer that only reads, and its page."""
