@@ -1,4 +1,7 @@
-"""What a plan means for each of its nodes: id, configuration, network, share of the data, and who is sampled."""
+"""What a plan means for each of its nodes: id, configuration, network, share of the data, and who is sampled.
+
+A simulated node tells observers nothing (`report_s`): the run's folder says it all, and its WAN carries what the paper counts.
+"""
 
 from pathlib import Path
 
@@ -77,6 +80,7 @@ def device(plan: Plan, number: int) -> DeviceConfig:
         edge=edge,
         batch_size=plan.batch_size,
         tap=plan.tap,
+        report_s=None,
     )
 
 
@@ -91,6 +95,7 @@ def edge(plan: Plan, number: int, folder: Path) -> EdgeConfig:
         cache=plan.cache.model_copy(update={"dir": folder, "durability": "none", "batch_samples": samples}),
         controller=plan.controller,
         overlay=plan.overlay.model_copy(update={"seed": plan.seed + number + 1}),
+        report_s=None,
     )
 
 
@@ -111,4 +116,5 @@ def cloud(plan: Plan, deadline_s: float, give_up_s: float) -> CloudConfig:
             give_up_s=give_up_s,
         ),
         overlays=Overlays(edges=tuple(edge_id(each) for each in edges), fresh_rounds=plan.fresh_rounds),
+        report_s=None,
     )

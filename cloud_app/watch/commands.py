@@ -15,7 +15,9 @@ def register(commands: Commands) -> None:
     text = "a page, metrics and figures of a fleet, from a node that only reads"
     option = commands.add("watch", _watch, text, "watch", GRACEFUL).add_argument
     option("--config", type=Path, metavar="FILE", help="the observer's configuration (default: none; or --run)")
-    text = "show a run that is over: the state_dir of a cloud or of an observer, or a simulation's folder (default: none)"
+    text = (
+        "show a run that is over: the state_dir of a cloud or of an observer, or a simulation's folder (default: none)"
+    )
     option("--run", dest="folder", type=Path, metavar="DIR", help=text)
     option("--host", help="the address to listen on; 0.0.0.0: every one (default: as configured, else 127.0.0.1)")
     option("--port", type=int, help="0: any free one (default: as configured, else 8080)")

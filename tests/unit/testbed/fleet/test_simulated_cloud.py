@@ -1,5 +1,7 @@
 """The simulated cloud: updates count when they come in time, the deadline closes a round, and it goes on where it was."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from fleet import MODEL
@@ -51,6 +53,20 @@ def test_all_updates_close_the_round_when_the_last_one_comes():
     assert made.node.done
     (state,) = packets.decode(made.run_state)
     assert state.phase == "done"
+
+
+def test_it_tells_observers_nothing():
+    made = cloud()
+    made.close([(1.0, update(device, 1, 1)) for device in range(3)])
+    assert made.state.history
+    assert {name for name in made._journal.counts if name.startswith("sent.")} == {
+        "sent.GlobalModel",
+        "sent.RunState",
+        "sent.Status",
+    }
+    plan = PLAN.model_copy(update={"method": "emo", "edges": (1.0,)})
+    configs = [node_configs.device(plan, 0), node_configs.edge(plan, 0, Path()), node_configs.cloud(plan, 300.0, 600.0)]
+    assert [config.report_s for config in configs] == [None, None, None]
 
 
 def test_what_comes_after_the_deadline_does_not_count():
