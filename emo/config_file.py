@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from emo import bounded_yaml
-from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Section
+from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Section, WatchConfig
 from emo.errors import ConfigError, nearest
 
 T = TypeVar("T", bound=Section)
-Node = DeviceConfig | EdgeConfig | CloudConfig
+Node = DeviceConfig | EdgeConfig | CloudConfig | WatchConfig
 _SHOWN, _SAID = 80, 20  # characters of a wrong value; wrong values of a file
 _SECRET = "password"  # noqa: S105 - the key: its value is never shown, and is no YAML: 0123 is not 83
 
@@ -33,9 +33,15 @@ def any_tier(path: Path, environ: Mapping[str, str] = os.environ) -> Node:
 
 def tier_of(values: dict[str, Any], where: str, environ: Mapping[str, str]) -> Node:
     """`parse` as the tier whose keys `values` has most of."""
-    kinds: tuple[type[Node], ...] = (DeviceConfig, EdgeConfig, CloudConfig)
+    kinds: tuple[type[Node], ...] = (DeviceConfig, EdgeConfig, CloudConfig, WatchConfig)
     kind = max(kinds, key=lambda kind: len(set(values) & set(kind.model_fields)))
     return parse(kind, values, where, environ)
+
+
+def tier(node: Node) -> str:
+    """As messages and certificates call it: device, edge, cloud or observer."""
+    name = type(node).__name__.removesuffix("Config").lower()
+    return "observer" if name == "watch" else name
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -21,22 +21,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig
-from emo.config_file import any_tier
+from emo.config import Broker, CloudConfig, Data, DeviceConfig, EdgeConfig, WatchConfig
+from emo.config_file import Node, any_tier, tier
 from emo.errors import BrokerError, ConfigError, EmoError
 from emo.logs import printable
 from emo.mqtt.probe import probe
-from emo.ops import broker_checks, tls_checks, trial
+from emo.ops import broker_checks, tls_checks, trial, watch_checks
 from emo.runtime import heartbeat
 
-Config = DeviceConfig | EdgeConfig | CloudConfig
+Tiers = DeviceConfig | EdgeConfig | CloudConfig
 Level = Literal["ok", "warn", "FAIL"]
 
 _PACKAGES = {
     "device": ("torch",),
     "edge": ("torch", "h5py"),
     "cloud": ("torch", "onnx", "onnxscript", "onnxruntime", "uvicorn"),
+    "observer": ("uvicorn", "starlette", "prometheus_client"),
 }
+_EXTRAS = {"observer": "watch"}
 _NEEDS = {"folder": ("pillow", "PIL")}
 _PAHO = (2, 2)
 _PIN = "pin another version: torch==2.9.1 is known to run on ARMv8.0, such as a Raspberry Pi 4"
@@ -85,7 +87,7 @@ def run(config_path: Path | None, as_json: bool) -> int:
 
 def checks(config_path: Path | None) -> Iterator[Check]:
     """One by one, as they are made. Without a configuration: this machine only."""
-    config: Config | None = None
+    config: Node | None = None
     wrong = None
     if config_path is not None:
         try:
@@ -95,23 +97,28 @@ def checks(config_path: Path | None) -> Iterator[Check]:
     yield _python()
     yield _clock(time.time())
     yield from _packages(config)
-    torch = _torch(config)
-    yield torch
+    torch = None if isinstance(config, WatchConfig) else _torch(config)
+    if torch is not None:
+        yield torch
     if wrong is not None:
         for line in str(wrong).splitlines():
             yield Check("FAIL", "config", line, "correct it; `emo init DIR` writes examples")
     if config is None or config_path is None:
         return
-    yield Check("ok", "config", f"{config_path}: {_tier(config)} {config.id}")
-    data = [] if isinstance(config, EdgeConfig) else [_data(config.data)]
-    yield from data
-    if all(check.level == "ok" for check in (torch, *data)):
-        yield _ready(config, config_path)
+    yield Check("ok", "config", f"{config_path}: {tier(config)} {config.id}")
+    if isinstance(config, WatchConfig):
+        for level, what, detail, advice in watch_checks.findings(config, _alive(config)):
+            yield Check(level, what, detail, advice)
+    else:
+        data = [] if isinstance(config, EdgeConfig) else [_data(config.data)]
+        yield from data
+        if all(check is None or check.level == "ok" for check in (torch, *data)):
+            yield _ready(config, config_path)
     for what, folder in _folders(config).items():
         yield _folder(what, folder)
     for names, broker in _brokers(config).items():
         yield from _tls(names, broker, config.id)
-        yield from _broker(names, broker, _connected(config))
+        yield from _broker(names, broker, _alive(config, connected=True))
 
 
 # -- this machine
@@ -131,22 +138,23 @@ def _clock(now: float) -> Check:
     return Check("ok", "clock", shown)
 
 
-def _packages(config: Config | None) -> Iterator[Check]:
+def _packages(config: Node | None) -> Iterator[Check]:
     paho = _version("paho-mqtt") or "0"
     if tuple(int(part) for part in paho.split(".")[:2]) < _PAHO:
         detail = f"{paho}: drops its own connection on a long payload"
         yield Check("FAIL", "paho-mqtt", detail, "pip install -U paho-mqtt")
-    for tier, names in _PACKAGES.items():
-        if config is not None and tier != _tier(config):
+    for name, needed in _PACKAGES.items():
+        if config is not None and name != tier(config):
             continue
-        versions = {name: _version(name) for name in ("paho-mqtt", *names)}
-        missing = [name for name, version in versions.items() if version is None]
+        versions = {package: _version(package) for package in ("paho-mqtt", *needed)}
+        missing = [package for package, version in versions.items() if version is None]
         if missing:
             level: Level = "warn" if config is None else "FAIL"
-            detail = f"cannot run a {tier} here, {', '.join(missing)} missing"
-            yield Check(level, "packages", detail, f"if it should: pip install 'emo-overlays[{tier}]'")
+            detail = f"cannot run {'an' if name[0] in 'eo' else 'a'} {name} here, {', '.join(missing)} missing"
+            advice = f"if it should: pip install 'emo-overlays[{_EXTRAS.get(name, name)}]'"
+            yield Check(level, "packages", detail, advice)
         else:
-            yield Check("ok", "packages", f"{tier}: " + ", ".join(f"{n} {v}" for n, v in versions.items()))
+            yield Check("ok", "packages", f"{name}: " + ", ".join(f"{n} {v}" for n, v in versions.items()))
 
 
 def _version(name: str) -> str | None:
@@ -156,10 +164,10 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _torch(config: Config | None) -> Check:
+def _torch(config: Node | None) -> Check:
     level: Level = "warn" if config is None else "FAIL"
     if _version("torch") is None:
-        return Check(level, "torch", "not installed", "every tier but the endpoint needs it: see packages")
+        return Check(level, "torch", "not installed", "every tier needs it, but endpoint and observer: see packages")
     try:
         ended = trial.run(["-c", _STEP], _TORCH_S)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -174,10 +182,6 @@ def _torch(config: Config | None) -> Check:
 
 
 # -- the configuration
-
-
-def _tier(config: Config) -> str:
-    return type(config).__name__.removesuffix("Config").lower()
 
 
 def _data(data: Data) -> Check:
@@ -199,9 +203,9 @@ def _data(data: Data) -> Check:
     return Check("ok", "data", f"{data.name} in {data.dir}")
 
 
-def _ready(config: Config, path: Path) -> Check:
+def _ready(config: Tiers, path: Path) -> Check:
     """Network and data are read, built and compared as at the tier's start."""
-    module = f"{_tier(config)}_app.ready"
+    module = f"{tier(config)}_app.ready"
     try:
         ended = trial.run(["-c", _READY, module, path], _READY_S)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -216,7 +220,7 @@ def _ready(config: Config, path: Path) -> Check:
     return Check("FAIL", "start", detail, f"try it: {sys.executable} -m {module} {path}")
 
 
-def _folders(config: Config) -> dict[str, Path]:
+def _folders(config: Node) -> dict[str, Path]:
     folders = {"state_dir": config.state_dir}
     if isinstance(config, EdgeConfig):
         folders["cache.dir"] = config.cache.dir
@@ -242,9 +246,9 @@ def _folder(what: str, folder: Path) -> Check:
 # -- its brokers
 
 
-def _brokers(config: Config) -> dict[str, Broker]:
+def _brokers(config: Node) -> dict[str, Broker]:
     """Link -> broker; one that plays both parts is asked once."""
-    if isinstance(config, CloudConfig):
+    if isinstance(config, CloudConfig | WatchConfig):
         return {"wan": config.wan}
     if isinstance(config, DeviceConfig) and (config.edge is None or not config.tap.enabled):
         return {"wan": config.wan}
@@ -253,13 +257,13 @@ def _brokers(config: Config) -> dict[str, Broker]:
     return {"wan": config.wan, "lan": config.lan}
 
 
-def _connected(config: Config) -> bool:
-    """Whether the node runs, and has every broker that it needs."""
+def _alive(config: Node, connected: bool = False) -> bool:
+    """Whether the node runs, and, if `connected`, has every broker that it needs."""
     try:
         beat = heartbeat.read(config.state_dir)
     except ConfigError:
         return False
-    return beat is not None and not beat.wrong(_BEAT_S, connected=True)
+    return beat is not None and not beat.wrong(_BEAT_S, connected)
 
 
 def _tls(names: str, broker: Broker, name: str) -> Iterator[Check]:

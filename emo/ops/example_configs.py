@@ -1,4 +1,4 @@
-"""`emo init`: example configurations that run as they are: a cloud, two edges, four devices, one broker on this machine."""
+"""`emo init`: example configurations that run as they are: a cloud, two edges, four devices, an observer, one broker here."""
 
 import json
 import shlex
@@ -44,6 +44,7 @@ def commands(folder: Path) -> str:
         "the cloud": ["emo", "cloud", "--config", folder / "cloud.yaml"],
         **{edge: ["emo", "edge", "--config", folder / f"{edge}.yaml"] for edge in _EDGES},
         "four devices in one process": ["emo", "device", "--config", *(folder / name for name in devices)],
+        "a page that shows it all, http://127.0.0.1:8080": ["emo", "watch", "--config", folder / "watch.yaml"],
         "at the end, the model behind HTTP": ["emo", "serve", "--models", folder / "models"],
     }
     return "".join(f"# {what}\n{shlex.join(map(str, words))}\n" for what, words in steps.items())
@@ -61,6 +62,7 @@ def _fill(folder: Path) -> Iterator[tuple[str, str]]:
         state = folder / "state" / device
         text = _text("device", id=device, edge=edge, state_dir=state, index=index, count=len(pairs))
         yield f"{device}.yaml", text
+    yield "watch.yaml", _text("watch", state_dir=folder / "state" / "watch")
 
 
 def _text(kind: str, **values: Path | str | int) -> str:

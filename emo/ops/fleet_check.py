@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from emo import bounded_yaml
-from emo.config import CloudConfig, DeviceConfig, EdgeConfig
-from emo.config_file import Node, any_tier, tier_of
+from emo.config import CloudConfig, DeviceConfig, EdgeConfig, Tier, WatchConfig
+from emo.config_file import Node, any_tier, tier, tier_of
 from emo.errors import ConfigError, nearest
+from emo.security import members
 
 _STDIN = Path("-")
 _MOST = 64 << 20  # bytes of standard input
@@ -25,7 +26,7 @@ N = TypeVar("N", DeviceConfig, EdgeConfig, CloudConfig)
 
 def count(nodes: Mapping[str, Node]) -> str:
     """As "1 cloud, 4 devices"."""
-    kinds = Counter(type(node).__name__.removesuffix("Config").lower() for node in nodes.values())
+    kinds = Counter(map(tier, nodes.values()))
     return ", ".join(f"{number} {kind}{'s' if number > 1 else ''}" for kind, number in sorted(kinds.items()))
 
 
@@ -59,7 +60,7 @@ def _together(lines: Sequence[str]) -> list[str]:
 def _inputs(path: Path) -> Iterator[Callable[[], tuple[str, Node]]]:
     """A call for each configuration in `path`. Raises ConfigError when their number cannot be told."""
     if path != _STDIN:
-        yield lambda: (str(path), any_tier(path, {}))
+        yield lambda: (str(path), _whole(any_tier(path, {}), path))
         return
     data = sys.stdin.buffer.read(_MOST + 1)
     if len(data) > _MOST:
@@ -70,6 +71,20 @@ def _inputs(path: Path) -> Iterator[Callable[[], tuple[str, Node]]]:
         raise ConfigError("standard input: is not UTF-8 text") from error
     for number, part in enumerate((part for part in parts if part.strip()), 1):
         yield functools.partial(_part, f"standard input, part {number}", part)
+
+
+def _whole(node: Node, path: Path) -> Node:
+    """With the file that it names; those in a configuration from standard input lie on other machines."""
+    if isinstance(node, WatchConfig) and node.fleet is not None:
+        try:
+            role = members.load(node.fleet).role(node.id)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: fleet: {error}") from error
+        if role != "observer":
+            raise ConfigError(
+                f"{path}: id: {node.id!r} is a node of tier {role} in {node.fleet}, no observer: give it another"
+            )
+    return node
 
 
 def _part(where: str, text: str) -> tuple[str, Node]:
@@ -110,10 +125,11 @@ def _where(nodes: Mapping[str, Node], name: str) -> str:
 
 
 def _alike(nodes: Mapping[str, Node]) -> Iterator[str]:
-    """What has to be the same on every node: the model, the topics' first level, encryption at one broker."""
+    """What has to be the same on every node that has it: the model, the topics' first level, encryption at one broker."""
     first: dict[str, tuple[str, Any]] = {}
     for where, node in sorted(nodes.items(), key=lambda item: not isinstance(item[1], CloudConfig)):
-        has = {f"model.{key}": value for key, value in node.model.model_dump(mode="json").items()}
+        model = node.model.model_dump(mode="json") if isinstance(node, Tier) else {}  # an observer has none
+        has = {f"model.{key}": value for key, value in model.items()}
         has |= {"wan.root": node.wan.root, f"wan.port at {node.wan.host}": node.wan.port}
         for broker in (node.wan, getattr(node, "lan", node.wan)):
             if broker.host not in _LOOPBACK:

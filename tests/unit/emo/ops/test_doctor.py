@@ -1,18 +1,24 @@
 """`emo doctor` finds what would stop a run, says what to do, and imports no torch itself."""
 
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
+from brokers import free_port
 
+from emo import cli, config_file
 from emo.config import Broker
 from emo.errors import BrokerError
 from emo.mqtt.probe import Probe
 from emo.ops import doctor
 from emo.ops.example_configs import init
+from emo.runtime import heartbeat
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +124,7 @@ def test_missing_packages_matter_to_their_tier_only(files, monkeypatch):
     assert edge.level == "FAIL"
     assert "h5py" in edge.detail
     assert "emo-overlays[edge]" in edge.advice
-    assert [check.level for check in find("packages")] == ["ok", "warn", "ok"]
+    assert [check.level for check in find("packages")] == ["ok", "warn", "ok", "ok"]
 
 
 def test_an_old_paho_is_refused(monkeypatch):
@@ -220,6 +226,86 @@ def test_which_brokers_are_asked(files, monkeypatch):
 def test_what_a_broker_takes(found, levels, monkeypatch):
     monkeypatch.setattr(doctor, "probe", lambda _broker: found)
     assert [check.level for check in doctor._broker("wan", Broker())] == levels
+
+
+# -- an observer
+
+
+@pytest.fixture
+def watch(files, monkeypatch):
+    monkeypatch.setattr(doctor, "_STEP", "raise SystemExit('an observer needs no torch')")
+    change(files["watch"], "port: 8080", f"port: {free_port()}")
+    return files["watch"]
+
+
+def test_an_observer_needs_no_torch_and_its_endpoint_may_come_later(watch, capsys):
+    assert doctor.run(watch, as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if not line.startswith("ok ")] == [
+        line for line in lines if line.startswith("warn  endpoint") and "it needs a first model" in line
+    ]
+    text = "\n".join(lines)
+    for said in (": observer watch", "observer: paho-mqtt", "127.0.0.1:", " is free", "state_dir", "broker wan"):
+        assert said in text
+    assert "torch" not in text
+
+
+def test_a_page_whose_port_is_taken(watch):
+    port = int(re.search(r"(?m)^port: (\d+)", watch.read_text())[1])
+    with socket.create_server(("127.0.0.1", port)):
+        check = one("page", watch)
+    assert (check.level, check.advice) == ("FAIL", "correct host, or name another port")
+    assert f"127.0.0.1:{port} cannot be listened at: Address" in check.detail
+
+
+def test_an_observer_that_runs_is_not_asked_for_its_port(watch):
+    state = config_file.any_tier(watch, {}).state_dir
+    port = int(re.search(r"(?m)^port: (\d+)", watch.read_text())[1])
+    heart = heartbeat.HeartbeatWriter(state, "observer", "watch", lambda: {"wan": True})
+    state.mkdir(parents=True)
+    heart.beat()
+    with socket.create_server(("127.0.0.1", port)):
+        assert one("page", watch).detail.endswith("this observer runs, and has it")
+    assert cli.main(["health", "--config", str(watch), "--connected"]) == 0
+
+
+def test_who_is_let_in_to_the_page(watch, tmp_path):
+    change(watch, "host: 127.0.0.1  ", "host: 0.0.0.0  ")
+    assert "everybody who reaches it sees the fleet" in find("page", watch)[-1].detail
+    keys = tmp_path / "keys"
+    change(watch, "#api_key_file: null", f"api_key_file: {keys}")
+    assert [(check.what, check.level) for check in find("page", watch)] == [("page", "ok"), ("page keys", "FAIL")]
+    for text, wrong in (("# none\n", "holds no key"), ("short\n", "a key of less than 16 characters")):
+        keys.write_text(text)
+        assert wrong in one("page keys", watch).detail
+    keys.write_text("0123456789abcdef\n")
+    keys.chmod(0o644)
+    assert one("page keys", watch).advice == f"chmod 600 {keys}"
+    keys.chmod(0o600)
+    assert find("page", watch)[-1].detail.endswith("its keys can be read on the way")
+    change(watch, "#tls_cert: null", f"tls_cert: {keys}")
+    change(watch, "#tls_key: null", f"tls_key: {keys}")
+    assert "no certificate and its unencrypted key" in one("page tls", watch).detail
+
+
+def test_the_fleet_that_an_observer_shows(watch, tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    change(watch, "#fleet: null", f"fleet: {fleet}")
+    for text, level, said in (
+        (None, "FAIL", "cannot be read"),
+        ("edges: {edge-1: [device-01]}\n", "FAIL", "no node 'watch' in this fleet"),
+        ("edges: {watch: [device-01]}\n", "FAIL", "watch is a node of tier edge"),
+        ("edges: {edge-1: [device-01]}\nobservers: [watch]\n", "ok", "watch may watch it"),
+    ):
+        if text:
+            fleet.write_text(text)
+        check = one("fleet", watch)
+        assert (check.level, said in check.detail) == (level, True), check
+
+
+def test_an_endpoint_that_answers(watch, monkeypatch):
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_args, **_options: contextlib.nullcontext())
+    assert one("endpoint", watch).detail == "http://127.0.0.1:8000 answers"
 
 
 def test_an_edges_own_broker_need_not_retain(monkeypatch):

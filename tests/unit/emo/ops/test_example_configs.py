@@ -12,7 +12,12 @@ from emo import config, config_file
 from emo.errors import ConfigError
 from emo.ops.example_configs import commands, init
 
-KINDS = {"cloud": config.CloudConfig, "edge": config.EdgeConfig, "device": config.DeviceConfig}
+KINDS = {
+    "cloud": config.CloudConfig,
+    "edge": config.EdgeConfig,
+    "device": config.DeviceConfig,
+    "watch": config.WatchConfig,
+}
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def written(values):
 
 
 def test_it_writes_one_file_a_node(folder, files):
-    nodes = ["cloud", "edge-1", "edge-2", *(f"device-0{n}" for n in (1, 2, 3, 4))]
+    nodes = ["cloud", "edge-1", "edge-2", *(f"device-0{n}" for n in (1, 2, 3, 4)), "watch"]
     assert {path.name for path in files} == {f"{node}.yaml" for node in nodes}
     assert {path.name for path in folder.iterdir()} == {path.name for path in files}
     assert sorted(read(path).id for path in files) == sorted(nodes)
@@ -85,7 +90,8 @@ def test_the_nodes_fit_each_other(folder, files):
     devices = {name: node for name, node in nodes.items() if name.startswith("device")}
     assert set(cloud.overlays.edges) == set(edges)
     assert cloud.rounds.min_devices == len(devices)
-    assert {node.model for node in nodes.values()} == {cloud.model}
+    watch = nodes["watch"]
+    assert {node.model for node in nodes.values() if node is not watch} == {cloud.model}
     assert {node.wan for node in nodes.values()} == {cloud.wan}
     assert {device.data for device in devices.values()} == {cloud.data}
     for name, device in devices.items():

@@ -46,9 +46,9 @@ def change(path, **keys):
 
 
 def test_the_examples_fit(fleet, check):
-    assert check(*fleet.values(), code=0) == ["ok: 1 cloud, 4 devices, 2 edges, and they fit each other"]
+    assert check(*fleet.values(), code=0) == ["ok: 1 cloud, 4 devices, 2 edges, 1 observer, and they fit each other"]
     told = json.loads(check(*fleet.values(), "--json", code=0)[0])
-    assert told == {"ok": True, "nodes": 7, "wrong": []}
+    assert told == {"ok": True, "nodes": 8, "wrong": []}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,12 @@ def test_the_examples_fit(fleet, check):
         ("device-02", {"partition__alpha": 1.0}, "alpha differ"),
         ("device-02", {"model__classes": 3}, "model.classes is 3"),
         ("edge-1", {"id": "edge/1"}, "id: String should match pattern"),
+        ("watch", {"id": "edge-1"}, "2 nodes are called 'edge-1'"),
+        ("watch", {"wan__root": "other"}, "wan.root is other, "),
+        ("watch", {"wan__port": 2883}, "wan.port at 127.0.0.1 is 2883"),
+        ("watch", {"nods": 3}, "nods: unknown key; did you mean 'nodes'?"),
+        ("watch", {"tls_key": "key.pem"}, "tls_cert and tls_key go together"),
+        ("watch", {"fleet": "nowhere.yaml"}, "fleet: nowhere.yaml: cannot be read"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_said_with_its_place(node, keys, says, fleet, check):
@@ -87,6 +93,26 @@ def test_what_cannot_work_is_said_with_its_place(node, keys, says, fleet, check)
     assert any(says in line for line in lines), lines
     assert all(".yaml" in line for line in lines)
     assert json.loads(check(*fleet.values(), "--json", code=1)[0])["wrong"] == lines
+
+
+def test_a_fleet_has_as_many_observers_as_it_likes(fleet, check, tmp_path):
+    text = fleet["watch"].read_text(encoding="utf-8")
+    second = fleet["watch"].with_name("watch-2.yaml")
+    second.write_text(text.replace("id: watch", "id: watch-2", 1), encoding="utf-8")
+    assert "2 observers" in check(*fleet.values(), second, code=0)[0]
+    members = tmp_path / "fleet.yaml"
+    members.write_text("edges: {edge-1: [watch-2]}\nobservers: [watch]\n")
+    for path in (fleet["watch"], second):
+        change(path, fleet=str(members))
+    (line,) = check(*fleet.values(), second, code=1)
+    assert "watch-2.yaml: id: 'watch-2' is a node of tier device in" in line
+
+
+def test_the_fleet_of_a_configuration_from_elsewhere_is_not_looked_for(fleet, check, monkeypatch):
+    change(fleet["watch"], fleet="/etc/emo/fleet.yaml")
+    stdin = io.TextIOWrapper(io.BytesIO(fleet["watch"].read_bytes()))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    assert check("-", code=0) == ["ok: 1 observer, and they fit each other"]
 
 
 def test_encryption_at_one_broker_is_for_all_or_for_none(fleet, check):
@@ -133,7 +159,7 @@ def test_standard_input_holds_them_all(fleet, check, monkeypatch):
 
     texts = [path.read_text(encoding="utf-8") for path in fleet.values()]
     given("".join(f"---\n{text}\n" for text in texts).encode())
-    assert check("-", code=0) == ["ok: 1 cloud, 4 devices, 2 edges, and they fit each other"]
+    assert check("-", code=0) == ["ok: 1 cloud, 4 devices, 2 edges, 1 observer, and they fit each other"]
     wide = [text.replace("#width: 1.0", "width: wide") for text in texts]
     given("---\n".join([*wide, "- a list\n", "a: [\n", texts[0]]).encode())
     lines = check("-", code=1)
