@@ -25,6 +25,7 @@ cloud: cloud
 edges:
   edge-1: [device-01, device-02]
   edge-2: [device-03]
+observers: [watch, watch-2]
 """
 
 LINKS = {"wan": None, "lan": "edge-1"}  # and whose broker it is
@@ -91,9 +92,9 @@ class Site:
             self.copy(daemon.folder / "tls")
             daemon.reload()
 
-    def members(self, device: str, there: bool) -> None:
-        """A device leaves the fleet, or comes back: the access rules anew."""
-        text = FLEET if there else re.sub(rf",? ?{device}", "", FLEET)
+    def members(self, name: str, there: bool) -> None:
+        """A device or an observer leaves the fleet, or comes back: the access rules anew."""
+        text = FLEET if there else re.sub(rf",? ?{name}", "", FLEET)
         self.fleet.write_text(text, encoding="utf-8")
         for daemon in self._brokers:
             self._configure(daemon.folder, daemon.port)

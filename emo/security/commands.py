@@ -81,7 +81,7 @@ def register(commands: Commands) -> None:
         parser.add_argument("--host", nargs="+", default=[], help="a broker's host names and addresses (default: none)")
     for parser, days in ((init, _CA_DAYS), (rotate, _CA_DAYS), (issue, _DAYS), (renew, _DAYS)):
         parser.add_argument("--days", type=_positive, default=days, help="how many it is good for")
-    text = "refuse an id that is not in this fleet.yaml, and a broker for a device (default: any id)"
+    text = "refuse an id that is not in this fleet.yaml, and a broker beside a device or an observer (default: any id)"
     issue.add_argument("--fleet", type=Path, metavar="FILE", help=text)
     text = "it was revoked, and is in the right hands again: give it another, for a new key"
     issue.add_argument("--readmit", action="store_true", help=text)
@@ -164,8 +164,8 @@ def _issue(args: argparse.Namespace) -> Result:
         from emo.security import members
 
         role = members.load(args.fleet).role(args.id)
-        if args.broker and role == "device":
-            raise CertificateError(f"--broker: {args.id} is a device; brokers stand beside edges and the cloud")
+        if args.broker and role not in {"cloud", "edge"}:
+            raise CertificateError(f"--broker: {args.id} is of tier {role}; brokers stand beside edges and the cloud")
     _out(args)
     with pem_files.lock(args.ca):
         request = pem_files.request(args.csr)

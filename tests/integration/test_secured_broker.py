@@ -11,8 +11,9 @@ from secured import LINKS, Rogue
 from emo.mqtt import tls
 
 NODES = ("cloud", "edge-1", "edge-2", "device-01", "device-02", "device-03")
+OBSERVER = "watch"
 STRANGER = "device-99"  # has a certificate, and is in no fleet.yaml
-IDS = (*NODES, STRANGER)
+IDS = (*NODES, OBSERVER, STRANGER)
 
 # Who may write where, by hand from docs/protocol.md, at the WAN broker and at that of edge-1.
 WRITES = {
@@ -24,13 +25,23 @@ WRITES = {
             "wan/global/1",
             "wan/state/0",
             "wan/state/1",
+            "wan/head/0",
+            "wan/report/cloud/0",
+            "wan/report/cloud/1",
+            "wan/event/cloud",
+            "wan/history/0",
         ]
-        + [f"wan/refused/{name}" for name in IDS],
-        **{edge: [f"wan/status/{edge}/0", f"wan/overlay/{edge}"] for edge in ("edge-1", "edge-2")},
+        + [f"wan/{kind}/{name}" for name in IDS for kind in ("refused", "unfit")],
         **{
-            device: [f"wan/status/{device}/0", f"wan/update/{device}"]
-            for device in ("device-01", "device-02", "device-03")
+            node: [
+                f"wan/status/{node}/0",
+                f"wan/report/{node}/0",
+                *(f"wan/{kind}/{node}" for kind in ("event", "cannot-train")),
+                f"wan/{'overlay' if node.startswith('edge') else 'update'}/{node}",
+            ]
+            for node in NODES[1:]
         },
+        OBSERVER: [f"wan/status/{OBSERVER}/0"],
     },
     "lan": {
         "edge-1": [f"lan/edge-1/interval/{name}" for name in IDS],
@@ -43,10 +54,10 @@ WRITES = {
 # And who reads what, of all that somebody may write.
 READS = {
     "wan": {
-        "cloud": r"wan/(status|update|overlay)/.*",
-        "edge-1": r"wan/state/.*",
-        "edge-2": r"wan/state/.*",
-        **{device: rf"wan/(global/.*|refused/{device})" for device in ("device-01", "device-02", "device-03")},
+        "cloud": r"wan/(status|update|overlay|cannot-train)/.*",
+        **{edge: rf"wan/(state/.*|head/.*|unfit/{edge})" for edge in ("edge-1", "edge-2")},
+        **{device: rf"wan/(global/.*|(refused|unfit)/{device})" for device in ("device-01", "device-02", "device-03")},
+        OBSERVER: r"wan/(status|state|report|event|history)/.*",
     },
     "lan": {
         "edge-1": r"lan/edge-1/(activation|report)/.*",
@@ -62,6 +73,8 @@ def universe():
         "wan/global/1",
         "wan/state/0",
         "wan/state/1",
+        "wan/head/0",
+        "wan/history/0",
         "wan/global",
         "wan",
         "x",
@@ -69,7 +82,8 @@ def universe():
     )
     for name in IDS:
         yield from (f"wan/status/{name}/0", f"wan/status/{name}/1", f"wan/status/{name}")
-        yield from (f"wan/{kind}/{name}" for kind in ("update", "refused", "overlay"))
+        yield from (f"wan/report/{name}/0", f"wan/report/{name}/1", f"wan/report/{name}")
+        yield from (f"wan/{kind}/{name}" for kind in ("update", "refused", "overlay", "event", "cannot-train", "unfit"))
         for edge in ("edge-1", "edge-2"):
             yield from (f"lan/{edge}/{kind}/{name}" for kind in ("activation", "report", "interval"))
 
@@ -185,11 +199,37 @@ def test_where_a_node_can_leave_a_message(client):
     for name, topics in WRITES["wan"].items():
         mine = client("wan", name)
         kept = [topic for topic in TOPICS if mine.publish(topic, b"left", retain=True) in {0, 0x10}]
-        assert len(kept) == (2 if name != "cloud" else len(topics)), name
+        assert len(kept) == len(topics) == (len(topics) if name == "cloud" else 1 if name == OBSERVER else 5), name
     for name in ("edge-1", "device-01"):
         mine = client("lan", name)
         assert mine.publish(f"emo/{WRITES['lan'][name][0]}", b"left", retain=True) == -1
         assert not mine.connected
+
+
+def test_an_observer_that_is_taken_out_sees_no_more(site, client):
+    mine, device = client("wan", "watch-2"), client("wan", "device-01")
+    assert mine.subscribe("emo/wan/report/+/+") == 1
+    assert device.publish("emo/wan/report/device-01/0", b"before") == 0
+    assert b"before" in payloads(mine)
+    site.members("watch-2", there=False)
+    try:
+        until = time.monotonic() + 5
+        while mine.publish("emo/wan/status/watch-2/0") != 0x87:
+            assert time.monotonic() < until
+        payloads(mine)
+        assert device.publish("emo/wan/report/device-01/0", b"after") in {0, 0x10}
+        assert b"after" not in payloads(mine)
+        assert mine.connected
+    finally:
+        site.members("watch-2", there=True)
+    site.revoke("watch-2")
+    files = site.node("watch-2")
+    until = time.monotonic() + 5
+    while (again := Rogue(site.lines["wan"], tls.context(files), "again")).connected:
+        again.close()
+        assert time.monotonic() < until
+    again.close()
+    assert "was revoked" in tls.trouble(site.lines["wan"].broker.model_copy(update={"tls": files}))
 
 
 def test_a_packet_over_the_limit_ends_the_connection(site, client):

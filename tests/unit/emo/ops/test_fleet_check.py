@@ -165,8 +165,8 @@ def test_standard_input_holds_them_all(fleet, check, monkeypatch):
     lines = check("-", code=1)
     assert lines[0].startswith("cloud and 6 more: model.width: Input should be a valid number")
     assert lines[1:3] == [
-        "standard input, part 8: expected `key: value` lines, found a list",
-        next(line for line in lines if "part 9: is not YAML" in line),
+        "standard input, part 9: expected `key: value` lines, found a list",
+        next(line for line in lines if "part 10: is not YAML" in line),
     ]
     given(b"\xff")
     check("-", code=2)

@@ -241,16 +241,25 @@ def test_commands(ca, tmp_path, capsys):
     ("words", "said"),
     [
         (["--id", "device-07"], "no node 'device-07' in this fleet"),
-        (["--id", "device-01", "--broker", "--host", "a"], "device-01 is a device"),
+        (["--id", "device-01", "--broker", "--host", "a"], "device-01 is of tier device"),
+        (["--id", "watch", "--broker", "--host", "a"], "watch is of tier observer"),
     ],
 )
 def test_whom_the_fleet_does_not_know(ca, tmp_path, capsys, words, said):
     fleet = tmp_path / "fleet.yaml"
-    fleet.write_text("edges: {edge-1: [device-01]}", encoding="utf-8")
+    fleet.write_text("edges: {edge-1: [device-01]}\nobservers: [watch]", encoding="utf-8")
     csr = request(tmp_path, words[1])
     assert run("issue", "--ca", ca, "--csr", csr, "--out", tmp_path / "out", "--fleet", fleet, *words) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_observer_of_the_fleet_gets_its_certificate(ca, tmp_path):
+    fleet = tmp_path / "fleet.yaml"
+    fleet.write_text("edges: {edge-1: [device-01]}\nobservers: [watch]", encoding="utf-8")
+    words = ("--csr", request(tmp_path, "watch"), "--out", tmp_path / "out", "--fleet", fleet, "--id", "watch")
+    assert run("issue", "--ca", ca, *words) == 0
+    assert node_request.common_name(pem_files.certificate(tmp_path / "out").subject) == "watch"
 
 
 def test_an_encrypted_key(tmp_path, capsys):
