@@ -6,6 +6,7 @@ Written line by line: of 1,000 nodes it is ten times as quick as through Prometh
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, get_args
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -16,15 +17,21 @@ from cloud_app.watch.node_state import Light, Node
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _TOLD_S = 900.0  # a node tells every figure again within minutes, so one that is older is a gauge that is gone
 
+_NONE: Mapping[str, float] = MappingProxyType({})
+
 Sample = tuple[Mapping[str, str], float | None]  # labels, and a value if there is one
 Family = tuple[str, str, Iterable[Sample]]  # name, help, samples
 
 
-def exposition(state: Mapping[str, Any], nodes: Iterable[Node], readers: int) -> bytes:
-    """`state`: as GET /api/state answers it; `nodes`: those of the state; `readers`: pages that listen now."""
+def exposition(
+    state: Mapping[str, Any], nodes: Iterable[Node], readers: int, own: Mapping[str, float] = _NONE
+) -> bytes:
+    """`state`: as GET /api/state answers it; `nodes`: those of the state; `readers`: pages that listen now; `own`: the
+    observer's figures, from its journal."""
     lines: list[str] = []
     figures = {metric.name: list[str]() for metric in FIGURES.values()}
-    unknown = _figures(nodes, figures)
+    unknown = sum(_figures(node.id, node.tier, _lasting(node), figures) for node in nodes)
+    _figures(state["watcher"]["id"], "observer", own.items(), figures)
     for metric in FIGURES.values():
         if figures[metric.name]:
             lines += [*_head(metric.name, metric.help), *figures[metric.name]]
@@ -38,19 +45,23 @@ def exposition(state: Mapping[str, Any], nodes: Iterable[Node], readers: int) ->
     return "".join(f"{line}\n" for line in lines).encode() + process
 
 
-def _figures(nodes: Iterable[Node], lines: Mapping[str, list[str]]) -> int:
-    """Adds to `lines`, by metric. Returns how many figures of the nodes have no metric."""
+def _lasting(node: Node) -> Iterable[tuple[str, float]]:
+    """The figures that the node still tells."""
+    oldest = max(node.told.values(), default=0.0) - _TOLD_S
+    return ((name, value) for name, value in node.figures.items() if node.told[name] >= oldest)
+
+
+def _figures(node: str, tier: str, figures: Iterable[tuple[str, float]], lines: Mapping[str, list[str]]) -> int:
+    """Adds to `lines`, by metric. Returns how many of the figures have no metric."""
     unknown = 0
-    for node in nodes:
-        who = f'{{node="{_escaped(node.id)}",tier="{_escaped(node.tier)}"'
-        oldest = max(node.told.values(), default=0.0) - _TOLD_S
-        for figure, value in node.figures.items():
-            known = KNOWN.get(figure)
-            if known is None:
-                unknown += 1
-            elif node.told[figure] >= oldest:
-                metric, labels = known
-                lines[metric.name].append(f"{metric.name}{who}{labels}}} {value * metric.scale!r}")
+    who = f'{{node="{_escaped(node)}",tier="{_escaped(tier)}"'
+    for name, value in figures:
+        known = KNOWN.get(name)
+        if known is None:
+            unknown += 1
+        else:
+            metric, labels = known
+            lines[metric.name].append(f"{metric.name}{who}{labels}}} {value * metric.scale!r}")
     return unknown
 
 

@@ -91,6 +91,16 @@ def test_the_run_its_nodes_and_the_observer():
     assert of(found, "process_resident_memory_bytes") > 0
 
 
+def test_the_observer_has_figures_of_its_own():
+    view = View(10)
+    state = {**view.state(NOW), "watcher": WATCHER}
+    own = {"frames.refused": 3, "received_bytes.Report": 900, "tls.days_left.wan": 20, "what.is_this": 1}
+    found, me = samples(exposition(state, (), 0, own).decode()), {"node": "watch", "tier": "observer"}
+    assert of(found, "emo_problems_total", **me, problem="frames.refused") == 3
+    assert of(found, "emo_received_bytes_total", **me, kind="Report", link="wan") == 900
+    assert of(found, "emo_certificate_left_seconds", **me, link="wan") == 20 * 86400
+
+
 def test_before_anything_was_heard():
     found = samples(text(View(10)))
     assert of(found, "emo_run_info", run="", phase="") == 1
