@@ -1,4 +1,5 @@
-# The cloud, two images: the coordinator (rounds, ensemble, export) and the endpoint, which has no torch.
+# The cloud, two images: the coordinator (rounds, ensemble, export) and the endpoint, which has no torch and is `emo watch` too: an
+# image of its own would be 127 MB of packages on the same host, in this one they are 16 more.
 # docs/images.md says how to build and run them.
 #
 #   docker build -f docker/cloud.Dockerfile --target coordinator -t emo-coordinator .
@@ -32,7 +33,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/r
 
 FROM tools AS endpoint-packages
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
-    python3 packages.py pins serve cpu; \
+    python3 packages.py pins serve,watch cpu; \
     python3 -m pip --python /opt/emo/bin/python install -r requirements.txt -c pins.txt; \
     python3 packages.py finish /opt/emo
 
@@ -50,7 +51,7 @@ RUN apt-get update; \
     rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/*; \
     groupadd --gid 10001 emo; \
     useradd --uid 10001 --gid 10001 --home-dir /var/lib/emo --no-create-home --shell /usr/sbin/nologin emo; \
-    install -d -o 10001 -g 10001 /var/lib/emo /var/lib/emo/models; \
+    install -d -o 10001 -g 10001 /var/lib/emo /var/lib/emo/models /var/lib/emo/watch; \
     install -d /etc/emo /data
 ENV PATH=/opt/app/bin:/opt/emo/bin:/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
@@ -84,12 +85,12 @@ ARG VERSION=0.0.0
 ARG REVISION=unknown
 ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.title="emo-endpoint" \
-      org.opencontainers.image.description="EMO endpoint: serves a model repository over the Open Inference Protocol v2" \
+      org.opencontainers.image.description="EMO endpoint: serves a model repository over the Open Inference Protocol v2; emo watch" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="$VERSION" \
       org.opencontainers.image.revision="$REVISION" \
       org.opencontainers.image.created="$CREATED"
-EXPOSE 8000
+EXPOSE 8000 8080
 VOLUME ["/var/lib/emo/models"]
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(os.environ['HEALTH_URL'], timeout=4).read()"]

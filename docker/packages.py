@@ -2,7 +2,7 @@
 
 Reads pyproject.toml and constraints.txt in the working directory; needs nothing but Python.
 
-    python3 packages.py pins EXTRA TORCH       writes requirements.txt and pins.txt for pip
+    python3 packages.py pins EXTRA[,EXTRA] TORCH  writes requirements.txt and pins.txt for pip
     python3 packages.py finish VENV [--strip]  checks what was installed against pins.txt, removes what never runs
 
 TORCH is `cpu`, `cuda`, or a version, as `2.13.0+cu130`, for a base image with a JetPack of its own.
@@ -49,14 +49,14 @@ def torch_pin(extra: str, torch: str, machine: str, version: str) -> str:
 
 
 def requirements(extra: str, project: dict[str, Any]) -> list[str]:
-    """Of the project itself and of `extra`, with those of the extras that it names."""
+    """Of the project itself and of `extra`, or several with commas, with those of the extras that they name."""
     lines = [*project["dependencies"]]
-    for line in project["optional-dependencies"][extra]:
+    for line in (line for each in extra.split(",") for line in project["optional-dependencies"][each]):
         inner = re.fullmatch(rf"{PROJECT}\[([\w,]+)\]", line)
         if inner is None:
             lines.append(line)
         else:
-            lines += [each for name in inner[1].split(",") for each in requirements(name, project)]
+            lines += requirements(inner[1], project)
     return sorted(set(lines))
 
 

@@ -16,8 +16,13 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 FILES = sorted(DOCKER.glob("compose*.yaml"))
 OVERRIDES = ("compose.gpu.yaml", "compose.edge.gpu.yaml")
-TIERS = {"coordinator": config.CloudConfig, "edge": config.EdgeConfig, "device": config.DeviceConfig}
-CONFIGS = {"coordinator": "cloud", "edge": "edge", "device": "device"}
+TIERS = {
+    "coordinator": config.CloudConfig,
+    "edge": config.EdgeConfig,
+    "device": config.DeviceConfig,
+    "watch": config.WatchConfig,
+}
+CONFIGS = {"coordinator": "cloud", "edge": "edge", "device": "device", "watch": "watch"}
 
 
 def read(name):
@@ -84,7 +89,7 @@ def test_one_service_builds_a_tag_and_the_others_do_not_ask_a_registry_for_it():
             for name, service in read(file)["services"].items():
                 services[name] = services.get(name, {}) | service
         ours = {name: each for name, each in services.items() if each["image"].startswith("emo-")}
-        assert len(ours) == 8
+        assert len(ours) == 9
         built = [each["image"] for each in ours.values() if "build" in each]
         assert len(built) == len(set(built))
         for name, each in ours.items():
@@ -97,14 +102,14 @@ def test_no_folder_of_a_fleets_host_is_left_for_the_engine_to_make():
     text = (ROOT / "docs/images.md").read_text(encoding="utf-8")
     prepared = " ".join(re.findall(r"^    sudo install -d (.*)$", text, re.MULTILINE)).split()
     seen = 0
-    for name in ("compose.cloud.yaml", "compose.edge.yaml", "compose.device.yaml"):
+    for name in ("compose.cloud.yaml", "compose.cloud.watch.yaml", "compose.edge.yaml", "compose.device.yaml"):
         for service in read(name)["services"].values():
             for volume in service["volumes"]:
                 assert volume["type"] == "bind"
                 assert volume["bind"] == {"create_host_path": False}, volume["source"]
                 assert re.sub(r"\$\{\w+:-(.*?)\}", r"\1", volume["source"]) in prepared, "by hand, says docs/images.md"
                 seen += 1
-    assert seen == 11
+    assert seen == 13
 
 
 def test_the_folders_prepared_by_hand_are_those_that_a_container_needs(tmp_path):
@@ -132,6 +137,9 @@ def test_a_service_has_its_limits_and_comes_back(name, service):
     assert name != "endpoint" or seconds(service["stop_grace_period"]) > 10, "it drains for ten seconds"
     assert name == "broker" or service["init"] is True
     assert name != "broker" or service["healthcheck"]["test"][0] == "CMD"  # ours is in the image
+    if name == "watch":  # whose image's own asks the endpoint
+        assert service["command"] == ["watch", "--config", "/etc/emo/watch.yaml"]
+        assert service["healthcheck"]["test"] == ["CMD", "emo", "health", "--config", "/etc/emo/watch.yaml"]
 
 
 @pytest.mark.parametrize(("name", "service"), SERVICES)
@@ -183,7 +191,8 @@ def test_every_variable_of_a_container_is_a_key_of_its_configuration():
 
 def test_the_nodes_of_the_development_fleet_fit_each_other():
     nodes = loaded()
-    cloud = nodes.pop("coordinator")
+    cloud, watch = nodes.pop("coordinator"), nodes.pop("watch")
+    assert watch.wan == cloud.wan
     edges = {node.id: node for name, node in nodes.items() if name.startswith("edge")}
     devices = {node.id: node for name, node in nodes.items() if name.startswith("device")}
     assert set(nodes) == set(edges) | set(devices)
@@ -196,6 +205,17 @@ def test_the_nodes_of_the_development_fleet_fit_each_other():
     assert sorted(device.partition.index for device in devices.values()) == [0, 1, 2, 3]
     hosts = {link.host for node in (cloud, *nodes.values()) for link in (node.wan, getattr(node, "lan", node.wan))}
     assert hosts == {"broker"}
+
+
+def test_the_page_is_published_to_this_machine_only_and_reads_nothing_of_the_coordinators():
+    for file in ("compose.yaml", "compose.cloud.watch.yaml"):
+        watch = read(file)["services"]["watch"]
+        (port,) = watch["ports"]
+        assert re.sub(r"\$\{\w+:-(.*?)\}", r"\1", port) == "127.0.0.1:8080:8080"
+        (written,) = [target for _, target, may in mounts(watch) if may]
+        assert written == "/var/lib/emo/watch"
+    coordinator = {source for source, _, _ in mounts(read("compose.cloud.yaml")["services"]["coordinator"])}
+    assert not coordinator & {source for source, _, _ in mounts(watch)}
 
 
 def test_what_the_nodes_write_lies_where_they_may_write():

@@ -171,15 +171,16 @@ def names(lines):
 
 
 def test_requirements_are_those_of_the_extra_and_of_the_extras_that_it_names(packages):
-    cloud, serve = (names(packages.requirements(extra, project())) for extra in ("cloud", "serve"))
+    cloud, serve, endpoint = (names(packages.requirements(e, project())) for e in ("cloud", "serve", "serve,watch"))
     assert serve < cloud
+    assert endpoint == serve | {"cryptography"}
     assert {"torch", "onnx", "numpy"} <= cloud
     assert not {"torch", "onnx", "scikit-learn"} & serve
     assert not {"h5py", "onnx", "onnxruntime", "uvicorn"} & names(packages.requirements("device", project()))
     assert all("emo-overlays" not in line for line in packages.requirements("cloud", project()))
 
 
-@pytest.mark.parametrize("extra", ["device", "edge", "cloud", "serve"])
+@pytest.mark.parametrize("extra", ["device", "edge", "cloud", "serve", "serve,watch"])
 def test_every_requirement_is_pinned(packages, extra, tmp_path, monkeypatch):
     for name in ("pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
