@@ -232,3 +232,18 @@ def test_what_never_runs_goes_and_what_torch_starts_with_stays(packages, tmp_pat
     packages.trim(tmp_path)
     assert [name for name in gone if (tmp_path / name).exists()] == []
     assert [name for name in kept if not (tmp_path / name).exists()] == []
+
+
+def test_what_is_no_python_and_yet_needed_is_installed_too():
+    """The images install the packages: a page or an example that no pattern names would be missing there only."""
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    tops = ("emo", "device_app", "edge_app", "cloud_app", "testbed")
+    there = [path for top in tops for path in (ROOT / top).rglob("*") if path.is_file()]
+    needed = {str(path.relative_to(ROOT)) for path in there if path.suffix not in {".py", ".pyc"}}
+    taken = {
+        str(path.relative_to(ROOT))
+        for package, patterns in setuptools["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    assert needed <= taken, needed - taken
