@@ -61,10 +61,24 @@ class Keys:
     def fit(self, headers: Mapping[bytes, bytes]) -> bool:
         """Does `Authorization: Bearer KEY` or `X-API-Key: KEY` (names in lower case) hold one of the keys?"""
         kind, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        key = bearer if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")
+        return self.ticket(bearer if kind.lower() == b"bearer" else headers.get(b"x-api-key", b"")) is not None
+
+    def ticket(self, key: bytes) -> bytes | None:
+        """What stands for `key` in a browser's cookie, which tells nobody the key; None: it is none of them."""
         digest = hashlib.sha256(key.strip()).digest()
-        # All of them, whatever the first comparison says, so that the time tells nothing.
-        return sum([hmac.compare_digest(digest, known) for known in self._digests]) > 0
+        return self._ticket(digest) if _among(digest, self._digests) else None
+
+    def admits(self, ticket: bytes) -> bool:
+        return _among(ticket, [self._ticket(digest) for digest in self._digests])
+
+    @staticmethod
+    def _ticket(digest: bytes) -> bytes:
+        return hmac.new(digest, b"emo: a browser's ticket", hashlib.sha256).hexdigest().encode()
+
+
+def _among(this: bytes, known: Sequence[bytes]) -> bool:
+    # All of them, whatever the first comparison says, so that the time tells nothing.
+    return sum([hmac.compare_digest(this, each) for each in known]) > 0
 
 
 class Origins:

@@ -35,6 +35,7 @@ class Node:
         self.asked = self.counted = self.trained = 0
         self.loss: float | None = None
         self.refused = self.left = ""
+        self.trains = False  # by its last report, and nothing came since that says that it is done
         self.distrusted = ""  # why an edge trains without it
         self._out, self._out_at = "", 0.0  # by the cloud's words
         self._base: dict[str, float] = {}  # of counters that began again: what they had come to
@@ -62,7 +63,7 @@ class Node:
         self._reported = report.time
         self.doing, self.run = printable(report.doing, 64), report.run
         self.trouble = printable(report.trouble, 200)
-        self.intervals = report.intervals
+        self.intervals, self.trains = report.intervals, report.doing.startswith("trains")
         if report.edge:
             self.edge = report.edge
         if not self.trouble and now - self._out_at > _DOUBT_S:
@@ -99,6 +100,7 @@ class Node:
 
     def takes_part(self) -> None:
         self._out = self.refused = self.left = ""
+        self.trains = False
 
     def begin(self) -> None:
         """Another run."""
@@ -141,7 +143,7 @@ class Node:
             return "late", f"round {round} waits for it"
         if awaited and self.trained != round:
             return "training", self.distrusted
-        if self.doing.startswith("trains"):
+        if self.trains:
             return "training", self.distrusted
         if self.left:
             return "late", self.left

@@ -91,7 +91,7 @@ class View:
         elif isinstance(message, Status | Report | Event):
             node = self._node(message)
             if node is None:
-                self.refused += message.node not in self._observers()
+                self.refused += message.role != "observer"
             elif isinstance(message, Status):
                 return self._status(node, message, now)
             elif isinstance(message, Report):
@@ -99,9 +99,6 @@ class View:
             else:
                 return self._event(node, message, now)
         return []
-
-    def _observers(self) -> Iterable[str]:
-        return self._members.observers if self._members else ()
 
     def _node(self, message: Status | Report | Event) -> Node | None:
         """None: it is not shown."""
@@ -197,7 +194,7 @@ class View:
     def _of_device(self, node: Node, event: str, fields: Mapping[str, Any]) -> None:
         this = whole(fields.get("round"))
         if event == "trained" and this is not None:
-            node.trained = this
+            node.trained, node.trains = this, False
             if (loss := number(fields.get("loss"))) is not None:
                 node.loss = loss
         elif event == "refused":

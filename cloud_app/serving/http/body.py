@@ -10,13 +10,15 @@ import re
 import zlib
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.types import Receive, Scope, Send
 
 from cloud_app.serving.fair_share import FairShare, Holder, client
 from cloud_app.serving.infer_request import Refused
-from cloud_app.serving.registry import Slot
+
+if TYPE_CHECKING:  # emo watch has bodies, and no onnxruntime
+    from cloud_app.serving.registry import Slot
 
 BODY_SECONDS = 30.0
 _NO_CONTENT = 204

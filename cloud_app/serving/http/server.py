@@ -1,26 +1,22 @@
-"""Serves a model repository over HTTP: the web server with its addresses, TLS and signals."""
+"""Serves a model repository over HTTP until a signal comes."""
 
 import signal
-import socket
-import ssl
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import uvicorn
 
 from cloud_app.serving.auth import AccessLog, Keys, Origins, keys
 from cloud_app.serving.batching import Limits
 from cloud_app.serving.fair_share import FairShare, Shares
 from cloud_app.serving.http.app import Endpoint
-from cloud_app.serving.http.connections import Server, most_connections
+from cloud_app.serving.http.connections import most_connections
+from cloud_app.serving.http.listening import address, check_tls, listen, web_server
 from cloud_app.serving.registry import Models
 from cloud_app.serving.repository import Repository
 from emo.errors import ServeError
 
 DRAIN_SECONDS = 10
 MAX_HELD = 256 << 20
-IDLE_SECONDS = 65  # over the minute after which load balancers drop a connection: they close it, not we
 
 
 @dataclass(frozen=True)
@@ -57,33 +53,13 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
     Raises ServeError as `app` does, and when the address cannot be had or the files for TLS do not fit.
     """
     options = options or Options()
-    certificate, key = options.tls or (None, None)
-    _check_tls(options.tls)
+    check_tls(options.tls)
     api, loaded = app(models, options)
     try:
-        listener = socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024
-        )
-    except (OSError, OverflowError) as error:
-        raise ServeError(f"cannot listen at {host}, port {port}: {error}; is another endpoint there?") from error
-    server = Server(
-        uvicorn.Config(
-            api,
-            ws="none",
-            lifespan="on",
-            log_config=None,  # ours (emo.logs)
-            log_level="error",  # what is below strangers can cause as often as they like
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=DRAIN_SECONDS,
-        ),
-        listener,
-        api.shares,
-    )
+        listener = listen(host, port)
+    except ServeError as error:
+        raise ServeError(f"{error}; is another endpoint there?") from error
+    server = web_server(api, listener, api.shares, options.tls, DRAIN_SECONDS)
 
     def stop(*_: object) -> None:
         server.should_exit = True
@@ -94,19 +70,6 @@ def serve(models: Path, host: str = "127.0.0.1", port: int = 8000, options: Opti
     versions = ", ".join(
         f"{slot.served.signature.name} version {slot.served.signature.version}" for slot in loaded.loaded()
     )
-    scheme, shown = "https" if options.tls else "http", f"[{host}]" if ":" in host else host
-    sys.stdout.write(f"serving {versions} at {scheme}://{shown}:{listener.getsockname()[1]}\n")
+    sys.stdout.write(f"serving {versions} at {address(host, listener, options.tls)}\n")
     sys.stdout.flush()
     server.run()
-
-
-def _check_tls(files: tuple[Path, Path] | None) -> None:
-    if files is None:
-        return
-    try:
-        # An empty password: without one it would ask at the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(*files, password="")
-    except (OSError, ssl.SSLError) as error:
-        raise ServeError(
-            f"TLS: {files[0]} and {files[1]} are no PEM certificate chain and its key without a password: {error}"
-        ) from error

@@ -25,6 +25,7 @@ COMMANDS = {
     "edge": {"edge"},
     "cloud": {"cloud", "export"},
     "serve": {"serve", "predict"},
+    "watch": {"watch"},
     "demo": {"demo", "simulate", "chaos"},
     "study": {"compare"},
 }
@@ -35,8 +36,9 @@ ENOUGH = {
     "fleet": {"pki"},
     "device": {"pki"},
     "edge": {"pki", "device"},
-    "serve": set(),
-    "cloud": {"pki", "device", "serve"},
+    "watch": {"pki"},
+    "serve": {"watch"},
+    "cloud": {"pki", "device", "serve", "watch"},
     "study": set(COMMANDS),
 }
 
