@@ -42,7 +42,7 @@ def _watch(config: WatchConfig, stop: threading.Event, door: Door) -> None:
     journal.event("start", tier="observer", id=config.id, pid=os.getpid())
     view = View(config.nodes, members.load(config.fleet) if config.fleet is not None else None)
     broker = f"{config.wan.host}:{config.wan.port}"
-    watcher = Watcher(view, config.id, "mqtt", broker)
+    watcher = Watcher(view, config.id, "mqtt", broker, figures=journal.snapshot)
     root, will = config.wan.root, Status(config.id, "observer", online=False)
     channel = MqttChannel(config.wan, f"{root}-{config.id}-wan", filters(root, "observer", "wan"), journal, will)
     heart = HeartbeatWriter(config.state_dir, "observer", config.id, lambda: {"wan": channel.connected})

@@ -22,7 +22,7 @@ class Keeper(Protocol):
 
 class Watcher:
     """`name`: of the observer; `source`: mqtt or record; `broker`: its address, or the folder. `clock`: Unix time; of a record
-    its last moment, so that nothing in it grows old."""
+    its last moment, so that nothing in it grows old. `figures`: the observer's own."""
 
     def __init__(
         self,
@@ -32,8 +32,9 @@ class Watcher:
         broker: str,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.time,
+        figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self._view, self._keeper, self.clock = view, keeper, clock
+        self._view, self._keeper, self.clock, self.figures = view, keeper, clock, figures
         self._about = {"id": name, "version": __version__, "since": round(time.time(), 1), "source": source}
         self._about["broker"] = broker
         self._lock = threading.Lock()

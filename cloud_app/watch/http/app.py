@@ -115,9 +115,10 @@ class WatchApp:
 
     def _read(self, request: Incoming, path: str, asked: dict[str, str]) -> Answer:
         if path == "/metrics":
+            readers, own = self.stream.readers, self._watcher.figures()
             with self._watcher.view() as view:
                 state = self._watcher.state(view)
-                text = metrics.exposition(state, view.nodes.values(), self.stream.readers)
+                text = metrics.exposition(state, view.nodes.values(), readers, own)
             return Answer(text, type=metrics.CONTENT_TYPE.encode())
         found = self._found(path, asked)
         if found is None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from edge_app.cache.replay_cache import ReplayCache
 ROOT = Path(__file__).parents[4]
 PACKAGES = ("emo", "device_app", "edge_app", "cloud_app")
 GAUGES = ("gauges", "figures", "disk")  # functions whose dicts are figures
+MAY = re.compile(r"journal|def (?:gauges|figures|disk)\b")  # what else is read is read for nothing
 ANY = "*"
 
 
@@ -82,11 +84,13 @@ class Source:
                     yield from self.texts(key)
 
 
+@cache
 def in_the_code():
     found = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            for name in Source(path.read_text()).figures():
+            text = path.read_text()
+            for name in Source(text).figures() if MAY.search(text) else ():
                 found.setdefault(name, path.relative_to(ROOT))
     found.pop(ANY, None)  # journal.py's own `name`
     return found
