@@ -80,11 +80,11 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
     if resumed:
         opened = state.opened or Opened(sampled=())
         asked, counted = opened.sampled, sorted(opened.heard)
-        where = {"run": state.run, "round": state.round, "phase": state.phase}
+        where = {"run": state.run, "round": state.round, "phase": state.phase, "settings": _told(state.settings)}
         journal.event("resumed", **where, sampled=asked, counted=counted)
         log.info("run %s: goes on, in round %d of %d", state.run, state.round, config.rounds.rounds)
     else:
-        journal.event("begun", run=state.run)
+        journal.event("begun", run=state.run, settings=_told(state.settings))
         log.info("run %s: waiting for %d devices", state.run, config.rounds.min_devices)
     root, will = config.wan.root, node.hello(online=False)
     wan = filters(root, "cloud", "wan")
@@ -175,6 +175,12 @@ def _keep(folder: Path, record: run_archive.Record, parts: Mapping[str, Weights]
     except ExportError as error:
         return error
     return None
+
+
+def _told(settings: Mapping[str, Any]) -> dict[str, bool | float | str | None]:
+    """The settings of a run for observers: single values."""
+    single = bool | int | float | str | None
+    return {key: value if isinstance(value, single) else json.dumps(value) for key, value in settings.items()}
 
 
 def _shown(result: Mapping[str, Any]) -> dict[str, float]:

@@ -377,7 +377,8 @@ class Served(Section):
 class WatchConfig(Section):
     """The observer: its page listens at `host`, `port` (0: any free one), with TLS where `tls_cert` and `tls_key` are, for
     those who have a key of `api_key_file`, or for all. `fleet`: fleet.yaml; then only its members are shown. `nodes`: how
-    many at most, the rest is counted. `record_mib`: of what it has seen, in its state_dir."""
+    many at most, the rest is counted. `record_mib`: of what it has seen, in its state_dir. `models`: the cloud's export.models,
+    where that is on this machine: for --mlflow, which gets the model, too."""
 
     id: Id = "watch"
     wan: Broker = Broker()
@@ -391,6 +392,7 @@ class WatchConfig(Section):
     nodes: Annotated[int, Field(ge=1, le=100_000)] = 4000
     record_mib: Positive = 64
     endpoint: Served | None = None
+    models: Path | None = None
 
     @model_validator(mode="after")
     def _cert_has_its_key(self) -> "WatchConfig":

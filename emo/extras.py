@@ -15,6 +15,8 @@ _MODULES = {
     "device": ("torch",),
     "edge": ("torch", "h5py", "threadpoolctl"),
     "watch": _WEB,
+    "tensorboard": ("tensorboard",),
+    "mlflow": ("mlflow",),
     "serve": _SERVE,
     "cloud": ("torch", "onnx", "onnxscript", *_SERVE),
     "demo": _DEMO,

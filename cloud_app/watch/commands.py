@@ -3,12 +3,16 @@
 import argparse
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from emo.config import WatchConfig
 from emo.config_file import load
 from emo.errors import ConfigError
 from emo.extras import needs
 from emo.parser import GRACEFUL, Commands
+
+if TYPE_CHECKING:
+    from cloud_app.watch.sinks.feeder import Log
 
 
 def register(commands: Commands) -> None:
@@ -22,7 +26,7 @@ def register(commands: Commands) -> None:
     option("--host", help="the address to listen on; 0.0.0.0: every one (default: as configured, else 127.0.0.1)")
     option("--port", type=int, help="0: any free one (default: as configured, else 8080)")
     option("--tensorboard", type=Path, metavar="DIR", help="write scalars by round there, too (default: no)")
-    option("--mlflow", metavar="URI", help="log the run to this MLflow server or folder, too (default: no)")
+    option("--mlflow", metavar="URI", help="log the run to this MLflow server, too (default: no)")
 
 
 def _watch(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -32,4 +36,17 @@ def _watch(args: argparse.Namespace, stop: threading.Event) -> int:
     with needs("watch"):
         from cloud_app.watch.run import run
     given = {key: value for key in ("host", "port") if (value := getattr(args, key)) is not None}
-    return run(settings.model_copy(update=given), stop, args.folder, args.tensorboard, args.mlflow)
+    return run(settings.model_copy(update=given), stop, args.folder, _logs(args.tensorboard, args.mlflow))
+
+
+def _logs(tensorboard: Path | None, mlflow: str | None) -> "list[Log]":
+    logs: list[Log] = []
+    if tensorboard is not None:
+        with needs("tensorboard"):
+            from cloud_app.watch.sinks.tensorboard import TensorBoard
+        logs.append(TensorBoard(tensorboard))
+    if mlflow is not None:
+        with needs("mlflow"):
+            from cloud_app.watch.sinks.mlflow import MLflow
+        logs.append(MLflow(mlflow))
+    return logs

@@ -27,6 +27,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "LINK": ("wan", "lan"),
     "LEAST": ("0", *(str(1 << bit) for bit in range(32))),
     "TROUBLE": ("cannot_train", "unfit"),
+    "LOG": ("tensorboard", "mlflow"),
     "PROBLEM": (*_PROBLEMS.split(), *(f"refused.{kind}" for kind in _KINDS)),
 }
 
@@ -93,6 +94,10 @@ FIGURES: dict[str, Metric] = {
     "updates.clipped": Metric("emo_updates_clipped_total", "Updates made smaller by rounds.clip_norm."),
     "updates.outvoted": Metric("emo_updates_outvoted_total", "Updates that rounds.aggregate left out of the average."),
     "overlays.duplicate": Metric("emo_overlays_duplicate_total", "Overlays that an edge sent again."),
+    # an observer
+    "log.points.LOG": Metric("emo_log_points_total", "Points of curves written to TensorBoard or MLflow."),
+    "log.failed.LOG": Metric("emo_log_failures_total", "Times that TensorBoard or MLflow could not be written."),
+    "log.lost.LOG": Metric("emo_log_lost_runs_total", "Runs given up for newer ones while it could not be written."),
     # a device
     "train.samples": Metric("emo_train_samples", "Training samples of the device."),
     "train.round": Metric("emo_train_round", "The last round that it has trained."),

@@ -62,8 +62,9 @@ class OpenRound:
 
 
 class RunProgress:
-    """`rows`: round -> a line of COLUMNS. `waited`: round -> who answered last, and seconds. `version` grows with every change of
-    the rows."""
+    """`rows`: round -> a line of COLUMNS. `waited`: round -> who answered last, and seconds. `closed_at`: round -> Unix time,
+    where that is known. `settings`: section.key -> value, as the cloud told them. `version` grows with every change of the
+    rows."""
 
     def __init__(self, run: str = "") -> None:
         self.run = run
@@ -73,6 +74,8 @@ class RunProgress:
         self.result: dict[str, float] = {}
         self.rows: dict[int, tuple[float | None, ...]] = {}
         self.waited: dict[int, tuple[str, float]] = {}
+        self.closed_at: dict[int, float] = {}
+        self.settings: dict[str, Any] = {}
         self.version = 0
         self._closed: deque[tuple[int, float]] = deque(maxlen=_PACE)  # round, and when it was closed
 
@@ -102,12 +105,14 @@ class RunProgress:
                     del self.waited[next(iter(self.waited))]
             self.open = None
         self._closed.append((this, now))
+        self.closed_at[this] = now
         left = fields.get("left_out")
         row = [number(fields.get(name)) for name in COLUMNS[:-1]]
         row[0], row[6] = this, float(len(left)) if isinstance(left, dict) else 0.0
         known = self.rows.get(this)
         if known is None or known[1:6] != tuple(row[1:6]):
             self._row(this, (*row, None if known is None else known[-1]))
+        self.closed_at = {number: at for number, at in self.closed_at.items() if number in self.rows}
 
     def history(self, told: RunHistory) -> None:
         self.rounds = told.rounds

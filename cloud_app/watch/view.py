@@ -206,6 +206,8 @@ class View:
         if run and run != progress.run and event in {"begun", "resumed", "opened", "round", "counted", "exporting"}:
             self._begin(run)
             progress = self.progress
+        if event in {"begun", "resumed"} and isinstance(told := fields.get("settings"), dict):
+            progress.settings = told
         this, device = whole(fields.get("round")), self.nodes.get(valid_id(fields.get("device")))
         if event == "opened" and this is not None:
             self._asked(this, _names(fields.get("devices")), at)

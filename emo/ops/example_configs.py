@@ -62,7 +62,7 @@ def _fill(folder: Path) -> Iterator[tuple[str, str]]:
         state = folder / "state" / device
         text = _text("device", id=device, edge=edge, state_dir=state, index=index, count=len(pairs))
         yield f"{device}.yaml", text
-    yield "watch.yaml", _text("watch", state_dir=folder / "state" / "watch")
+    yield "watch.yaml", _text("watch", state_dir=folder / "state" / "watch", models=folder / "models")
 
 
 def _text(kind: str, **values: Path | str | int) -> str:

@@ -1,0 +1,1 @@
+"""A run's figures, logged to the tools that people keep experiments in."""

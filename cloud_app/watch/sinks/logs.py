@@ -1,0 +1,99 @@
+"""All logs of one observer: each is given a picture of the run when it has changed."""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from cloud_app.serving.repository import Repository
+from cloud_app.watch.sinks.feeder import Feeder, Log
+from cloud_app.watch.sinks.picture import picture
+from cloud_app.watch.view import View
+from cloud_app.watch.watcher import Watcher
+from emo import files
+from emo.errors import ServeError
+from emo.journal import Journal
+
+log = logging.getLogger("emo")
+_EVERY_S = 5.0
+_LAST_S = 10.0  # that a log gets for what is left at the end
+_LIMIT = 1 << 20  # bytes of a result.json
+
+Find = Callable[[View], Path | None]
+
+
+@contextmanager
+def feeding(
+    logs: Sequence[Log], watcher: Watcher, journal: Journal, model: Find, every_s: float = _EVERY_S
+) -> Iterator[None]:
+    """While it is entered, `logs` are given what `watcher` knows, every `every_s` if it has changed, and at the end. `model`:
+    the ONNX file of a run that is over, where it can be reached."""
+    if not logs:
+        yield
+        return
+    feeders = {log.where: Feeder(log, journal) for log in logs}
+    over = threading.Event()
+    seen: tuple[object, ...] = ()
+
+    def take() -> None:
+        nonlocal seen
+        with watcher.view() as view:
+            progress = view.progress
+            now_seen = view.version, progress.run, progress.phase
+            if now_seen == seen:
+                return
+            seen = now_seen
+            taken = picture(view, watcher.clock(), model(view) if progress.result else None)
+        if taken is not None:
+            for feeder in feeders.values():
+                feeder.put(taken)
+
+    def look() -> None:
+        while not over.is_set():
+            take()
+            over.wait(every_s)
+
+    looking = threading.Thread(target=look, name="emo-logs", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        looking.join()
+        take()
+        for where, feeder in feeders.items():
+            if not feeder.close(_LAST_S):
+                log.warning("%s: not all of the run is there; the same command logs the rest", where)
+
+
+def in_repository(models: Path | None, name: str) -> Find:
+    """The version that the cloud says it has exported, in the model repository `models`, where that is on this machine."""
+
+    def find(view: View) -> Path | None:
+        version = view.progress.result.get("version")
+        if models is None or version is None:
+            return None
+        try:
+            return Repository(models).path(name, int(version))
+        except ServeError:
+            return None
+
+    return find
+
+
+def of_run(folder: Path) -> Find:
+    """The file that `folder`, a cloud's state_dir, names in its result.json, where it is still on this machine."""
+
+    def find(view: View) -> Path | None:
+        try:
+            told = json.loads(files.read(folder / "result.json", _LIMIT))
+        except (OSError, ValueError):
+            return None
+        path = told.get("onnx") if isinstance(told, dict) else None
+        if not isinstance(path, str) or told.get("run") != view.progress.run:
+            return None
+        return Path(path) if path.endswith(".onnx") and Path(path).is_file() else None
+
+    return find
