@@ -69,9 +69,9 @@ class IntervalTable:
         found: dict[int, list[float]] = {}
         for batch, interval in known.items():
             if interval is not None:
-                found.setdefault(batch // wide, []).append(interval)
+                found.setdefault(batch // wide, []).append(min(35.0, interval))  # an edge may say 1e308
         means = [found.get(place) for place in range(max(known) // wide + 1)]
-        return "".join("." if not each else _DIGITS[min(35, round(sum(each) / len(each)))] for each in means)
+        return "".join("." if not each else _DIGITS[round(sum(each) / len(each))] for each in means)
 
     def update(self, batch: int, version: int, interval: float) -> bool:
         """The edge's answer for (batch, version). False, and nothing changed, unless it is the first

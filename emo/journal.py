@@ -43,7 +43,8 @@ class Journal:
         self._folder = folder
         self._often, self._left_out = Budget(_OFTEN, 1 / _EVERY_S), Counter[tuple[str, str]]()
         self._gauges: list[Callable[[], Mapping[str, float]]] = []
-        self._tell: Callable[[dict[str, Any]], None] = lambda _record: None
+        self._broken: set[Callable[[], Mapping[str, float]]] = set()
+        self._tell: Callable[[dict[str, Any]], None] | None = None
         if folder is not None:
             try:
                 files.make_folder(folder)
@@ -66,14 +67,15 @@ class Journal:
                 self._logged_at[name] = now
         if not quiet:
             log.warning("%s%s", printable(text), f" [{name}: {total} so far]" if total > 1 else "")
-            self._tell(_record("problem", {"problem": name, "text": text, "count": total}))
+            if self._tell is not None:
+                self._tell(_record("problem", {"problem": name, "text": text, "count": total}))
 
     def event(self, name: str, by: str = "", /, **fields: Any) -> None:
         """Write an event, its texts made printable; of one longer than 1 MiB only single values are kept.
 
         `by`: a node that could cause any number of them. 50 of its events are written, then one a minute, whose `left_out`
         says how many were not (`events.left_out` counts them)."""
-        if self._folder is None:
+        if self._folder is None and self._tell is None:
             return
         if by:
             with self._lock:
@@ -84,7 +86,10 @@ class Journal:
                 if before := self._left_out.pop((name, by), 0):
                     fields["left_out"] = before
         record = _record(name, fields)
-        self._tell(record)
+        if self._tell is not None:
+            self._tell(record)
+        if self._folder is None:
+            return
         line = json.dumps(record)
         if len(line) > _LINE:
             line = json.dumps({k: v for k, v in record.items() if not isinstance(v, dict | list)})
@@ -111,7 +116,7 @@ class Journal:
         return None
 
     def watch(self, gauges: Callable[[], Mapping[str, float]]) -> None:
-        """Add what `gauges` returns to every snapshot."""
+        """Add what `gauges` returns to every snapshot; what it raises is logged once, counted as `bugs`, and hurts nothing."""
         self._gauges.append(gauges)
 
     def listen(self, tell: Callable[[dict[str, Any]], None]) -> None:
@@ -120,7 +125,15 @@ class Journal:
         self._tell = tell
 
     def snapshot(self) -> dict[str, float]:
-        values: dict[str, float] = dict(gauge for gauges in self._gauges for gauge in gauges().items())
+        values: dict[str, float] = {}
+        for gauges in self._gauges:
+            try:
+                values |= gauges()
+            except Exception:
+                self.count("bugs")
+                if gauges not in self._broken:
+                    self._broken.add(gauges)
+                    log.exception("a gauge cannot be read; it is left out")
         with self._lock:
             return dict(sorted((values | self.counts).items()))
 

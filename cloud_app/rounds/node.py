@@ -80,6 +80,7 @@ class CloudNode(Node):
         self._round = self._opened(state.opened) if state.opened else None  # the last one that was opened
         self._paused = self._behind = False  # behind: there is more to save than the last checkpoint has
         self._now = 0.0  # of the last message or tick
+        self._closed = False
         self._told = False  # whether this process has published the retained messages
         self._lock = threading.RLock()  # messages and ticks come on two threads
 
@@ -155,6 +156,8 @@ class CloudNode(Node):
 
     def handle(self, message: Message, now: float) -> Iterator[Message | None]:
         with self._lock:
+            if self._closed:
+                return  # the state is being exported
             if isinstance(message, Status):
                 differs = self._roster.take(message)
                 if differs:
@@ -338,7 +341,9 @@ class CloudNode(Node):
             self._behind = not self._host.checkpoints.save(self.state)
 
     def close(self) -> None:
-        """Before the process ends: save, so that no device is asked again that was counted."""
+        """Before the run is exported or the process ends: save, so that no device is asked again that was counted. What comes
+        after that changes nothing."""
         with self._lock:
+            self._closed = True
             if self._behind:
                 self._save()

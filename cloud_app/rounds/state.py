@@ -1,5 +1,6 @@
 """The state of a run: the memory of the cloud's node, which a checkpoint writes and the next process resumes from."""
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cloud_app.aggregation import exact_mean
 from cloud_app.ensemble.run_archive import Edge
-from emo.config import CloudConfig, Id, Positive, Section
+from emo.config import CloudConfig, Id, Model, Positive, Section
 from emo.models import split_network
 from emo.wire.compression import restore, shrink
 from emo.wire.messages import Count, HistoryRow, Weights
@@ -102,17 +103,24 @@ class State(Record):
 def sfl_bytes(config: CloudConfig, state: State) -> int:
     """What split federated learning (SplitFed V1) sends for the same rounds, raw fp32: each sample's activation
     up and its gradient down in every epoch, and the trunk down and up for every update."""
-    split = math.prod(split_network.split_shape(config.model))
+    split = _split(config.model)
     trunk = sum(array.nbytes for name, array in state.weights.items() if name.startswith("trunk."))
     return 2 * 4 * split * state.trained + 2 * trunk * state.updates
 
 
+@functools.lru_cache(maxsize=8)
+def _split(model: Model) -> int:
+    """Numbers in a sample's activation. Kept, since a trunk is built to find out."""
+    return math.prod(split_network.split_shape(model))
+
+
 def remember(state: State, row: HistoryRow) -> None:
-    """Add to the history; where it is full, every second row of its older half goes."""
+    """Add to the history, in so few digits that a full one fits into a RunHistory; where it is full, every second row of
+    its older half goes."""
     if len(state.history) >= _HISTORY:
         older, newer = state.history[: _HISTORY // 2], state.history[_HISTORY // 2 :]
         state.history = older[::2] + newer
-    state.history.append(row)
+    state.history.append((*row[:2], float(f"{row[2]:.6g}"), round(row[3], 2), *row[4:]))
 
 
 def begin(config: CloudConfig, run: str, weights: Weights) -> State:

@@ -110,5 +110,7 @@ class Inbox:
 
 
 def _sender(message: Message) -> str:
-    """The device that it comes from or goes to; the cloud and the edges send too little to be told apart."""
-    return str(vars(message).get("device", ""))
+    """The device that it comes from or goes to, and who tells an observer something; what else the cloud and the edges send
+    is too little to be told apart."""
+    fields = vars(message)
+    return str(fields.get("device") or (fields.get("node", "") if ROUTES[type(message)].droppable else ""))

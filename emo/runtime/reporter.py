@@ -1,10 +1,14 @@
 """What a node tells observers of itself: its events as they happen, and in turn the figures of its journal.
 
-A full or absent broker costs the node nothing: both kinds of message are droppable, and events are bounded. Counts:
+A full or absent broker costs the node nothing: both kinds of message are droppable, and events are bounded. What goes wrong
+here hurts no run: it is counted as `bugs`, and logged once. Counts:
 
-    events.untold    more happened than may be told: 200 at once, 20 a second
+    events.untold    more happened than may be told (200 at once, 20 a second; 50 at the end), or one is too large
 """
 
+import functools
+import json
+import logging
 import math
 import threading
 import time
@@ -14,97 +18,112 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from emo.errors import TooLarge
 from emo.journal import Journal
 from emo.logs import printable
 from emo.throttle import Budget
 from emo.wire import frame, topics
 from emo.wire.messages import Event, Message, Report, Role
 
+log = logging.getLogger("emo")
+
 _BURST, _PER_S = 200, 20.0  # events
-_AT_ONCE = 16  # events in one look, so that they do not fill the outbox
+_AT_ONCE, _AT_THE_END = 16, 50  # events in one look, so that they do not fill the outbox
 _IDLE_S = 60.0  # between two reports of a node whose figures do not change
+# These change by themselves, also where nothing happens.
+_ALWAYS = ("machine.", "disk."), (".Report", ".Event", ".Status", ".RunHistory")
 _WORDS = {"run": 64, "edge": 64, "doing": 64, "trouble": 200, "intervals": 64}  # characters
-_ENTRY = 3  # bytes of a figure beside its name and number: two quotes and a colon; the comma is in its size
+_NAME, _FIGURES = 64, 64
+_ENTRY = 90  # bytes of the longest figure
 _EVENT = topics.ROUTES[Event].limit - 1024
 _REPORT = topics.ROUTES[Report].limit
-_KEPT = 32  # of a list that is too long for an event
+_KEPT, _SHORT = 32, 30  # of a list, and characters of a text, that are too long for an event
 
 
 class Reporter:
     """`about`: run, edge, doing, trouble and intervals as Report has them, each of which may be left out; is called on the
-    thread that calls `due`. `every_s`: between two reports, at least."""
+    thread that calls `due`. `every_s`: between two reports, at least, but for the last."""
 
     def __init__(
         self, node: str, role: Role, journal: Journal, about: Callable[[], Mapping[str, str]], every_s: float
     ) -> None:
         self._node, self._role, self._journal, self._about = node, role, journal, about
         self._every_s = every_s
-        self._events: deque[dict[str, Any]] = deque()
+        self._events: deque[tuple[int, dict[str, Any]]] = deque()
         self._lock = threading.Lock()
         self._budget, self._number = Budget(_BURST, _PER_S), 0
-        self._at = float("-inf")
+        self._looked = self._at = float("-inf")  # whether there is something to report; when the last report was
         self._told: dict[str, float] = {}  # figure -> as told last; in the order in which they were told
         self._words: dict[str, str] = {}
+        self._failed = False
         journal.listen(self._happened)
 
     def _happened(self, record: dict[str, Any]) -> None:
         with self._lock:
-            fits = self._budget.takes((), time.monotonic())
+            self._number += 1
+            fits = self._budget.takes((), time.monotonic()) and len(self._events) < _BURST
             if fits:
-                self._events.append(record)
+                self._events.append((self._number, record))
         if not fits:
             self._journal.count("events.untold")
 
     def due(self, now: float, *, last: bool = False) -> Iterator[Message]:
-        """What is to be told now. `last`: all that there is, since the node ends."""
-        for _ in range(_BURST if last else _AT_ONCE):
+        """What is to be told now. `now`: seconds of a monotonic clock. `last`: the node ends. Raises nothing."""
+        for _ in range(_AT_THE_END if last else _AT_ONCE):
             with self._lock:
                 if not self._events:
                     break
-                record = self._events.popleft()
-            self._number += 1
-            event = self._event(record)
+                item = self._events.popleft()
+            event = self._tried(functools.partial(self._event, *item))
             if event is not None:
                 yield event
-        if last or now - self._at >= self._every_s:
-            report = self._report(idle=now - self._at < _IDLE_S and not last)
+        if last or now - self._looked >= self._every_s:
+            self._looked = now
+            idle = now - self._at < _IDLE_S and not last
+            report = self._tried(lambda: self._report(idle=idle))
             if report is not None:
                 self._at = now
                 yield report
+        if last and self._events:
+            self._journal.count("events.untold", len(self._events))
 
-    def _event(self, record: dict[str, Any]) -> Event | None:
+    def _tried(self, make: Callable[[], Message | None]) -> Message | None:
+        try:
+            return make()
+        except Exception:
+            self._journal.count("bugs")
+            if not self._failed:
+                self._failed = True
+                log.exception("%s: cannot tell observers how it does; it goes on without", self._node)
+            return None
+
+    def _event(self, number: int, record: dict[str, Any]) -> Event | None:
         fields = {name: value for name, value in record.items() if name not in {"time", "event"}}
         for shorten in (_whole, _short, _single):
             try:
                 told = {name: shorten(value) for name, value in fields.items()}
-                event = Event(self._node, self._role, self._number, record["time"], record["event"], told)
-            except ValidationError:
+                event = Event(self._node, self._role, number, record["time"], record["event"], told)
+                if len(frame.pack(event)) <= _EVENT:
+                    return event
+            except (ValidationError, TooLarge):
                 continue
-            if len(frame.pack(event)) <= _EVENT:
-                return event
         self._journal.count("events.untold")
         return None
 
     def _report(self, *, idle: bool) -> Report | None:
         """None where `idle` and nothing has changed."""
         snapshot = self._journal.snapshot()
-        figures = {name: _rounded(value) for name, value in snapshot.items() if math.isfinite(value)}
+        figures = {name: number for name, value in snapshot.items() if (number := _figure(name, value)) is not None}
         words = {key: printable(text, _WORDS[key]) for key, text in self._about().items()}
-        changed = [name for name, value in figures.items() if self._told.get(name) != value]
-        if idle and not changed and words == self._words:
+        changed = {name for name, value in figures.items() if self._told.get(name) != value}
+        starts, ends = _ALWAYS
+        if idle and words == self._words and all(n.startswith(starts) or n.endswith(ends) for n in changed):
             return None
-        order = {name: number for number, name in enumerate(self._told)}  # those told longest ago come first
-        names = sorted(figures, key=lambda name: (name not in changed, order.get(name, -1)))
         base = _with(Report(self._node, self._role, "", round(time.time(), 1)), **words)
-        if len(frame.pack(base)) > _REPORT // 2 + 200:  # JSON writes other letters as six
+        if _size(base) > _REPORT - 2 * _ENTRY:  # JSON writes other letters as six or twelve
             plain = {key: text.encode("ascii", "replace").decode() for key, text in words.items()}
             base = _with(base, **plain)
-        chosen: dict[str, float] = {}
-        room = _REPORT - len(frame.pack(base))
-        for name in names[:64]:
-            size = len(name) + len(repr(figures[name])) + _ENTRY + 1
-            if size <= room:
-                chosen[name], room = figures[name], room - size
+        chosen = self._chosen(figures, changed, _REPORT - _size(base))
         for name in chosen:
             self._told.pop(name, None)
             self._told[name] = figures[name]
@@ -113,13 +132,44 @@ class Reporter:
         self._words = words
         return _with(base, figures=chosen)
 
+    def _chosen(self, figures: dict[str, float], changed: set[str], room: int) -> dict[str, float]:
+        """As many as fit into `room` bytes: in most of it those that have changed, in the rest any, so that who comes late
+        hears of each; both in turn, so there is room for one at least."""
+        age = {name: number for number, name in enumerate(self._told)}
+        turn = sorted(figures, key=lambda name: age.get(name, -1))
+        chosen: dict[str, float] = {}
+        used = 0
+        for names, most in (
+            ([name for name in turn if name in changed], min(3 * room // 4, room - _ENTRY)),
+            (turn, room),
+        ):
+            for name in names:
+                size = len(json.dumps({name: figures[name]}, separators=(",", ":"))) - 1  # a comma, and no braces
+                if name not in chosen and used + size <= most and len(chosen) < _FIGURES:
+                    chosen[name] = figures[name]
+                    used += size
+        return chosen
+
 
 def _with(report: Report, **fields: Any) -> Report:
     return Report(**{**vars(report), **fields})
 
 
-def _rounded(value: float) -> float:
-    return value if isinstance(value, int) else float(f"{value:.5g}")
+def _size(report: Report) -> int:
+    return len(frame.pack(report))
+
+
+def _figure(name: str, value: object) -> float | None:
+    """`value` to 5 digits, or whole; None if it cannot be told."""
+    if len(json.dumps(name)) > _NAME + 2 or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    if not math.isfinite(number):
+        return None
+    return number if number.is_integer() and abs(number) < 2**53 else float(f"{number:.5g}")
 
 
 def _whole(value: Any) -> Any:
@@ -134,4 +184,6 @@ def _short(value: Any) -> Any:
 
 
 def _single(value: Any) -> Any:
-    return f"{len(value)} of them" if isinstance(value, dict | list) else value
+    if isinstance(value, dict | list):
+        return f"{len(value)} of them"
+    return printable(value, _SHORT) if isinstance(value, str) else value

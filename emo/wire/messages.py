@@ -25,7 +25,7 @@ Weights = Mapping[str, np.ndarray]
 Name = Annotated[str, Field(max_length=64)]
 Role = Literal["device", "edge", "cloud", "observer"]
 OrNone = Id | Annotated[str, Field(max_length=0)]
-_Value = bool | int | Finite | Text | None
+_Value = bool | Annotated[int, Field(gt=-(2**53), lt=2**53)] | Finite | Text | None
 Told = Annotated[
     dict[
         Name,
@@ -219,7 +219,7 @@ class Report:
 class Event:
     """Any node -> observers: something happened, as in its events.jsonl; or, `name` "problem", was logged as a warning.
 
-    `number`: grows by one from event to event of a process, so that a doubled one is told. `time`: Unix, by its own clock.
+    `number`: of the events of a process, so that a doubled one is told, and one that is missing. `time`: Unix, by its own clock.
     """
 
     node: Id
