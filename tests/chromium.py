@@ -20,7 +20,7 @@ _OPTIONS += ("--no-first-run", "--hide-scrollbars", "--js-flags=--expose-gc", "-
 
 class Chromium:
     """One tab. `requests`: each address it has asked for. `complaints`: exceptions, and what the console or the browser says
-    of errors."""
+    of errors. `dialogs`: what alert() and its like said."""
 
     def __init__(self, folder: Path, width: int = 1600, height: int = 1000) -> None:
         theirs_in, self._out = os.pipe()
@@ -35,7 +35,7 @@ class Chromium:
         os.close(theirs_out)
         self._number, self._session = 0, None
         self._answers: dict[int, queue.Queue] = {}
-        self.requests, self.complaints = [], []
+        self.requests, self.complaints, self.dialogs = [], [], []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         (target,) = [each for each in self.do("Target.getTargets")["targetInfos"] if each["type"] == "page"]
@@ -57,6 +57,8 @@ class Chromium:
             self._answers.pop(message["id"], queue.Queue()).put(message)
         elif message["method"] == "Network.requestWillBeSent":
             self.requests.append(told["request"]["url"])
+        elif message["method"] == "Page.javascriptDialogOpening":
+            self.dialogs.append(told["message"])
         elif message["method"] == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(told["exceptionDetails"])[:1000])
         elif message["method"] == "Runtime.consoleAPICalled" and told["type"] in {"error", "warning", "assert"}:
@@ -100,6 +102,12 @@ class Chromium:
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         motion = {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}
         self.do("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}, motion])
+
+    def press(self, key: str) -> None:
+        code = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}[key]
+        more = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.do("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code, **more)
 
     def picture(self, *, whole: bool = False) -> bytes:
         """A PNG of what is seen, or of the whole page."""

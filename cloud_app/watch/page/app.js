@@ -48,8 +48,6 @@ function show() {
   const names = [...changed];
   changed.clear();
   for (const name of names) parts[name].show();
-  performance.mark("emo-shown");
-  performance.clearMarks("emo-shown");
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -66,7 +64,7 @@ dark.addEventListener("change", () => {
 
 // -- hearing
 
-let asking = false, stale = false, askedAt = -Infinity;
+let forgetting = false, asking = false, stale = false, askedAt = -Infinity;
 
 // One at a time, not too often, and never for a tab that nobody sees.
 async function askHistory() {
@@ -106,9 +104,22 @@ function hear(name, data) {
   } else if (name === "nodes") {
     for (const node of data) store.nodes.set(node.id, node);
     touch("fleet", "heat");
+    forget();
   } else if (name === "history") {
     askHistory();
   }
+}
+
+// A node that the watcher no longer shows is not told of: where there are too many, ask for all.
+async function forget() {
+  let devices = 0;
+  for (const node of store.nodes.values()) devices += node.tier === "device";
+  if (forgetting || !store.state || devices <= store.state.counts.devices) return;
+  forgetting = true;
+  await pause(HISTORY_MS);
+  await get("api/state").then(take, () => {});
+  touch("fleet", "heat");
+  forgetting = false;
 }
 
 async function follow() {

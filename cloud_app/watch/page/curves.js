@@ -114,7 +114,7 @@ class Chart {
       } }, ...Object.entries(about.choices).map(([value, [name]]) => el("option", { value }, name)));
       head.append(select);
     }
-    this.card = el("article", { class: about.high ? "panel chart wide" : "panel chart" }, head, this.legend, this.area, this.told);
+    this.card = el("article", { class: about.high ? "panel chart wide" : "panel chart", "data-key": about.key }, head, this.legend, this.area, this.told);
     this.area.append(this.waits);
     new ResizeObserver(([entry]) => {
       if (this.plot && entry.contentRect.width) this.plot.setSize({ width: Math.floor(entry.contentRect.width), height: this.high });

@@ -1,7 +1,7 @@
 // The list of events, newest first: 300 rows at most, whatever comes; filtered here as it comes and by the server for what was.
 
 import { get } from "./connection.js";
-import { clock, el, find, moment, say } from "./text.js";
+import { clock, count, el, find, moment, say } from "./text.js";
 
 const MOST = 300;
 const KINDS = 100; // names in the filter
@@ -23,12 +23,12 @@ export class Events {
     let timer;
     const refilter = () => {
       clearTimeout(timer);
-      timer = setTimeout(() => this.begin(), 200);
+      timer = setTimeout(() => this.begin().catch(() => {}), 200);
     };
     this.form.addEventListener("input", refilter);
     this.form.addEventListener("submit", (event) => event.preventDefault());
     find("older").addEventListener("click", () => this.older());
-    find("events-hint").addEventListener("click", () => this.past && this.begin());
+    find("newest").addEventListener("click", () => this.begin().catch(() => {}));
   }
 
   get wanted() {
@@ -113,14 +113,15 @@ export class Events {
   }
 
   hint() {
-    say(find("events-hint"), this.past ? `older ones; ${this.missed} new, click for these` : "newest first");
+    say(find("events-hint"), this.past ? `older ones; ${count(this.missed)} new` : "newest first");
+    find("newest").disabled = !this.past;
   }
 
   row({ number, time, node, name, level, text }) {
     const problem = level === "problem";
     return el("li", { class: problem ? "problem" : "", "data-number": number },
       el("time", { datetime: iso(time), title: moment(time) }, clock(time)),
-      el("button", { type: "button", class: "link", "data-id": node }, node),
+      el("button", { type: "button", class: "link", tabindex: "-1", "data-id": node }, node),
       el("span", { class: "kind" }, problem ? `⚠ ${name}` : name),
       el("span", { class: "text" }, text));
   }

@@ -38,7 +38,7 @@ export class Top {
     const head = phase === "training" && rounds ? `Training, round ${count(round)} of ${count(rounds)}` : HEAD[phase] ?? "Waiting for the cloud";
     say(find("headline"), head);
     say(document.querySelector("title"), `${head} · EMO watch`);
-    say(find("doing"), state.doing || "Nothing has been heard of a cloud yet.");
+    say(find("doing"), sentence(state.doing) || "Nothing has been heard of a cloud yet.");
     const missing = open && open.answered < open.asked && open.missing.length ? [...open.missing.slice(0, 3), ...(open.missing_count > 3 ? [`${count(open.missing_count - 3)} more`] : [])].join(", ") : "";
     say(find("missing"), missing ? `Not yet answered: ${missing}` : "");
     say(find("meaning"), MEANS[phase] ?? "As soon as a cloud tells of a run, it is shown here.");
@@ -115,5 +115,6 @@ export class Top {
   }
 }
 
+const sentence = (text) => (text ? `${text[0].toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}` : "");
 const PHASES = Object.keys(HEAD);
 const order = (phase) => PHASES.indexOf(phase);
