@@ -14,7 +14,7 @@ from cloud_app.watch.sinks.picture import Picture
 from emo.journal import Journal
 
 _RUNS = 8  # that wait
-_FIRST_S, _MOST_S = 1.0, 60.0  # until it is tried again
+_FIRST_S, _MOST_S = 1.0, 30.0  # until it is tried again
 
 
 class Log(Protocol):

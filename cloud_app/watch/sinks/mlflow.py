@@ -9,8 +9,10 @@ import os
 import time
 from urllib.parse import urlsplit
 
-# Before it is imported: it tells its makers of its use, unless told not to; and what fails is tried again here.
+# Before it is imported: it tells its makers of its use, unless told not to, and prints the server's address, with the
+# password that may be in it; what fails is tried again here.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
