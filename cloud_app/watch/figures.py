@@ -18,7 +18,7 @@ _PROBLEMS = (
     "checkpoint.misfit checkpoint.sampler checkpoint.unreadable checkpoint.unwritten devices.distrusted events.unwritten "
     "frames.refused inbox.full intervals.unreadable intervals.unwritten messages.abandoned messages.refused "
     "metrics.unwritten mqtt.publish_refused nodes.cannot_train nodes.unfit outbox.full overlay.rollbacks overlay.set_aside "
-    "overlays.missing overlays.refused overlays.untrained reports.over_share runs.old status.held training.refused "
+    "overlays.missing overlays.refused overlays.untrained record.damaged record.unwritten reports.over_share runs.old status.held training.refused "
     "updates.capped updates.refused"
 )
 
@@ -70,6 +70,9 @@ FIGURES: dict[str, Metric] = {
     ),
     "events.left_out": Metric("emo_events_left_out_total", "Events not written, since one node caused too many."),
     "events.untold": Metric("emo_events_untold_total", "Events not told to observers: too many at once."),
+    "record.lost": Metric(
+        "emo_record_lost_lines_total", "Lines of what an observer has seen that were not written: the disk was full."
+    ),
     "tls.days_left.LINK": Metric("emo_certificate_left_seconds", "Until its certificate expires, in whole days.", _DAY),
     "machine.cpu_s": Metric("emo_cpu_seconds_total", "Processor time of the process, its own and the system's."),
     "machine.memory_bytes": Metric("emo_memory_bytes", "Resident memory of the process."),

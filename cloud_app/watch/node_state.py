@@ -40,7 +40,7 @@ class Node:
         self._out, self._out_at = "", 0.0  # by the cloud's words
         self._base: dict[str, float] = {}  # of counters that began again: what they had come to
         self._before: dict[str, float] = {}  # totals when the run began
-        self._reported = float("-inf")  # by its own clock
+        self.reported: float | None = None  # when, by its own clock
         self.events: deque[int] = deque(maxlen=_EVENTS)
         self._seen: dict[tuple[int, float], None] = {}
 
@@ -58,9 +58,9 @@ class Node:
 
     def report(self, report: Report, now: float) -> None:
         self.last_seen = now
-        if 0 < self._reported - report.time < _DISORDER_S:
+        if self.reported is not None and 0 < self.reported - report.time < _DISORDER_S:
             return
-        self._reported = report.time
+        self.reported = report.time
         self.doing, self.run = printable(report.doing, 64), report.run
         self.trouble = printable(report.trouble, 200)
         self.intervals, self.trains = report.intervals, report.doing.startswith("trains")

@@ -59,7 +59,7 @@ class View:
         self.connected, self.changed = False, 0.0
         self.endpoint: dict[str, Any] | None = None
         self._cloud = members.cloud if members else ""
-        self._spare: RunHistory | None = None  # of another run than the one that is shown
+        self._spare = RunProgress()  # of another run than the one that is shown
         self._bytes = Series(("fl", "activations", "reports", "sent_share", *_BY_KIND))
         self._edges: dict[str, Series] = {}
         self._served = Series(("requests", "latency_ms"))
@@ -291,20 +291,19 @@ class View:
         if told.run == self.progress.run:
             self.progress.history(told)
         else:
-            self._spare = told
+            if told.run != self._spare.run:
+                self._spare = RunProgress(told.run)
+            self._spare.history(told)
 
     def _begin(self, run: str) -> None:
         known = bool(self.progress.run)
         version = self.progress.version
-        self.progress = RunProgress(run)
-        self.progress.version = version + 1
+        self.progress = self._spare if self._spare.run == run else RunProgress(run)
+        self.progress.version, self._spare = version + 1, RunProgress()
         for node in self.nodes.values() if known else ():
             node.begin()
         if known:
             self._bytes, self._edges = Series(self._bytes.names), {}
-        if self._spare is not None and self._spare.run == run:
-            self.progress.history(self._spare)
-            self._spare = None
 
     # -- curves
 

@@ -4,20 +4,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from cloud_app.watch.event_log import Entry
+from cloud_app.watch.record import Record
 from cloud_app.watch.view import View
 from emo import __version__
 from emo.wire.messages import Message
 
-
-class Keeper(Protocol):
-    """Keeps what is told to the view."""
-
-    def message(self, message: Message, now: float) -> None: ...
-
-    def link(self, up: bool, now: float) -> None: ...
+_FLUSH_S = 0.5
 
 
 class Watcher:
@@ -30,11 +25,11 @@ class Watcher:
         name: str,
         source: str,
         broker: str,
-        keeper: Keeper | None = None,
+        record: Record | None = None,
         clock: Callable[[], float] = time.time,
         figures: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
-        self._view, self._keeper, self.clock, self.figures = view, keeper, clock, figures
+        self._view, self._record, self.clock, self.figures = view, record, clock, figures
         self._about = {"id": name, "version": __version__, "since": round(time.time(), 1), "source": source}
         self._about["broker"] = broker
         self._lock = threading.Lock()
@@ -45,11 +40,11 @@ class Watcher:
         self._listeners.append(tell)
 
     def take(self, message: Message) -> None:
-        now = self.clock()
+        now = round(self.clock(), 3)
         with self._lock:
-            if self._keeper is not None:
-                self._keeper.message(message, now)
             entries = self._view.take(message, now)
+            if self._record is not None:
+                self._record.message(message, now, self._view)
         if entries:
             for tell in self._listeners:
                 tell(entries)
@@ -58,15 +53,28 @@ class Watcher:
         """Whether the broker can be heard; may be called as often as one likes."""
         if up == self._view.connected:
             return
-        now = self.clock()
+        now = round(self.clock(), 3)
         with self._lock:
-            if self._keeper is not None:
-                self._keeper.link(up, now)
+            if self._record is not None:
+                self._record.link(up, now)
             self._view.link(up, now)
 
     def served(self, endpoint: Mapping[str, Any]) -> None:
+        now = round(self.clock(), 3)
         with self._lock:
-            self._view.served(endpoint, self.clock())
+            if self._record is not None:
+                self._record.served(dict(endpoint), now)
+            self._view.served(endpoint, now)
+
+    def flush(self) -> None:
+        """Bring what waits to the record's file; on a thread that may wait for the disk."""
+        if self._record is None:
+            return
+        with self._lock:
+            lines = self._record.take()
+        if self._record.flush(lines):
+            with self._lock:
+                self._record.turn(self._view, round(self.clock(), 3))
 
     @contextmanager
     def view(self) -> Iterator[View]:
@@ -84,3 +92,22 @@ class Watcher:
 
     def state(self, view: View) -> dict[str, Any]:
         return {**self.summary(view), "nodes": list(view.shown(self.clock()).values())}
+
+
+@contextmanager
+def keeping(watcher: Watcher) -> Iterator[None]:
+    """Flush the record again and again, until the block ends."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(_FLUSH_S):
+            watcher.flush()
+
+    thread = threading.Thread(target=run, name="record", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=5)
+        watcher.flush()

@@ -55,7 +55,7 @@ def serving(door: Door, watcher: Watcher, what: str) -> Iterator[WatchApp]:
     """While the block runs. Prints `watching WHAT at URL` once it can be asked."""
     shares = Shares(FairShare(most_connections(), oldest=True), FairShare(_HELD))
     admission = Admission(door.keys, door.host, door.port, secure=door.tls is not None)
-    app = WatchApp(watcher, admission, shares, {})
+    app = WatchApp(watcher, admission, shares)
     server = web_server(app, door.socket, shares, door.tls, drain_s=1)
     thread = threading.Thread(target=server.run, name="page", daemon=True)
     url = door.url

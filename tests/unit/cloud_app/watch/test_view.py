@@ -5,37 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import any_message
+from watching_story import Story
 
 from cloud_app.watch.view import View
 from emo.security.members import Members
 from emo.wire.messages import Event, Report, RunHistory, RunState, Status
 
 MEMBERS = Members(edges={"edge-1": ("device-1", "device-2"), "edge-2": ("device-3",)}, observers=("watch",))
-NOW = 1_800_000_000.0
-
-
-class Story:
-    """Tells a view, one second after another."""
-
-    def __init__(self, view):
-        self.view, self.now, self.numbers = view, NOW, iter(range(10_000))
-        view.link(up=True, now=NOW)
-
-    def tell(self, message, after=1.0):
-        self.now += after
-        return self.view.take(message, self.now)
-
-    def event(self, who, name, role="cloud", /, after=1.0, **fields):
-        event = Event(who, role, next(self.numbers), round(self.now + after, 3), name, fields)
-        return self.tell(event, after)
-
-    def here(self, *nodes):
-        for node in nodes:
-            role = node.partition("-")[0]
-            self.tell(Status(node, role, online=True, samples=64 if role == "device" else 0), 0.0)
-
-    def light(self, node):
-        return next((each["light"], each["why"]) for each in self.view.state(self.now)["nodes"] if each["id"] == node)
 
 
 @pytest.fixture
