@@ -59,6 +59,8 @@ def register(commands: Commands) -> None:
     option("--opset", type=int, choices=range(18, 25), default=20, help="of ONNX")
     text = "an ensemble that is less accurate than the FL model alone is not exported: that is (none: it is)"
     option("--at-least", choices=["head", "none"], default="head", help=text)
+    text = "leave out of the file what each member answers for itself, and with it the FL model's head where that is no member"
+    option("--no-answers", action="store_true", help=text)
     option("--yes", action="store_true", help="also if it is less accurate than what is served")
     option("--int8", action="store_true", help="quantise, if faster and about as accurate")
     option("--json", action="store_true", help="print the result as one JSON line")
@@ -123,7 +125,8 @@ def _export(args: argparse.Namespace, _stop: threading.Event) -> int:
         from cloud_app.ensemble.member_choice import Choice
         from cloud_app.ensemble.publish import from_folder
     without = tuple(args.without)
-    choice = Choice(args.combine, args.head, args.fit, args.int8, without, args.opset, args.at_least)
+    rest = without, args.opset, args.at_least, not args.no_answers
+    choice = Choice(args.combine, args.head, args.fit, args.int8, *rest)
 
     def confirm(text: str) -> None:
         if args.yes:

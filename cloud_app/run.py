@@ -144,7 +144,8 @@ def finish(config: CloudConfig, state: State, test: Dataset, resumed: bool) -> d
     # First: if it cannot be published now, `emo export` can do it later.
     unkept = _keep(config.state_dir, record, parts)
     export = config.export
-    wanted = Choice(choice.combine, choice.head, choice.fit, export.int8, opset=export.opset, at_least=export.at_least)
+    rest = (), export.opset, export.at_least, export.answers
+    wanted = Choice(choice.combine, choice.head, choice.fit, export.int8, *rest)
     to = export.models, export.name
     try:
         published = publish(record, parts, wanted, *to, added(run, *to) if resumed else None)

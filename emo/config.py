@@ -234,13 +234,15 @@ class Export(Section):
     """A model repository in Triton's layout; each run adds a version of `name`. `int8`: quantised, where that is
     faster here and about as accurate. `opset`: of ONNX, for engines that do not know the newest. `at_least`: where
     the ensemble is less accurate than the FL model alone (`head`), that is exported; on the data that `data.heldout` keeps,
-    where there is some, else on the test set."""
+    where there is some, else on the test set. `answers`: the file also gives what each member answers for itself, and
+    the FL model; where its head is no member it makes the file larger."""
 
     models: Path = Path("models")
     name: Id = "emo"
     int8: bool = False
     opset: Annotated[int, Field(ge=18, le=24)] = 20
     at_least: Literal["head", "none"] = "head"
+    answers: bool = True
 
 
 class Tap(Section):

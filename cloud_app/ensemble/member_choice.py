@@ -21,7 +21,7 @@ from cloud_app.ensemble.model import HEAD, Combine
 @dataclass(frozen=True)
 class Choice:
     """What the ensemble is to be, as `Overlays` and `Export` of the configuration say it. `combine`: left out, as the
-    run was configured. `without`: these edges."""
+    run was configured. `without`: these edges. `answers`: what each member answers for itself is in the file, too."""
 
     combine: Combine | None = None
     head: bool = False
@@ -30,13 +30,19 @@ class Choice:
     without: tuple[str, ...] = ()
     opset: int = 20
     at_least: Literal["head", "none"] = "head"
+    answers: bool = True
 
     def command(self, models: Path, name: str) -> str:
         """The options with which `emo export` takes it, into the repository `models` as `name`."""
         options = ["--out", str(models), "--name", name]
         for option, value, default in (("fit", self.fit, "none"), ("at-least", self.at_least, "head")):
             options += [f"--{option}", value] if value != default else []
-        options += ["--head"] * self.head + ["--int8"] * self.int8 + ["--opset", str(self.opset)]
+        options += (
+            ["--head"] * self.head
+            + ["--int8"] * self.int8
+            + ["--no-answers"] * (not self.answers)
+            + ["--opset", str(self.opset)]
+        )
         return shlex.join(options)
 
 

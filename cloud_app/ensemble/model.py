@@ -30,6 +30,7 @@ DType = Literal["uint8", "float32"]
 Combine = Literal["probabilities", "logits"]
 
 TRUNK, HEAD, OVERLAY = "trunk", "head", "overlay-"
+FL = "FL model"
 
 
 def dtype(dataset: Dataset) -> DType:
@@ -38,7 +39,8 @@ def dtype(dataset: Dataset) -> DType:
 
 
 class Ensemble(nn.Module):
-    """images (N, C, ...) of `dtype` -> logits (N, classes), probabilities (N, classes), both float32.
+    """images (N, C, ...) of `dtype` -> logits (N, classes), probabilities (N, classes), both float32; with `answers`, whose
+    own they are, member_probabilities (N, answers, classes), too.
 
     Takes the images as they are in the dataset: the normalisation, (images - mean) / std, is inside. Always in
     eval mode (batch norm uses its running statistics), and puts the modules that it is given into eval mode too.
@@ -58,9 +60,12 @@ class Ensemble(nn.Module):
         dtype: DType = "uint8",
         combine: Combine = "probabilities",
         shares: Sequence[float] | None = None,
+        names: Sequence[str] = (),
+        beside: nn.Module | None = None,
     ) -> None:
         """`mean`, `std`: (C,), in the units of the images. `shares`: of each member in the mean, above zero, in any
-        scale; equal when left out. Raises ExportError on no member, or an unusable scale or share."""
+        scale; equal when left out. `names`: of the members, where their own answers are wanted; then `beside` is a module that
+        answers for itself, too, without a say in the mean. Raises ExportError on no member, or an unusable scale or share."""
         super().__init__()
         if not members:
             raise ExportError("an ensemble needs the overlay of one edge at least; none has arrived")
@@ -77,6 +82,8 @@ class Ensemble(nn.Module):
         self.combine: Combine = combine
         self.trunk = trunk
         self.members = nn.ModuleList(members)
+        self.beside = beside
+        self.answers = tuple(names) if beside is None else (FL, *names)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         total = sum(shares)
@@ -84,13 +91,21 @@ class Ensemble(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = combined(self.member_logits(images), self.shares, self.combine)
-        return logits, torch.softmax(logits, 1)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        split = self.split(images)
+        own = self._logits(split)
+        logits = combined(own, self.shares, self.combine)
+        if not self.answers:
+            return logits, torch.softmax(logits, 1)
+        if self.beside is not None:
+            own = torch.cat([self.beside(split.clone())[None], own])
+        return logits, torch.softmax(logits, 1), torch.softmax(own, 2).transpose(0, 1)
 
     def member_logits(self, images: torch.Tensor) -> torch.Tensor:
         """The members' own logits (members, N, classes)."""
-        split = self.split(images)
+        return self._logits(self.split(images))
+
+    def _logits(self, split: torch.Tensor) -> torch.Tensor:
         return torch.stack([member(split.clone()) for member in self.members])  # one may work in place
 
     def split(self, images: torch.Tensor) -> torch.Tensor:
@@ -150,9 +165,11 @@ def build(
     dtype: DType = "uint8",
     combine: Combine = "probabilities",
     shares: Mapping[str, float] | None = None,
+    *,
+    answers: bool = False,
 ) -> Ensemble:
     """The ensemble of a run's `parts`. `shares`: its members with their shares, in this order; left out, all
-    overlays with equal ones.
+    overlays with equal ones. `answers`: each member's own ones, too, and where the FL model's head is among the parts, its.
 
     Raises ExportError naming the part and the difference: arrays of another network, split or number of classes,
     values that are not finite, or a part that is missing.
@@ -163,16 +180,20 @@ def build(
         raise ExportError(f"mean has {mean.shape} values, model.input {list(spec.input)} asks for one a channel")
     network = split_network.network(spec, seed=0)
     members = []
-    for part in (TRUNK, *shares):
+    beside = [HEAD] if answers and HEAD in parts and HEAD not in shares else []
+    for part in (TRUNK, *shares, *beside):
         if part not in parts:
             raise ExportError(f"this run has no {part}; its parts are {', '.join(parts) or 'none'}")
         if part == TRUNK:
             module = network.trunk
         else:
             module = network.head if part == HEAD else split_network.overlay(spec, seed=0)
-            members.append(module)
+            if part in shares:
+                members.append(module)
         _fill(module, parts[part], described(part))
-    return Ensemble(network.trunk, members, mean, std, dtype, combine, list(shares.values()))
+    names = [_who_answers(part) for part in shares] if answers else []
+    head = network.head if beside else None
+    return Ensemble(network.trunk, members, mean, std, dtype, combine, list(shares.values()), names, head)
 
 
 def described(part: str) -> str:
@@ -180,6 +201,10 @@ def described(part: str) -> str:
     if part.startswith(OVERLAY):
         return f"the overlay of edge {part.removeprefix(OVERLAY)}"
     return f"the {part} of the global model"
+
+
+def _who_answers(part: str) -> str:
+    return FL if part == HEAD else f"pair {part.removeprefix(OVERLAY)}"
 
 
 def _fill(module: nn.Module, arrays: Weights, whose: str) -> None:

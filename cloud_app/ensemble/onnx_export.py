@@ -22,13 +22,14 @@ import torch
 
 from cloud_app.ensemble.model import Ensemble
 from cloud_app.ensemble.onnx_domains import only_used
+from cloud_app.serving.model import MEMBERS
 from cloud_app.serving.onnx_session import open_session
 from emo import __version__
 from emo.errors import ExportError, ServeError
 
 TOLERANCE = 1e-4
 BATCHES = (1, 2, 7, 64)
-OUTPUTS = ("logits", "probabilities")
+OUTPUTS = ("logits", "probabilities", MEMBERS)
 LARGEST = 2_000_000_000  # bytes; protobuf ends at 2 GiB, and the graph needs some of it
 
 
@@ -43,8 +44,9 @@ def export(
     """Write `module` to `path`, replacing the file there in one step; no other file is needed with it.
 
     Input `images` (batch, *input_shape) of `module.dtype`; outputs `logits` and `probabilities`, float32
-    (batch, classes); any batch size. The file's metadata: `labels` (a JSON list), `mean`, `std`, `versions`, and
-    what `metadata` says (members, round, accuracy, ...). `opset`: of ONNX, 18 to 24.
+    (batch, classes), and of a module with `answers` `member_probabilities` (batch, answers, classes); any batch size. The
+    file's metadata: `labels` and `answers` (JSON lists), `mean`, `std`, `versions`, and what `metadata` says (members, round,
+    accuracy, ...). `opset`: of ONNX, 18 to 24.
 
     Checked before `path` is touched: ONNX's own checker; that an image has the same answer alone and in a batch; then
     onnxruntime against torch at batches 1, 2, 7 and 64 of images drawn around `mean`: the largest absolute difference,
@@ -68,7 +70,7 @@ def export(
         temporary = Path(folder) / "model.onnx"
         # Two samples: a batch of one would be frozen into the graph.
         example = torch.zeros(2, *input_shape, dtype=getattr(torch, module.dtype))
-        model = trace(module, example, "images", OUTPUTS, opset)
+        model = trace(module, example, "images", _outputs(module), opset)
         onnx.helper.set_model_props(model, {**metadata, **_facts(module, labels)})
         onnx.checker.check_model(model, full_check=True)
         temporary.write_bytes(model.SerializeToString())
@@ -150,10 +152,15 @@ def _strip(model: onnx.ModelProto) -> None:
         part.doc_string = ""
 
 
+def _outputs(module: Ensemble) -> tuple[str, ...]:
+    return OUTPUTS if module.answers else OUTPUTS[:2]
+
+
 def _facts(module: Ensemble, labels: Sequence[str]) -> dict[str, str]:
     versions = {"emo": __version__, "torch": torch.__version__, "onnx": onnx.__version__}
     return {
         "labels": json.dumps(list(labels)),
+        **({"answers": json.dumps(module.answers)} if module.answers else {}),
         "mean": json.dumps(module.mean.tolist()),
         "std": json.dumps(module.std.tolist()),
         "versions": json.dumps({**versions, "python": platform.python_version()}),
@@ -162,10 +169,13 @@ def _facts(module: Ensemble, labels: Sequence[str]) -> dict[str, str]:
 
 def _must_answer_alone(module: Ensemble, input_shape: tuple[int, ...]) -> None:
     images = _images(module, 7, input_shape)
-    together = _run(module, images)[0]
+    together = _run(module, images)
     try:
-        alone = np.concatenate([_run(module, images[at : at + 1])[0] for at in range(len(images))])
-        off = float(np.abs(together - alone).max()) / max(1.0, float(np.abs(together).max()))
+        alone = [_run(module, images[at : at + 1]) for at in range(len(images))]
+        off = max(
+            float(np.abs(whole - np.concatenate(each)).max()) / max(1.0, float(np.abs(whole).max()))
+            for whole, each in zip(together, zip(*alone, strict=True), strict=True)
+        )
         wrong = f"the answer for an image changes by {off:.2g} of the largest logit with the images beside it"
     except Exception as error:  # noqa: BLE001 - a user's module may raise anything
         off, wrong = np.inf, f"the ensemble takes a batch, but not one image alone: {error}"
@@ -190,11 +200,11 @@ def _compare(module: Ensemble, path: Path, input_shape: tuple[int, ...]) -> floa
         images = _images(module, batch, input_shape)
         expected = _run(module, images)
         try:
-            outputs = session.run(list(OUTPUTS), {"images": images})
+            outputs = session.run(_outputs(module), {"images": images})
         except Exception as error:  # as open_session says; a batch that the trace has frozen ends here too
             raise ExportError(f"the exported ensemble does not run at batch {batch}: {error}") from error
         scale = max(1.0, float(np.abs(expected[0]).max()))
-        for name, ours, theirs in zip(OUTPUTS, expected, outputs, strict=True):
+        for name, ours, theirs in zip(_outputs(module), expected, outputs, strict=True):
             if ours.shape != theirs.shape:
                 raise ExportError(f"{name} at batch {batch}: torch gives {ours.shape}, ONNX {theirs.shape}")
             off = float(np.abs(ours - theirs).max()) / scale

@@ -164,7 +164,6 @@ def export_checked(candidates: Candidates, members: Chosen, choice: Choice, fold
     """Step 3: one ONNX file in `folder`, in 8 bits where that is asked for and worth it. Raises ExportError, OSError."""
     record, test, combine = candidates.record, candidates.test, candidates.combine
     accuracy = _accuracies(candidates, members)
-    module = _build(record, candidates.parts, test, combine, members.shares)
     facts = {
         **_metadata(record, members.shares, test),
         "combine": combine,
@@ -173,7 +172,7 @@ def export_checked(candidates: Candidates, members: Chosen, choice: Choice, fold
         "precision": "fp32",
     }
     path, precision = folder / "model.onnx", "fp32"
-    max_error = export(module, path, record.model.input, test.classes, facts, choice.opset)
+    max_error = _export(candidates, members, path, facts, choice)
     if choice.int8:
         quantised = int8.quantise(path, *judges(record.data, record.model), folder / "int8.onnx")
         if quantised is not None:
@@ -254,6 +253,25 @@ def _build(
     record: Record, parts: Mapping[str, Weights], test: Dataset, combine: Combine, shares: Mapping[str, float]
 ) -> ensemble.Ensemble:
     return ensemble.build(record.model, parts, test.mean, test.std, dtype(test), combine, shares)
+
+
+def _export(candidates: Candidates, members: Chosen, path: Path, facts: Mapping[str, str], choice: Choice) -> float:
+    """With the FL model's own answers, where answers are wanted and its head is no member; a head that cannot be exported or
+    gives no numbers must not keep the ensemble from being served."""
+    model, test = candidates.record.model, candidates.test
+
+    def export_of(parts: Mapping[str, Weights]) -> float:
+        scale = test.mean, test.std, dtype(test)
+        module = ensemble.build(model, parts, *scale, candidates.combine, members.shares, answers=choice.answers)
+        return export(module, path, model.input, test.classes, facts, choice.opset)
+
+    served = {part: weights for part, weights in candidates.parts.items() if part != HEAD or HEAD in members.shares}
+    if choice.answers and served.keys() != candidates.parts.keys() and HEAD not in candidates.votes.no_numbers():
+        try:
+            return export_of(candidates.parts)
+        except ExportError as error:
+            log.warning("exported again, without the FL model's own answers: %s", error)
+    return export_of(served)
 
 
 def _accuracies(candidates: Candidates, members: Chosen) -> dict[str, Any]:

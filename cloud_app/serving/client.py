@@ -5,7 +5,8 @@ import http.client
 import json
 import logging
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,16 +25,26 @@ _KINDS: dict[str, Callable[..., http.client.HTTPConnection]] = {
 log = logging.getLogger("emo")
 
 
-def predict(
-    url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None
-) -> list[tuple[str, float]]:
-    """(label, probability) of every class, the most probable first.
+Labels = list[tuple[str, float]]  # with their probabilities, of every class, the most probable first
 
-    The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `key`:
-    an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. Raises
-    ServeError: no endpoint at `url`, or one that is not believed, no model `name`, no usable image, or a model that does
-    not take images.
-    """
+
+@dataclass(frozen=True)
+class Prediction:
+    """What version `version` of the model answers; `members`: what each of them answers for itself, by its name, as far as the
+    version tells."""
+
+    version: str
+    labels: Labels
+    members: Sequence[tuple[str, Labels]]
+
+
+def predict(url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None) -> Labels:
+    """The labels of the image file. As `answers`, and raises ServeError where it cannot be read."""
+    return answers(url, name, read(image), str(image), key, ca).labels
+
+
+def read(image: Path) -> bytes:
+    """The image file. Raises ServeError."""
     try:
         with image.open("rb") as file:
             data = file.read(MAX_IMAGE + 1)
@@ -43,15 +54,42 @@ def predict(
         raise ServeError(f"{image}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_IMAGE:
         raise ServeError(f"{image}: is over {MAX_IMAGE:,} bytes; an endpoint takes no larger image")
-    answer = _ask(url, f"/v2/models/{quote(name, safe='')}/predict", data, key, ca, str(image))
+    return data
+
+
+def answers(
+    url: str,
+    name: str,
+    image: bytes,
+    what: str,
+    key: str | None = None,
+    ca: Path | None = None,
+    *,
+    members: bool = False,
+    timeout_s: float = TIMEOUT_S,
+) -> Prediction:
+    """What the model `name` says of an image file's content; with `members`, what each of them says, too.
+
+    The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `what`: the
+    image, in words. `key`: an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the
+    system's. `timeout_s`: how long the endpoint may say nothing. Raises ServeError: no endpoint at `url`, or one that is not
+    believed, no model `name`, no usable image, or a model that does not take images.
+    """
+    path = f"/v2/models/{quote(name, safe='')}/predict{'?members=1' * members}"
+    answer = _ask(url, path, image, key, ca, what, timeout_s)
     try:
-        pairs = [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
+        labels = _labels(answer)
+        own = [(str(each["name"]), _labels(each)) for each in answer.get("members", ())]
         had, has = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ServeError(f"{url}: the answer of {name!r} does not hold one probability a label") from error
     if had != has:
-        log.warning("%s: resized from %s to the model's %s", image, "x".join(map(str, had)), "x".join(map(str, has)))
-    return pairs
+        log.warning("%s: resized from %s to the model's %s", what, "x".join(map(str, had)), "x".join(map(str, has)))
+    return Prediction(str(answer.get("model_version", "")), labels, own)
+
+
+def _labels(answer: Mapping[str, Any]) -> Labels:
+    return [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
 
 
 def first_key(file: Path | None) -> str | None:
@@ -67,11 +105,13 @@ def _believing(ca: Path | None) -> ssl.SSLContext:
         raise ServeError(f"{ca}: no PEM certificates can be read: {error.strerror or error}") from error
 
 
-def _ask(url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str) -> dict[str, Any]:
+def _ask(
+    url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str, timeout_s: float
+) -> dict[str, Any]:
     try:
         parts = urlsplit(url)
         options = {"context": _believing(ca)} if parts.scheme == "https" else {}
-        connection = _KINDS[parts.scheme](parts.hostname or "", parts.port, timeout=TIMEOUT_S, **options)
+        connection = _KINDS[parts.scheme](parts.hostname or "", parts.port, timeout=timeout_s, **options)
     except (KeyError, ValueError) as error:
         raise ServeError(f"{url!r} is not an endpoint's address, such as http://127.0.0.1:8000") from error
     headers = {"Content-Type": "application/octet-stream"}

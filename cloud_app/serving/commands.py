@@ -2,13 +2,22 @@
 
 import argparse
 import json
+import logging
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from emo.errors import ConfigError
 from emo.extras import needs
 from emo.logs import printable
 from emo.parser import Commands
+
+if TYPE_CHECKING:
+    from cloud_app.serving.client import Labels, Prediction
+
+ENSEMBLE = "ensemble"
+
+log = logging.getLogger("emo")
 
 
 def register(commands: Commands) -> None:
@@ -56,6 +65,7 @@ def register(commands: Commands) -> None:
     option("--url", default="http://127.0.0.1:8000", help="of the endpoint")
     option("--name", default="emo", help="the model's name")
     option("--top", type=int, default=3, help="labels to print")
+    option("--members", action="store_true", help="also what the FL model and each pair say for themselves")
     option(
         "--api-key-file",
         type=Path,
@@ -126,14 +136,31 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
-        from cloud_app.serving.client import first_key, predict
-    labels = predict(args.url, args.name, args.image, first_key(args.api_key_file), args.ca)
+        from cloud_app.serving.client import answers, first_key, read
+    image, key = read(args.image), first_key(args.api_key_file)
+    found = answers(args.url, args.name, image, str(args.image), key, args.ca, members=args.members)
     if args.json:
-        print(json.dumps([{"label": label, "probability": probability} for label, probability in labels]))
-    else:
-        for label, probability in labels[: args.top]:
-            print(f"{probability:7.2%}  {printable(label)}")
+        print(json.dumps(_told(found) if args.members else _as_dicts(found.labels)))
+        return 0
+    if args.members and not found.members:
+        log.warning(
+            "version %s of %s does not tell what its members answer: it was exported without", found.version, args.name
+        )
+    rows = [(ENSEMBLE, found.labels), *found.members] if args.members else [("", found.labels)]
+    width = max(len(printable(name)) for name, _ in rows)
+    for name, labels in rows:
+        shown = [f"{probability:7.2%}  {printable(label)}" for label, probability in labels[: args.top]]
+        print(f"{printable(name):{width}}  {'   '.join(shown)}" if args.members else "\n".join(shown))
     return 0
+
+
+def _told(found: "Prediction") -> dict[str, Any]:
+    members = [{"name": name, "probabilities": _as_dicts(labels)} for name, labels in found.members]
+    return {"model_version": found.version, "probabilities": _as_dicts(found.labels), "members": members}
+
+
+def _as_dicts(labels: "Labels") -> list[dict[str, Any]]:
+    return [{"label": label, "probability": probability} for label, probability in labels]
 
 
 def _list(args: argparse.Namespace, _stop: threading.Event) -> int:

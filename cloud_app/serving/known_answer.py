@@ -44,7 +44,8 @@ def make(onnx: Path) -> str:
         "datatype": takes.datatype,
         "data": images.ravel().tolist(),
     }
-    request = {"inputs": [tensor]}
+    # By name: an endpoint from before there were members' answers would give those, too.
+    request = {"inputs": [tensor], "outputs": [{"name": name} for name in takes.outputs]}
     answer = json.loads(served.infer(json.dumps(request).encode()))
     return json.dumps({"request": request, "answer": {"outputs": answer["outputs"]}})
 

@@ -4,6 +4,8 @@ Source: github.com/kserve/open-inference-protocol, specification/protocol/infere
 """
 
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from cloud_app.serving.onnx_session import RunOptions, open_session
 from cloud_app.serving.repository import Repository
 from cloud_app.serving.triton_config import MAX_BATCH
 from emo.errors import ServeError
+from emo.logs import printable
 
+# An output (batch, answers, classes) beside those that are served to all who ask: each member's own probabilities.
+MEMBERS = "member_probabilities"
 _MAX_METADATA = 1 << 20  # which goes out with every question about the model
 # onnxruntime's name -> the protocol's
 _TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
@@ -24,14 +29,15 @@ _TYPES = {"tensor(uint8)": "UINT8", "tensor(float)": "FP32"}
 
 @dataclass(frozen=True)
 class Served:
-    """`session`: onnxruntime's. `digest`: of its file, where a repository had it. `run` and `infer` may be called from any
-    thread."""
+    """`session`: onnxruntime's. `digest`: of its file, where a repository had it. `answers`: who has a row of MEMBERS; nobody in
+    a file without it. `run`, `run_all` and `infer` may be called from any thread."""
 
     signature: Signature
     session: Any
     metadata: dict[str, Any]
     config: dict[str, Any]
     digest: str = ""
+    answers: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -68,26 +74,41 @@ class Served:
                     f"{path}: {tensor.name} is {tensor.type} {tensor.shape}; the endpoint serves {' or '.join(types)} "
                     "whose first size, and no other, is left open for the batch"
                 )
+        about = session.get_modelmeta().custom_metadata_map
+        if sum(len(key) + len(value) for key, value in about.items()) > _MAX_METADATA:
+            raise ServeError(f"{path}: has over {_MAX_METADATA:,} characters of metadata")
+        sizes = {each.name: tuple(each.shape[1:]) for each in outputs}
+        answers = _answers(about, sizes)
+        if answers:
+            del sizes[MEMBERS]
         signature = Signature(
             name,
             version,
             inputs[0].name,
             tuple(inputs[0].shape[1:]),
             _TYPES[inputs[0].type],
-            {each.name: tuple(each.shape[1:]) for each in outputs},
+            sizes,
             labels,
             MAX_BATCH,
         )
-        about = session.get_modelmeta().custom_metadata_map
-        if sum(len(key) + len(value) for key, value in about.items()) > _MAX_METADATA:
-            raise ServeError(f"{path}: has over {_MAX_METADATA:,} characters of metadata")
         parameters = {**about, "labels": list(labels)}
-        return cls(signature, session, _metadata(signature, parameters), _config(signature))
+        return cls(signature, session, _metadata(signature, parameters), _config(signature), answers=answers)
 
     def run(self, images: np.ndarray[Any, Any], options: RunOptions | None = None) -> dict[str, np.ndarray[Any, Any]]:
-        """(batch, *sample) -> every output, float32 (batch, *size)."""
-        results = self.session.run(None, {self.signature.input: images}, options)
-        return dict(zip(self.signature.outputs, results, strict=True))
+        """(batch, *sample) -> every output of the signature, float32 (batch, *size)."""
+        return self._run(list(self.signature.outputs), images, options)
+
+    def run_all(
+        self, images: np.ndarray[Any, Any], options: RunOptions | None = None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """As `run`, and where there are `answers` MEMBERS (batch, answers, classes)."""
+        return self._run([*self.signature.outputs, *[MEMBERS] * bool(self.answers)], images, options)
+
+    def _run(
+        self, names: list[str], images: np.ndarray[Any, Any], options: RunOptions | None
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        results = self.session.run(names, {self.signature.input: images}, options)
+        return dict(zip(names, results, strict=True))
 
     def infer(self, body: bytes, header: int | None = None) -> bytes:
         """The answer to an inference request; `header` as in `request.parse`. Raises Refused (400) on anything but a
@@ -97,6 +118,18 @@ class Served:
         if not finite(results):
             raise not_finite()
         return answer(call, results, self.signature)[0]
+
+
+def _answers(about: Mapping[str, str], sizes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """Empty where the file has none, or its names do not fit them; MEMBERS is then an output as any other."""
+    try:
+        names = json.loads(about.get("answers", ""))
+    except (ValueError, RecursionError):
+        return ()
+    if not isinstance(names, list) or not names or not all(isinstance(each, str) for each in names):
+        return ()
+    fits = sizes.get(MEMBERS) == (len(names), *sizes.get("probabilities", ()))
+    return tuple(printable(each) for each in names) if fits and len(sizes) > 1 else ()
 
 
 def _metadata(of: Signature, parameters: dict[str, Any]) -> dict[str, Any]:

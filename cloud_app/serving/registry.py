@@ -33,10 +33,12 @@ log = logging.getLogger("emo")
 
 @dataclass(frozen=True)
 class Slot:
-    """One loaded version, with its queue."""
+    """One loaded version, with its queue, and one of its own for requests that ask for members' answers, too: no run of others
+    becomes longer or larger by them."""
 
     served: Served
     batcher: Batcher
+    members: Batcher
     stats: Stats
 
 
@@ -133,9 +135,11 @@ class Models:
             return False
         self._failed.pop((name, version), None)
         stats = self._stats.setdefault((name, version), Stats())
-        batcher = Batcher(served.run, self._pool, self._limits, stats, RunOptions)
-        self._batchers.add(batcher)
-        self._slots[name] = Slot(served, batcher, stats)
+        queue, members = (
+            Batcher(run, self._pool, self._limits, stats, RunOptions) for run in (served.run, served.run_all)
+        )
+        self._batchers.update((queue, members))
+        self._slots[name] = Slot(served, queue, members, stats)
         log.info("model %s version %d is served", name, version)
         return True
 

@@ -59,6 +59,7 @@ _REQUEST = _object(
 )
 _TENSORS = {"application/json": {"schema": _REQUEST}, "application/octet-stream": _BINARY}
 _IMAGE = {"image/*": _BINARY}
+_MEMBERS = {"members": "1: also what each member answers for itself, in `members`; empty in a version without them"}
 _ERROR = {
     "description": "What was wrong, in words.",
     "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
@@ -67,7 +68,8 @@ _ERROR = {
 
 class Operation(Route):
     """One line of the table. `handle` is called with the request and, below `/v2/models/{name}`, with that model's slot.
-    `summary` and `body`: for the OpenAPI document; the schema of the request's body by its content type."""
+    `summary`, `body` and `query`: for the OpenAPI document; the schema of the request's body by its content type; what may
+    follow the path's ?, and what it does where it is 1."""
 
     def __init__(
         self,
@@ -76,9 +78,11 @@ class Operation(Route):
         handle: Callable[..., Awaitable[Any]],
         summary: str = "",
         body: dict[str, Any] | None = None,
+        query: dict[str, str] | None = None,
     ) -> None:
         super().__init__(path, handle, methods=[method])
         self.method, self.handler, self.summary, self.body = method, handle, summary, body
+        self.query = query or {}
         self.of_model = path.startswith(_MODEL)
 
     @property
@@ -88,7 +92,7 @@ class Operation(Route):
     def of_version(self) -> "Operation":
         """The same of a version of the model."""
         path = self.path.replace(_MODEL, _MODEL + "/versions/{version}")
-        return Operation(self.method, path, self.handler, self.summary, self.body)
+        return Operation(self.method, path, self.handler, self.summary, self.body, self.query)
 
 
 def table(of: Handlers) -> list[Operation]:
@@ -104,7 +108,7 @@ def table(of: Handlers) -> list[Operation]:
         get(_MODEL + "/stats", of.stats, "Counts and times of this model's requests and runs."),
         get("/v2/models/stats", of.all_stats, "The same of all models."),
         post(_MODEL + "/infer", of.infer, "Tensors in, tensors out: JSON, or binary after the JSON.", _TENSORS),
-        post(_MODEL + "/predict", of.predict, "An image file in, label and probabilities out.", _IMAGE),
+        post(_MODEL + "/predict", of.predict, "An image file in, label and probabilities out.", _IMAGE, _MEMBERS),
         post("/v2/repository/index", of.index, "Every version in the repository, and whether it answers."),
         post(change + "/load", of.load, "Load the current version now. Needs a key."),
         post(change + "/unload", of.unload, "Answer no more for this model. Needs a key."),
@@ -249,8 +253,12 @@ def document(operations: list[Operation]) -> dict[str, Any]:
         if each.body is not None:
             about["requestBody"] = {"required": True, "content": each.body}
             about["responses"]["503"] = {**_ERROR, "description": "Too much is waiting; see Retry-After."}
+        about["parameters"] = [
+            {"name": name, "in": "query", "description": text, "schema": {"enum": ["0", "1"]}}
+            for name, text in each.query.items()
+        ]
         if "{name}" in each.path:
-            about["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": _STRING}]
+            about["parameters"].append({"name": "name", "in": "path", "required": True, "schema": _STRING})
         paths.setdefault(each.path, {})[each.method.lower()] = about
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},

@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass, field, replace
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl
 
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # emo watch has bodies, and no onnxruntime
 BODY_SECONDS = 30.0
 _NO_CONTENT = 204
 _LITTLE = 4 << 10  # bytes of a request that are not counted: most requests are no larger
+_LONGEST_QUERY = 1024
 _COMPRESS = 1024  # smaller answers do not gain
 _QUICK = 64 << 10  # larger ones would stop the loop for too long
 _GZIP = re.compile(r"\bgzip\b(?!\s*;\s*q=0(?:\.0*)?(?:,|$))")
@@ -59,6 +61,7 @@ class Incoming:
         self.slot: Slot | None = None
         self._uncounted = 0
         self._counted = False
+        self._query: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._held = held
         self._task = asyncio.current_task()
@@ -82,6 +85,13 @@ class Incoming:
         if not text.isascii() or not text.isdigit() or len(text) > 18:
             raise Refused(400, f"{name.decode()}: {text[:40]!r} is no number of bytes")
         return int(text)
+
+    def asks(self, name: bytes) -> bool:
+        """Whether the address ends in ?NAME=1. Raises Refused (400) where it says neither 1 nor 0."""
+        text = dict(parse_qsl(self._query[:_LONGEST_QUERY], keep_blank_values=True)).get(name, b"0")
+        if text not in {b"0", b"1"}:
+            raise Refused(400, f"?{name.decode()}= takes 1 or 0")
+        return text == b"1"
 
     async def body(self, most: int) -> bytes:
         """All of it, decompressed. Raises Refused: over `most` bytes (413), not complete in BODY_SECONDS (408), an unknown

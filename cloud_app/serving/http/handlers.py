@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter_ns
 from typing import Any, TypeVar
 
+import numpy as np
+
 from cloud_app.serving.fair_share import Shares
 from cloud_app.serving.http.body import Answer, Incoming, as_json
-from cloud_app.serving.infer_request import Refused, parse
+from cloud_app.serving.infer_request import Refused, Signature, parse
 from cloud_app.serving.infer_response import answer, must_be_short, ranked
+from cloud_app.serving.model import MEMBERS
 from cloud_app.serving.onnx_session import cpus
 from cloud_app.serving.registry import Models, Slot
 from cloud_app.serving.workers import Workers
@@ -80,18 +83,23 @@ class Handlers:
             raise Refused(415, "send the image file as the body itself: curl --data-binary @FILE")
         if len(takes.outputs.get("probabilities", ())) != 1:
             raise Refused(400, f"model {takes.name!r} gives no probabilities; use the protocol's infer call")
+        members = request.asks(b"members")
         body = await request.body(MAX_IMAGE)
         images, size = await self._workers.image(body, takes, request.who)
-        results = await slot.batcher.submit(images, None, request.who)
-        best = ranked(results["probabilities"][0], takes.labels)
-        return {
+        results = await (slot.members if members else slot.batcher).submit(images, None, request.who)
+        best = _labelled(results["probabilities"][0], takes)
+        answer = {
             "model_name": takes.name,
             "model_version": str(takes.version),
-            "label": best[0][1],
-            "probabilities": [{"label": label, "probability": value} for _, label, value in best],
+            "label": best[0]["label"],
+            "probabilities": best,
             "image": list(size),
             "input": [takes.sample[2], takes.sample[1]],
         }
+        if members:
+            own = zip(slot.served.answers, results[MEMBERS][0], strict=True) if slot.served.answers else ()
+            answer["members"] = [{"name": name, "probabilities": _labelled(row, takes)} for name, row in own]
+        return answer
 
     async def _aside(self, work: Callable[[], T]) -> T:
         """On another thread: what takes longer than a request may hold up the others."""
@@ -177,3 +185,7 @@ class Handlers:
         }
         text = exposition(self._models.stats(), process)
         return Answer(text, type=b"text/plain; version=0.0.4; charset=utf-8")
+
+
+def _labelled(row: np.ndarray[Any, Any], takes: Signature) -> list[dict[str, Any]]:
+    return [{"label": label, "probability": value} for _, label, value in ranked(row, takes.labels)]

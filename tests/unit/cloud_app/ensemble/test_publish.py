@@ -89,6 +89,8 @@ def test_the_file_says_all_that_is_known(plain):
     assert json.loads(says["labels"]) == list(test.classes)
     assert json.loads(says["mean"]) == pytest.approx(test.mean.tolist())
     assert json.loads(says["members"]) == ["bad", "good"]
+    assert json.loads(says["answers"]) == ["FL model", "pair bad", "pair good"]
+    assert "member_probabilities" not in (plain[1].root / "digits" / "config.pbtxt").read_text()
     assert json.loads(says["shares"]) == [0.5, 0.5]
     assert (says["run"], says["rounds"], says["combine"], says["fit"]) == ("r", "2", "probabilities", "none")
     assert Model.model_validate_json(says["model"]) == SPEC
