@@ -97,6 +97,7 @@ class Chromium:
 
     def open(self, url: str) -> None:
         self.do("Page.navigate", url=url)
+        self.until(f"location.href == {json.dumps(url)} && document.readyState == 'complete'")
 
     def size(self, width: int, height: int, scheme: str = "light", *, still: bool = True) -> None:
         self.do("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)

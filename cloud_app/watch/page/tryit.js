@@ -5,12 +5,13 @@ import { el, find, mark, percent, say } from "./text.js";
 
 const SIDE = 280; // pixels of what is drawn
 const PEN = 26;
+const BROAD = 60; // of what is sent
+const STROKES = 2000; // points of one, and strokes
 const BEST = 3; // labels of each answer
 
 export class TryIt {
   constructor(store) {
     this.store = store;
-    this.drawn = false;
     this.canvas = el("canvas", { width: SIDE, height: SIDE, id: "draw", role: "img", "aria-label": "Draw here by mouse, pen or finger; by keyboard, choose an image file instead" });
     this.clear();
     const button = (name, click, more = {}) => el("button", { type: "button", click, ...more }, name);
@@ -50,69 +51,58 @@ export class TryIt {
   }
 
   clear(told) {
-    const pen = this.canvas.getContext("2d");
-    pen.fillStyle = "#000";
-    pen.fillRect(0, 0, SIDE, SIDE);
+    clearTimeout(this.timer);
+    this.strokes = [];
+    const pen = black(this.canvas);
     pen.fillStyle = "#9aa7b5";
     pen.font = "24px system-ui, sans-serif";
     pen.textAlign = "center";
     pen.fillText("draw here", SIDE / 2, SIDE / 2 + 8);
-    this.drawn = false;
-    this.box = [SIDE, SIDE, 0, 0];
     if (!told) return;
+    this.asked = null;
     this.answers.replaceChildren();
     say(this.told, "Draw a digit for the demo’s model, or give it an image: choose, drop or paste.");
   }
 
   draw() {
-    const pen = this.canvas.getContext("2d");
-    let from = null, timer;
     const place = (event) => {
       const box = this.canvas.getBoundingClientRect();
       return [((event.clientX - box.left) * SIDE) / box.width, ((event.clientY - box.top) * SIDE) / box.height];
     };
-    const line = (event) => {
-      const to = place(event);
-      if (!this.drawn) {
-        pen.fillStyle = "#000";
-        pen.fillRect(0, 0, SIDE, SIDE);
-      }
-      pen.strokeStyle = "#fff";
-      pen.lineWidth = PEN;
-      pen.lineCap = pen.lineJoin = "round";
-      pen.beginPath();
-      pen.moveTo(...(from ?? to));
-      pen.lineTo(...to);
-      pen.stroke();
-      const [left, top, right, bottom] = this.box;
-      this.box = [Math.min(left, to[0]), Math.min(top, to[1]), Math.max(right, to[0]), Math.max(bottom, to[1])];
-      from = to;
-      this.drawn = true;
-    };
     this.canvas.addEventListener("pointerdown", (event) => {
       if (event.button) return;
-      clearTimeout(timer);
+      clearTimeout(this.timer);
+      if (!this.strokes.length) black(this.canvas);
       this.canvas.setPointerCapture(event.pointerId);
-      from = null;
-      line(event);
+      this.strokes = [...this.strokes.slice(-STROKES), [place(event)]];
+      line(this.canvas, this.strokes.at(-1), PEN);
       event.preventDefault();
     });
-    this.canvas.addEventListener("pointermove", (event) => this.canvas.hasPointerCapture(event.pointerId) && line(event));
+    this.canvas.addEventListener("pointermove", (event) => {
+      const stroke = this.strokes.at(-1);
+      if (!this.canvas.hasPointerCapture(event.pointerId) || !stroke || stroke.length > STROKES) return;
+      stroke.push(place(event));
+      line(this.canvas, stroke.slice(-2), PEN);
+    });
     this.canvas.addEventListener("pointerup", () => {
-      clearTimeout(timer);
-      timer = setTimeout(() => this.send(), 700); // a second stroke may follow
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.send(), 700); // a second stroke may follow
     });
   }
 
-  // What is drawn, as the digits lie that the model was trained on: as tall as the picture, in its middle.
+  // What is drawn, as the digits lie that the demo's model was trained on: large, in the middle, by a broad pen.
   send() {
-    if (!this.drawn) return say(this.told, "Nothing is drawn yet.");
-    const [left, top, right, bottom] = this.box, room = PEN / 2;
-    const side = Math.max(right - left, bottom - top) + 2 * room;
-    const sent = el("canvas", { width: SIDE, height: SIDE }), pen = sent.getContext("2d");
-    pen.fillStyle = "#000";
-    pen.fillRect(0, 0, SIDE, SIDE);
-    pen.drawImage(this.canvas, (left + right - side) / 2, (top + bottom - side) / 2, side, side, 0, 0, SIDE, SIDE);
+    clearTimeout(this.timer);
+    const points = this.strokes.flat();
+    if (!points.length) return say(this.told, "Nothing is drawn yet.");
+    const [across, down] = [0, 1].map((axis) => points.map((point) => point[axis]));
+    const [left, right, top, bottom] = [Math.min(...across), Math.max(...across), Math.min(...down), Math.max(...down)];
+    const scale = (SIDE - BROAD) / Math.max(right - left, bottom - top, SIDE / 8);
+    const sent = el("canvas", { width: SIDE, height: SIDE });
+    black(sent);
+    for (const stroke of this.strokes) {
+      line(sent, stroke.map(([x, y]) => [SIDE / 2 + (x - (left + right) / 2) * scale, SIDE / 2 + (y - (top + bottom) / 2) * scale]), BROAD);
+    }
     sent.toBlob((blob) => this.ask(blob, "what is drawn"), "image/png");
   }
 
@@ -130,6 +120,24 @@ export class TryIt {
       say(this.told, `No answer about ${name}: ${error.message}`);
     }
   }
+}
+
+function black(canvas) {
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "#000";
+  pen.fillRect(0, 0, SIDE, SIDE);
+  return pen;
+}
+
+function line(canvas, points, width) {
+  const pen = canvas.getContext("2d");
+  pen.strokeStyle = "#fff";
+  pen.lineWidth = width;
+  pen.lineCap = pen.lineJoin = "round";
+  pen.beginPath();
+  pen.moveTo(...points[0]);
+  for (const point of points.length > 1 ? points.slice(1) : points) pen.lineTo(...point);
+  pen.stroke();
 }
 
 function answer({ name, labels }) {
