@@ -15,8 +15,8 @@ _KINDS = {kind.__name__: route.link for kind, route in ROUTES.items()}
 # What is logged as a warning, as well as counted.
 _PROBLEMS = (
     "activations.baseless activations.out_of_scale activations.over_share cache.unwritten checkpoint.damaged "
-    "checkpoint.misfit checkpoint.sampler checkpoint.unreadable checkpoint.unwritten devices.distrusted events.unwritten "
-    "frames.refused inbox.full intervals.unreadable intervals.unwritten messages.abandoned messages.refused "
+    "checkpoint.misfit checkpoint.sampler checkpoint.unreadable checkpoint.unwritten devices.distrusted events.flood "
+    "events.unwritten frames.refused inbox.full intervals.unreadable intervals.unwritten messages.abandoned messages.refused "
     "metrics.unwritten mqtt.publish_refused nodes.cannot_train nodes.unfit outbox.full overlay.rollbacks overlay.set_aside "
     "overlays.missing overlays.refused overlays.untrained record.damaged record.unwritten reports.over_share runs.old status.held training.refused "
     "updates.capped updates.refused"

@@ -6,6 +6,7 @@ worker (ack_after_sync.py). Counts:
     frames.refused          bytes that are no message of ours                        receiver.py
     messages.abandoned  chunks.late                                                  reassembly.py
     status.held             a node announces itself, or reports, too often: its newest word waits    throttle.py
+    events.flood            a node tells of more events than ours ever do: they are dropped
     inbox.superseded.KIND   a newer version came before the older was handled        inbox.py
     inbox.full              reading stopped for too long: the connection is made anew, the broker keeps the rest
 """
@@ -22,7 +23,7 @@ from emo.runtime.inbox import Inbox
 from emo.throttle import Budget, Newest
 from emo.wire import topics
 from emo.wire.limits import Limits
-from emo.wire.messages import Message, Report, Status
+from emo.wire.messages import Event, Message, Report, Status
 from emo.wire.receiver import Receiver
 
 log = logging.getLogger("emo")
@@ -30,6 +31,7 @@ log = logging.getLogger("emo")
 _LOOK_S = 0.25
 _MEMORY_MIB = 1024  # for unfinished messages, and as much again for those that wait to be handled
 _STATUSES = 20  # of one node at once; then one a second
+_EVENTS, _EVENTS_PER_S = 400, 40.0  # of one node, twice what ours tell: unread they cost a fiftieth
 
 
 class Incoming:
@@ -41,6 +43,8 @@ class Incoming:
         self._receiver = Receiver[int](root, journal, _MEMORY_MIB, limits=limits)
         self._repeated = tuple(topics.subscription(root, kind).partition("+")[0] for kind in (Status, Report))
         self._newest = Newest(Budget(_STATUSES, 1.0))
+        self._told = topics.subscription(root, Event).partition("+")[0]
+        self._events = Budget(_EVENTS, _EVENTS_PER_S)
         self._lock = threading.Lock()
         self._after_sync: AckAfterSync | None = None
         self._looked = 0.0
@@ -61,6 +65,12 @@ class Incoming:
             if held:
                 text = f"{topic}: says more than once a second how it is; its newest word waits"
                 self._journal.problem("status.held", text)
+                return [token]
+        if topic.startswith(self._told):
+            with self._lock:
+                fits = self._events.takes((topic,), time.monotonic())
+            if not fits:
+                self._journal.problem("events.flood", f"{topic}: tells of too many events at once; they are dropped")
                 return [token]
         message, tokens = self._take(topic, data, token, retained)
         if message is None:

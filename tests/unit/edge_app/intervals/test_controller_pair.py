@@ -171,3 +171,18 @@ def test_the_edges_age_limit_is_the_devices():
     assert table.allow(0, 0)
     assert table.update(0, 0, controller.received("d", 0, 1.0))
     assert [table.allow(0, v) for v in range(1, 202)].index(True) == 200
+
+
+def test_the_signs_of_a_report_are_mean_intervals_a_digit_a_batch_or_for_several_in_a_row():
+    table = IntervalTable({})
+    assert table.signs(64) == ""
+    answers = {0: 0.0, 1: 9.6, 3: 35.2, 4: 1e308, 5: 1e308}
+    for batch in range(7):
+        table.allow(batch, 1)
+        if batch in answers:
+            assert table.update(batch, 1, answers[batch])
+    assert table.signs(64) == "0a.zzz."
+    assert table.signs(2) == "fz"  # 0, 9.6 and 35; two of 1e308 are no infinity
+    for batch in range(1000):
+        table.allow(batch, 2)
+    assert table.signs(64) == "t" + "." * 62  # 16 a sign

@@ -8,7 +8,7 @@ import numpy as np
 from emo.journal import Journal
 from emo.runtime.inbox import Inbox
 from emo.wire.codec import Packed
-from emo.wire.messages import ActivationBatch, Update
+from emo.wire.messages import ActivationBatch, Event, Report, Update
 
 LIMIT = 40_000  # of which a device has a quarter; a message is charged a thousand bytes beside its own
 
@@ -155,3 +155,20 @@ def test_what_must_not_be_lost_waits_for_its_room_and_drives_out_nothing():
             inbox.put(batch(number, device=device), [0], 1500, 0)
     assert not inbox.put(update("u"), [1], 500, 0.01)
     assert len(drained(inbox)) == 16
+
+
+def test_a_node_that_floods_with_events_crowds_out_itself():
+    journal = Journal()
+    inbox = Inbox(LIMIT, journal)
+    assert inbox.put(Event("quiet", "device", 1, 0.0, "trained"), [1], 100, 0)
+    assert inbox.put(Report("quiet", "device", "", 0.0), [2], 100, 0)
+    for number in range(10_000):
+        assert inbox.put(Event("loud", "device", number, 0.0, "again"), [number + 3], 100, 0)
+    held, tokens = [], []
+    while (item := inbox.get(0)) is not None:
+        held.append(item[0])
+        tokens += item[1]
+    assert [type(each).__name__ for each in held if each.node == "quiet"] == ["Event", "Report"]
+    assert [each.number for each in held if each.node == "loud"] == list(range(9991, 10_000))  # a quarter, the newest
+    assert journal.counts["inbox.dropped.Event"] == 10_000 - 9
+    assert sorted(tokens) == list(range(1, 10_003))
