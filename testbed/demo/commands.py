@@ -28,7 +28,12 @@ def register(commands: Commands) -> None:
     option("--seed", type=int, default=0, help="of data, weights and sampling; the same seed, the same run")
     option("--out", type=Path, default=Path("runs/demo"), help="model repository and sample image go here")
     option("--json", type=Path, metavar="FILE", help="write the figures to FILE (default: no file)")
-    option("--keep", action="store_true", help="leave the endpoint running until Ctrl-C")
+    option("--keep", action="store_true", help="leave the endpoint and the page running until Ctrl-C")
+    option(
+        "--page-port", type=int, default=0, metavar="N", help="where the page listens on 127.0.0.1; 0: any free port"
+    )
+    option("--no-page", action="store_true", help="without the page that shows the run (emo watch)")
+    option("--open", action="store_true", help="show the page in the browser")
     option(
         "--broker",
         choices=["mosquitto", "amqtt"],

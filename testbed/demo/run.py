@@ -1,4 +1,4 @@
-"""`emo demo`: a broker, a cloud, two edges and a fleet on this machine, as the processes that a fleet runs.
+"""`emo demo`: a broker, a cloud, two edges, a fleet and who watches it on this machine, as the processes that a fleet runs.
 
 Children get no Ctrl-C of the terminal: this process ends them, in order, whatever happens.
 """
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -20,53 +20,20 @@ from typing import Any
 import yaml
 
 from cloud_app.serving.client import predict
+from cloud_app.watch import record
 from emo.config import Data
 from emo.data import registry
 from emo.errors import ConfigError, EmoError
 from testbed import figures
+from testbed.demo.fleet import Fleet, Interrupted
+from testbed.demo.page import WATCH, Page
 from testbed.demo.view import View, show_report
-from testbed.processes.broker import LocalBroker
-from testbed.processes.child import Child, serving_at
+from testbed.processes.broker import LocalBroker, free_port
+from testbed.processes.child import serving_at
 
 # By dataset: network and rounds.
 _DEFAULTS = {"digits": ("cnn", 12), "cifar10": ("vgg6", 20), "cifar100": ("mobilenet6", 20)}
 _START_S = 120.0
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error
-    pass
-
-
-class Fleet:
-    """The child processes; `check` raises when one has died, with the end of its log."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._running: dict[str, Child] = {}
-
-    def start(self, name: str, *args: str) -> None:
-        environ = {key: value for key, value in os.environ.items() if not key.startswith("EMO_")}
-        environ |= {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-        self._running[name] = Child([sys.executable, "-m", "emo.cli", *args], self.log(name), environ)
-
-    def log(self, name: str) -> Path:
-        return self._folder / f"{name}.log"
-
-    def poll(self, name: str) -> int | None:
-        return self._running[name].poll()
-
-    def check(self) -> None:
-        for name, process in self._running.items():
-            if process.poll() not in {None, 0}:
-                lines = self.log(name).read_text(errors="replace").splitlines()[-15:]
-                raise EmoError("\n".join([f"{name} ended with {process.poll()}; its last lines:", *lines]))
-
-    def stop(self, *names: str) -> None:
-        chosen = [self._running.pop(name) for name in names or list(self._running) if name in self._running]
-        for process in chosen:
-            process.ask()
-        for process in chosen:
-            process.stop(patience_s=20)
 
 
 def run(args: argparse.Namespace, stop: threading.Event) -> int:
@@ -88,16 +55,23 @@ def _run(args: argparse.Namespace, stop: threading.Event, folder: Path, stack: E
     broker = stack.enter_context(LocalBroker(folder, prefer=args.broker))
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    names = _write(args, folder, out, {"host": broker.config.host, "port": broker.config.port})
+    port = free_port(range(20_000, 30_000))  # the endpoint's, below those that the system gives to clients
+    names = _write(args, folder, out, {"host": broker.config.host, "port": broker.config.port}, port)
     fleet = Fleet(folder)
     stack.callback(fleet.stop)
-    print(f"broker {broker.kind} on port {broker.config.port}; a cloud, 2 edges, {args.devices} devices")
+    print(f"broker {broker.kind} on port {broker.config.port}; a cloud, 2 edges, {args.devices} devices", flush=True)
+    view = View(args.rounds)
+    page = Page(fleet, view.say, args.open)
     fleet.start("cloud", "cloud", "--config", str(folder / "cloud.yaml"))
     for edge in ("edge-1", "edge-2"):
         fleet.start(edge, "edge", "--config", str(folder / f"{edge}.yaml"))
     fleet.start("devices", "device", "--config", *(str(folder / f"{name}.yaml") for name in names))
-    with View(args.rounds) as view:
-        for event in _events(folder / "cloud" / "events.jsonl", fleet, stop):
+    if not args.no_page:
+        page.start(str(folder / f"{WATCH}.yaml"))
+    with view:
+        for event in _events(folder / "cloud" / "events.jsonl", fleet, stop, page.look):
+            if event["event"] == "round":
+                page.wait(stop)
             if event["event"] in {"cannot_train", "unfit"}:  # the round would wait for it until it gives up
                 raise EmoError(f"{event['node']} cannot train: {event['why']}")
             view.show(event)
@@ -106,15 +80,19 @@ def _run(args: argparse.Namespace, stop: threading.Event, folder: Path, stack: E
     report = _figures(args, folder, result, names)
     report["broker"] = broker.kind
     report["run"] = str(_keep(folder / "cloud", out / "run"))
-    url = _serve(fleet, out / "models", stop)
+    url = _serve(fleet, out / "models", port, stop)
     report["prediction"] = _predict(result, out, url)
     report["seconds"] = round(time.monotonic() - started, 1)
     show_report(report, args)
     figures.write(args.json, report)
     if args.keep:
-        print(f"the endpoint stays at {url} until Ctrl-C")
+        beside = f", and the page at {page.url}," if fleet.runs(WATCH) else ""
+        print(f"the endpoint stays at {url}{beside} until Ctrl-C", flush=True)
         while not stop.wait(0.5):
             fleet.check()
+    watched = folder / WATCH if fleet.runs(WATCH) else None  # or its record ends before the run
+    fleet.stop(WATCH)
+    _keep_events(folder / "cloud", watched, out / "run")
 
 
 def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
@@ -124,13 +102,18 @@ def _with_defaults(args: argparse.Namespace) -> argparse.Namespace:
     values["rounds"] = rounds if args.rounds is None else args.rounds
     if values["devices"] < 2:
         raise ConfigError("--devices: two edges need two devices at least")
+    if not 0 <= args.page_port < 1 << 16:
+        raise ConfigError(f"--page-port {args.page_port}: a port is a number from 0 (any free one) to 65535")
+    if args.no_page and (args.open or args.page_port):
+        raise ConfigError("--no-page leaves out the page that --open and --page-port are for")
     if values["data_dir"] is not None:
         values["data_dir"] = values["data_dir"].resolve()
     return argparse.Namespace(**values)
 
 
-def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, Any]) -> list[str]:
-    """The configuration files of every process; returns the devices' names. Raises DataError."""
+def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, Any], port: int) -> list[str]:
+    """The configuration files of every process; returns the devices' names. `port`: where the endpoint will be. Raises
+    DataError."""
     source = {"name": args.dataset, "dir": args.data_dir and str(args.data_dir), "seed": args.seed}
     train, test = registry.load(Data.model_validate(source))
     if args.devices > len(train.labels):
@@ -185,17 +168,22 @@ def _write(args: argparse.Namespace, folder: Path, out: Path, broker: dict[str, 
                     "seed": args.seed,
                 },
             }
+    files[WATCH] = {
+        "wan": broker,
+        "port": args.page_port,
+        "endpoint": {"url": f"http://127.0.0.1:{port}", "name": "emo"},
+    }
     for name, values in files.items():
         values |= {"id": name, "state_dir": str(folder / name)}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     return names
 
 
-def _events(path: Path, fleet: Fleet, stop: threading.Event) -> Iterator[dict[str, Any]]:
-    """The cloud's events as they are written, until it has ended."""
+def _events(path: Path, fleet: Fleet, stop: threading.Event, turn: Callable[[], None]) -> Iterator[dict[str, Any]]:
+    """The cloud's events as they are written, until it has ended; meanwhile, ten times a second, `turn`."""
     at, ended = 0, False
     while True:
-        ended = fleet.poll("cloud") is not None  # before the last read, or its last lines would be missed
+        ended = not fleet.runs("cloud")  # before the last read, or its last lines would be missed
         if path.exists():
             with path.open(encoding="utf-8") as file:
                 file.seek(at)
@@ -203,6 +191,7 @@ def _events(path: Path, fleet: Fleet, stop: threading.Event) -> Iterator[dict[st
                     at = file.tell()
                     yield json.loads(line)
         fleet.check()
+        turn()
         if ended:
             return
         if stop.wait(0.1):
@@ -242,8 +231,19 @@ def _keep(state: Path, kept: Path) -> Path:
     return kept
 
 
-def _serve(fleet: Fleet, models: Path, stop: threading.Event) -> str:
-    fleet.start("endpoint", "serve", "--models", str(models), "--port", "0")
+def _keep_events(state: Path, watched: Path | None, kept: Path) -> None:
+    """What `emo watch --run` shows of this run and no other: the cloud's events, and all that was seen, where there is that."""
+    sources = [(state, "events.1.jsonl"), (state, "events.jsonl"), (state, "result.json")]
+    for name in (record.BEFORE, record.NAME):
+        (kept / name).unlink(missing_ok=True)
+        sources += [] if watched is None else [(watched, name)]
+    for folder, name in sources:
+        if (folder / name).exists():
+            shutil.copyfile(folder / name, kept / name)
+
+
+def _serve(fleet: Fleet, models: Path, port: int, stop: threading.Event) -> str:
+    fleet.start("endpoint", "serve", "--models", str(models), "--port", str(port))
     until = time.monotonic() + _START_S
     while time.monotonic() < until:
         if url := serving_at(fleet.log("endpoint")):

@@ -36,6 +36,10 @@ class View:
     ) -> None:
         self._bar.stop()
 
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(text, markup=False, soft_wrap=True)
+
     def show(self, event: dict[str, Any]) -> None:
         """One event of the cloud's journal."""
         if event["event"] == "round":
@@ -83,6 +87,8 @@ def show_report(figures: dict[str, Any], args: argparse.Namespace) -> None:
         console.print(f"it is the FL model alone: {figures['instead']}", soft_wrap=True)
     run, models = (shlex.quote(os.path.relpath(each)) for each in (figures["run"], args.out / "models"))
     console.print(f"another of its weights: emo export --run {run} --out {models} --head", soft_wrap=True)
+    if not args.keep:
+        console.print(f"to look again: emo watch --run {run}", soft_wrap=True)
     asked = figures["prediction"]
     if asked is None:
         return

@@ -22,9 +22,9 @@ exit $status
 
 
 def serving_at(log: Path) -> str | None:
-    """The address that `emo serve` has printed to `log`, once it has."""
+    """The address that `emo serve` or `emo watch` has printed to `log`, once it has."""
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
-        if line.startswith("serving ") and " at http" in line:
+        if line.startswith(("serving ", "watching ")) and " at http" in line:
             return line.rsplit(" at ", 1)[1].strip()
     return None
 

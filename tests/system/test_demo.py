@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.request import urlopen
 
 import psutil
 import pytest
@@ -35,6 +37,27 @@ def run(tmp_path: Path, *args: str, **environ: str) -> tuple[int, str]:
     return process.returncode, out
 
 
+def lines_until(process: subprocess.Popen[str], words: str) -> list[str]:
+    """What it prints, up to the line that begins so."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line.rstrip("\n"))
+        if line.startswith(words):
+            return lines
+    raise AssertionError("\n".join(lines))
+
+
+def watcher(process: subprocess.Popen[str]) -> psutil.Process:
+    """Not the shell that looks after it."""
+    (found,) = (
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "/bin/sh" not in child.cmdline() and "watch.yaml" in " ".join(child.cmdline())
+    )
+    return found
+
+
 def left_behind(tmp_path: Path) -> list[str]:
     folders = [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("emo-demo-")]
     mine = []
@@ -45,10 +68,27 @@ def left_behind(tmp_path: Path) -> list[str]:
     return folders + mine
 
 
-def test_it_runs_through_and_writes_its_figures(tmp_path, mosquitto_program):
-    code, out = run(tmp_path, *FEW, "--json", "figures.json")
-    assert code == 0, out
+def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_path, mosquitto_program):
+    process = start(tmp_path, *FEW, "--json", "figures.json", "--keep")
+    try:
+        lines = lines_until(process, "the endpoint stays")
+        assert lines[0].startswith("broker mosquitto")
+        assert re.fullmatch(r"page: http://127\.0\.0\.1:[0-9]+/", lines[1])
+        page = lines[1].removeprefix("page: ")
+        with urlopen(page + "api/state", timeout=20) as answer:
+            state = json.load(answer)
+        with urlopen(page + "api/events", timeout=20) as open_page:
+            assert open_page.readline() == b"event: state\n"
+            process.send_signal(signal.SIGINT)
+            more, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0, more
     figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (state["phase"], state["round"], state["rounds"]) == ("done", 3, 3)
+    assert state["accuracy"] == state["result"]["fl"] == figures["accuracy"]["fl"]
+    assert state["result"]["bagged"] == figures["accuracy"]["bagged"]
+    assert {node["id"] for node in state["nodes"]} >= {"cloud", "edge-1", "edge-2", "device-00", "device-03"}
     assert set(figures["accuracy"]) >= {"fl", "boosted", "bagged"}
     assert len(figures["accuracy"]["boosted"]) == 2
     assert set(figures["bytes"]) == {"fl", "activations", "sfl_equivalent"}
@@ -66,9 +106,10 @@ def test_it_runs_through_and_writes_its_figures(tmp_path, mosquitto_program):
         check=True,
     )
     assert len(json.loads(exported.stdout)["members"]) == 3
+    assert (tmp_path / "runs/demo/run/watched.jsonl").stat().st_size > 1000  # for emo watch --run
     assert figures["prediction"]["label"] in "0123456789"
     assert (tmp_path / "runs/demo/sample.png").exists()
-    assert "round   3/3" in out
+    assert [line[:11] for line in lines if line.startswith("round")] == ["round   1/3", "round   2/3", "round   3/3"]
     assert left_behind(tmp_path) == []
 
 
@@ -79,8 +120,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, how, training, mosquitto_program
         assert process.stdout is not None
         assert "broker" in process.stdout.readline()
         if training:
-            line = process.stdout.readline()
-            assert line.startswith("round"), line
+            lines_until(process, "round")
         assert left_behind(tmp_path)
         process.send_signal(how)
         process.communicate(timeout=60)
@@ -92,9 +132,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path, how, training, mosquitto_program
 
 def test_kill_9_leaves_no_process_behind(tmp_path, mosquitto_program):
     process = start(tmp_path, "--rounds", "500")
-    assert process.stdout is not None
-    process.stdout.readline()
-    assert process.stdout.readline().startswith("round")
+    lines_until(process, "round")
     process.kill()
     process.communicate(timeout=10)
     until = time.monotonic() + 30
@@ -107,8 +145,17 @@ def test_your_own_network_and_data_without_mosquitto(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "your-own.md").read_text(encoding="utf-8")
     (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     args = ("--dataset", "mine:motion", "--model", "mine:network", "--alpha", "20", "--broker", "amqtt")
-    code, out = run(tmp_path, *FEW, *args, "--json", "figures.json", PYTHONPATH=str(tmp_path))
-    assert code == 0, out
+    process = start(tmp_path, *FEW, *args, "--json", "figures.json", PYTHONPATH=str(tmp_path))
+    try:
+        lines_until(process, "page: ")
+        watcher(process).kill()  # nobody needs it
+        out, _ = process.communicate(timeout=150)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out
+    assert not (tmp_path / "runs/demo/run/watched.jsonl").exists()
+    assert (tmp_path / "runs/demo/run/events.jsonl").exists()
+    assert out.count("no page any more, the demo goes on: watch ended with 137") == 1
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["accuracy"]["bagged"] > 0.6
     assert figures["prediction"] is None  # not an image
@@ -124,6 +171,7 @@ def test_your_own_network_and_data_without_mosquitto(tmp_path):
         (("--model", "vgg7"), "vgg6"),
         (("--devices", "1"), "two edges"),
         (("--devices", "5000"), "5000"),
+        (("--page-port", "70000"), "65535"),
     ],
 )
 def test_bad_input_is_said_in_words(tmp_path, args, text, mosquitto_program):
@@ -137,9 +185,7 @@ def test_bad_input_is_said_in_words(tmp_path, args, text, mosquitto_program):
 def test_a_tier_that_dies_is_named_with_its_last_words(tmp_path, mosquitto_program):
     process = start(tmp_path, "--rounds", "500")
     try:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdout.readline()
+        lines_until(process, "round")
         for child in psutil.Process(process.pid).children(recursive=True):
             line = child.cmdline()
             if "/bin/sh" not in line and "edge-2.yaml" in " ".join(line):
