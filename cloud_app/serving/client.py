@@ -1,9 +1,10 @@
-"""Asks an endpoint for the label of an image file. Needs the standard library only, and takes no notice of proxies in the
-environment."""
+"""Asks an endpoint: for the label of an image file, or what it says of itself. Needs the standard library only, and takes no
+notice of proxies in the environment."""
 
 import http.client
 import json
 import logging
+import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,20 +32,20 @@ Labels = list[tuple[str, float]]  # with their probabilities, of every class, th
 @dataclass(frozen=True)
 class Prediction:
     """What version `version` of the model answers; `members`: what each of them answers for itself, by its name, as far as the
-    version tells."""
+    version tells. `had`, `has`: width and height of the image, and of what the model was given."""
 
     version: str
     labels: Labels
     members: Sequence[tuple[str, Labels]]
+    had: tuple[int, ...]
+    has: tuple[int, ...]
 
 
-def predict(url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None) -> Labels:
-    """The labels of the image file. As `answers`, and raises ServeError where it cannot be read."""
-    return answers(url, name, read(image), str(image), key, ca).labels
-
-
-def read(image: Path) -> bytes:
-    """The image file. Raises ServeError."""
+def predict(
+    url: str, name: str, image: Path, key: str | None = None, ca: Path | None = None, *, members: bool = False
+) -> Prediction:
+    """As `answers`, of an image file; that it was resized is noted in the log. Raises ServeError, also where the file cannot be
+    read."""
     try:
         with image.open("rb") as file:
             data = file.read(MAX_IMAGE + 1)
@@ -54,7 +55,11 @@ def read(image: Path) -> bytes:
         raise ServeError(f"{image}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_IMAGE:
         raise ServeError(f"{image}: is over {MAX_IMAGE:,} bytes; an endpoint takes no larger image")
-    return data
+    found = answers(url, name, data, str(image), key, ca, members=members)
+    if found.had != found.has:
+        had, has = ("x".join(map(str, size)) for size in (found.had, found.has))
+        log.warning("%s: resized from %s to the model's %s", image, had, has)
+    return found
 
 
 def answers(
@@ -68,28 +73,27 @@ def answers(
     members: bool = False,
     timeout_s: float = TIMEOUT_S,
 ) -> Prediction:
-    """What the model `name` says of an image file's content; with `members`, what each of them says, too.
+    """What the model `name` says of an image file's content; with `members`, what each of them says, too. The endpoint converts
+    the image to the model's channels and resizes it. `what`: the image, in words; the rest as `ask` has it.
 
-    The endpoint converts the image to the model's channels and resizes it, of which a note is left in the log. `what`: the
-    image, in words. `key`: an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the
-    system's. `timeout_s`: how long the endpoint may say nothing. Raises ServeError: no endpoint at `url`, or one that is not
-    believed, no model `name`, no usable image, or a model that does not take images.
+    Raises ServeError: as `ask`; no model `name`, no usable image, or a model that does not take images.
     """
     path = f"/v2/models/{quote(name, safe='')}/predict{'?members=1' * members}"
-    answer = _ask(url, path, image, key, ca, what, timeout_s)
+    answer = ask(url, path, image, key, ca, what, timeout_s)
     try:
         labels = _labels(answer)
         own = [(str(each["name"]), _labels(each)) for each in answer.get("members", ())]
-        had, has = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
+        sizes = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ServeError(f"{url}: the answer of {name!r} does not hold one probability a label") from error
-    if had != has:
-        log.warning("%s: resized from %s to the model's %s", what, "x".join(map(str, had)), "x".join(map(str, has)))
-    return Prediction(str(answer.get("model_version", "")), labels, own)
+    return Prediction(str(answer.get("model_version", "")), labels, own, *sizes)
 
 
 def _labels(answer: Mapping[str, Any]) -> Labels:
-    return [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
+    labels = [(str(each["label"]), float(each["probability"])) for each in answer["probabilities"]]
+    if not labels or not all(math.isfinite(probability) for _, probability in labels):
+        raise ValueError
+    return labels
 
 
 def first_key(file: Path | None) -> str | None:
@@ -105,9 +109,21 @@ def _believing(ca: Path | None) -> ssl.SSLContext:
         raise ServeError(f"{ca}: no PEM certificates can be read: {error.strerror or error}") from error
 
 
-def _ask(
-    url: str, path: str, body: bytes, key: str | None, ca: Path | None, what: str, timeout_s: float
+def ask(
+    url: str,
+    path: str,
+    body: bytes | None,
+    key: str | None = None,
+    ca: Path | None = None,
+    what: str = "",
+    timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
+    """The object in the answer to a POST of `body`, or to a GET without one.
+
+    `key`: an API key, where the endpoint asks for one. `ca`: PEM certificates to believe in place of the system's. `timeout_s`:
+    how long the endpoint may say nothing. Raises ServeError: no endpoint at `url`, or one that is not believed; one that
+    refuses, for `what`, or that answers no object.
+    """
     try:
         parts = urlsplit(url)
         options = {"context": _believing(ca)} if parts.scheme == "https" else {}
@@ -118,7 +134,7 @@ def _ask(
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
     try:
-        connection.request("POST", parts.path.rstrip("/") + path, body, headers)
+        connection.request("GET" if body is None else "POST", parts.path.rstrip("/") + path, body, headers)
         response = connection.getresponse()
         text = response.read(MAX_ANSWER + 1)
     except ssl.SSLCertVerificationError as error:
@@ -138,5 +154,5 @@ def _ask(
     if not isinstance(answer, dict):
         raise ServeError(f"{url}: answered {response.status}, and not in JSON; is it another server?")
     if response.status != http.HTTPStatus.OK:
-        raise ServeError(f"{what}: {url}: {str(answer.get('error', response.reason))[:500]}")
+        raise ServeError(f"{what + ': ' * bool(what)}{url}: {str(answer.get('error', response.reason))[:500]}")
     return answer

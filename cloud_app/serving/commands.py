@@ -136,9 +136,9 @@ def _predict(args: argparse.Namespace, _stop: threading.Event) -> int:
     if args.top < 1:
         raise ConfigError(f"--top {args.top}: must be 1 or more")
     with needs("serve"):
-        from cloud_app.serving.client import answers, first_key, read
-    image, key = read(args.image), first_key(args.api_key_file)
-    found = answers(args.url, args.name, image, str(args.image), key, args.ca, members=args.members)
+        from cloud_app.serving.client import first_key, predict
+    key = first_key(args.api_key_file)
+    found = predict(args.url, args.name, args.image, key, args.ca, members=args.members)
     if args.json:
         print(json.dumps(_told(found) if args.members else _as_dicts(found.labels)))
         return 0

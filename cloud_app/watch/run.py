@@ -3,11 +3,14 @@
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from cloud_app.watch import past_run
+from cloud_app.watch.endpoint import Endpoint, looking
+from cloud_app.watch.http.app import Handler
 from cloud_app.watch.http.server import Door, serving
+from cloud_app.watch.http.tryit import TryIt
 from cloud_app.watch.observer import Observer
 from cloud_app.watch.record import Record, replay
 from cloud_app.watch.sinks.feeder import Log
@@ -42,6 +45,7 @@ def run(config: WatchConfig, stop: threading.Event, folder: Path | None, logs: S
 
 
 def _watch(config: WatchConfig, stop: threading.Event, door: Door, logs: Sequence[Log]) -> None:
+    endpoint = None if config.endpoint is None else Endpoint(config.endpoint)
     journal = Journal(config.state_dir)
     journal.event("start", tier="observer", id=config.id, pid=os.getpid())
     view = View(config.nodes, members.load(config.fleet) if config.fleet is not None else None)
@@ -59,7 +63,11 @@ def _watch(config: WatchConfig, stop: threading.Event, door: Door, logs: Sequenc
     with ExitStack() as stack:
         stack.enter_context(keeping(watcher))
         stack.enter_context(beating([heart]))
-        stack.enter_context(serving(door, watcher, f"{root} at {broker}"))
+        more = dict[tuple[str, str], Handler]()
+        if endpoint is not None:
+            stack.enter_context(looking(endpoint, watcher))
+            more["POST", "/api/try"] = stack.enter_context(closing(TryIt(endpoint.answers)))
+        stack.enter_context(serving(door, watcher, f"{root} at {broker}", more))
         stack.enter_context(feeding(logs, watcher, journal, model))
         Runner(node, {"wan": channel}, journal, turned=heart.turned).run(stop)
 

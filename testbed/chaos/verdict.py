@@ -103,7 +103,7 @@ def _served(fleet: Fleet, parts: Mapping[str, Any], expected: Iterable[str]) -> 
     endpoint = Tier("endpoint", fleet.folder, ["serve", "--models", models, "--port", "0"])
     endpoint.start()
     try:
-        label, probability = predict(_url(endpoint), "emo", Path(_result(fleet)["sample"]["image"]))[0]
+        label, probability = predict(_url(endpoint), "emo", Path(_result(fleet)["sample"]["image"])).labels[0]
         if label not in set("0123456789") or not (math.isfinite(probability) and 0 < probability <= 1):
             wrong.append(Violation("served", f"the endpoint answers {label!r} with {probability}"))
     except (EmoError, OSError, ValueError, KeyError, TypeError) as error:

@@ -260,7 +260,7 @@ def _predict(result: dict[str, Any], out: Path, url: str) -> dict[str, Any] | No
         return None
     image = out / "sample.png"
     shutil.copyfile(result["sample"]["image"], image)
-    label, probability = predict(url, "emo", image)[0]
+    label, probability = predict(url, "emo", image).labels[0]
     return {
         "image": str(image),
         "label": label,

@@ -135,7 +135,7 @@ def test_tls(repository, tmp_path):
         connection.close()
         image = tmp_path / "a.png"
         Image.new("RGB", (2, 2)).save(image)
-        assert len(predict(f"https://{host[1]}", "tiny", image, ca=cert)) == 3
+        assert len(predict(f"https://{host[1]}", "tiny", image, ca=cert).labels) == 3
         with pytest.raises(ServeError, match=r"its certificate is not believed: self.signed.*--ca FILE"):
             predict(f"https://{host[1]}", "tiny", image)
         with pytest.raises(ServeError, match="no PEM certificates can be read"):

@@ -4,6 +4,7 @@ was exported without."""
 import io
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from ensembles import RECORD, SPEC, trained
 from PIL import Image, ImageDraw
 from serving import ask as asked
 from serving import serving
+from watching import Asker, watching
 
 from cloud_app.ensemble import model as ensemble
 from cloud_app.ensemble.member_choice import Choice
@@ -22,9 +24,8 @@ from cloud_app.serving.repository import Repository
 from emo.cli import main
 from emo.data import registry
 
-# As a person draws them in a square of 1, and as the page draws what it is given: bright on dark, the strokes an eighth of
-# the square wide, and then as tall as the picture.
-SIDE, PEN = 280, 36
+SIDE, BROAD = 280, 42
+# As a person draws them in a square of 1.
 STROKES = {
     "0": [
         [(0.5, 0.1), (0.3, 0.2), (0.22, 0.5), (0.3, 0.8), (0.5, 0.9), (0.7, 0.8), (0.78, 0.5), (0.7, 0.2), (0.5, 0.1)]
@@ -54,18 +55,16 @@ STROKES = {
 
 
 def drawn(digit):
-    image = Image.new("L", (SIDE, SIDE))
-    pen, points = ImageDraw.Draw(image), []
+    """As the page sends it (tryit.js): as large as the picture, in its middle, by a broad pen, bright on dark."""
+    points = np.array([point for stroke in STROKES[digit] for point in stroke])
+    low, high = points.min(0), points.max(0)
+    image, scale = Image.new("L", (SIDE, SIDE)), (SIDE - BROAD) / (high - low).max()
+    pen = ImageDraw.Draw(image)
     for stroke in STROKES[digit]:
-        line = [(x * SIDE, y * SIDE) for x, y in stroke]
-        points += line
-        pen.line(line, 255, PEN)
+        line = [tuple(SIDE / 2 + (np.array(point) - (low + high) / 2) * scale) for point in stroke]
+        pen.line(line, 255, BROAD)
         for x, y in line:
-            pen.circle((x, y), PEN / 2, 255)
-    (left, top), (right, bottom) = np.min(points, 0), np.max(points, 0)
-    half, x, y = (max(right - left, bottom - top) + PEN) / 2, (left + right) / 2, (top + bottom) / 2
-    box = (x - half, y - half, x + half, y + half)
-    image = image.transform(image.size, Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+            pen.circle((x, y), BROAD / 2, 255)
     file = io.BytesIO()
     image.convert("RGBA").save(file, "PNG")  # as a canvas gives it
     return file.getvalue()
@@ -78,7 +77,7 @@ def taught():
 
 
 @pytest.fixture(scope="module")
-def endpoint(taught, tmp_path_factory):
+def served(taught, tmp_path_factory):
     """`told` has its members' answers, `old` has not."""
     folder = tmp_path_factory.mktemp("members")
     repository = Repository(folder / "models")
@@ -87,8 +86,13 @@ def endpoint(taught, tmp_path_factory):
     path = folder / "old.onnx"
     export(ensemble.build(SPEC, taught, test.mean, test.std), path, SPEC.input, test.classes, {})
     repository.add("old", path, test.classes, SPEC.input, selftest=known_answer.make(path))
-    with serving(repository.root) as (_, line):
-        yield re.search(r"http://(\S+)$", line)[1]
+    with serving(repository.root) as (process, line):
+        yield process, re.search(r"http://(\S+)$", line)[1]
+
+
+@pytest.fixture(scope="module")
+def endpoint(served):
+    return served[1]
 
 
 @pytest.fixture
@@ -128,9 +132,8 @@ def test_members_answer_as_torch_says(endpoint, taught):
         np.testing.assert_allclose([found[label] for label in test.classes], expected, atol=1e-5)
         assert list(found.values()) == sorted(found.values(), reverse=True)
     plain = _predict(endpoint, "told", file.getvalue())[1]
-    members = answer.pop("members")
+    assert answer.pop("members")[1]["probabilities"][0]["label"] == answer["label"]
     assert _predict(endpoint, "told", file.getvalue(), "?members=0&other=7")[1] == plain == answer
-    assert members[1]["probabilities"][0] == pytest.approx(answer["probabilities"][0], rel=1e-5)
 
 
 def test_who_asks_for_none_gets_what_he_always_got(endpoint):
@@ -184,3 +187,46 @@ def test_the_description_has_it(endpoint):
     query = [each for each in paths["/v2/models/{name}/predict"]["post"]["parameters"] if each["in"] == "query"]
     assert [each["name"] for each in query] == ["members"]
     assert all(each["in"] == "path" for each in paths["/v2/models/{name}/infer"]["post"]["parameters"])
+
+
+@pytest.mark.parametrize("model", ["told", "old"])
+def test_an_observer_asks_it_for_the_page(endpoint, broker, tmp_path, model):
+    wan = broker.model_copy(update={"root": f"try-{model}"}).model_dump(mode="json", exclude_none=True)
+    about = {"url": f"http://{endpoint}", "name": model}
+    with watching(tmp_path, wan=wan, endpoint=about) as (_, line):
+        ask = Asker(line.rpartition(" ")[2])
+        state = ask.until(lambda state: state["endpoint"]["alive"])["endpoint"]
+        assert (state["url"], state["name"], state["version"]) == (f"http://{endpoint}", model, "1")
+        assert ask.json("/api/history")["endpoint"]["requests"][0] == state["requests"]
+        status, _, body = ask("/api/try", "POST", drawn("8"))
+        told = json.loads(body)
+        assert (status, told["model"], told["version"]) == (200, model, "1")
+        names = ["FL model", "pair good", "ensemble"] if model == "told" else ["ensemble"]
+        assert [each["name"] for each in told["answers"]] == names
+        assert all(each["labels"][0][0] == "8" for each in told["answers"])
+        assert [len(each["labels"]) for each in told["answers"]] == [10] * len(names)
+        assert ("exported without" in told.get("note", "")) == (model == "old")
+        for status, image, why in (
+            (429, b"x", "one image at a time"),
+            (502, b"x", "no PNG, JPEG"),
+            (413, bytes((4 << 20) + 1), "4,194,304 bytes"),
+        ):
+            found, _, body = ask("/api/try", "POST", image)
+            assert (found, why in json.loads(body)["error"]) == (status, True), body
+            time.sleep(0.35)
+        assert ask("/api/try")[0] == 405
+        assert ask("/api/try", "POST", drawn("8"), origin="http://evil.example")[0] == 403
+
+
+def test_an_endpoint_that_goes_away_is_said_and_its_errors_are_sentences(served, broker, tmp_path):
+    process, endpoint = served
+    wan = broker.model_copy(update={"root": "try-away"}).model_dump(mode="json", exclude_none=True)
+    with watching(tmp_path, wan=wan, endpoint={"url": f"http://{endpoint}", "name": "told"}) as (_, line):
+        ask = Asker(line.rpartition(" ")[2])
+        ask.until(lambda state: state["endpoint"]["alive"])
+        process.kill()
+        status, _, body = ask("/api/try", "POST", drawn("8"))
+        assert (status, f"no endpoint answers at http://{endpoint}" in json.loads(body)["error"]) == (502, True)
+        away = ask.until(lambda state: not state["endpoint"]["alive"], 15)["endpoint"]
+        assert "no endpoint answers at" in away["text"]
+        assert abs(time.time() - away["changed"]) < 15

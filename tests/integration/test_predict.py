@@ -17,7 +17,7 @@ def _png(path, size=(2, 2), mode="RGB", colour=(0, 200, 0), kind=None):
 
 
 def test_predict_sorts_by_probability(url, tmp_path, caplog):
-    answer = predict(url, "tiny", _png(tmp_path / "a.png"))
+    answer = predict(url, "tiny", _png(tmp_path / "a.png")).labels
     assert [label for label, _ in answer] == ["green", "red", "blue"]
     assert answer[0][1] == pytest.approx(np.exp(8) / (np.exp(8) + 2), rel=1e-4)
     assert not caplog.records
@@ -26,7 +26,7 @@ def test_predict_sorts_by_probability(url, tmp_path, caplog):
 def test_predict_sends_channels_before_rows(url, tmp_path):
     image = Image.fromarray(np.array([[[0, 0, 9], [0, 0, 9]], [[0, 0, 9], [0, 0, 9]]], np.uint8))
     image.save(tmp_path / "blue.png")
-    assert predict(url, "tiny", tmp_path / "blue.png")[0][0] == "blue"
+    assert predict(url, "tiny", tmp_path / "blue.png").labels[0][0] == "blue"
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_predict_sends_channels_before_rows(url, tmp_path):
 )
 def test_predict_converts_and_resizes_with_a_note(url, tmp_path, caplog, mode, colour):
     path = _png(tmp_path / ("a.jpg" if mode == "CMYK" else "a.png"), (31, 17), mode, colour)
-    assert sum(probability for _, probability in predict(url, "tiny", path)) == pytest.approx(1, rel=1e-5)
+    assert sum(probability for _, probability in predict(url, "tiny", path).labels) == pytest.approx(1, rel=1e-5)
     assert "resized from 31x17 to the model's 2x2" in caplog.text
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from html import escape
 from typing import Any
@@ -40,15 +40,13 @@ Handler = Callable[[Incoming], Awaitable[Any]]
 
 
 class WatchApp:
+    """`more`: what is not read from the view, by method and path."""
+
     def __init__(
-        self,
-        watcher: Watcher,
-        admission: Admission,
-        shares: Shares,
+        self, watcher: Watcher, admission: Admission, shares: Shares, more: Mapping[tuple[str, str], Handler]
     ) -> None:
         self.shares = shares
-        self._watcher, self._admission = watcher, admission
-        self.more: dict[tuple[str, str], Handler] = {}  # by method and path: what is not read from the view
+        self._watcher, self._admission, self._more = watcher, admission, more
         self._assets, self.stream = Assets(), Stream(watcher)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._lifespan = Router(lifespan=self._living)
@@ -100,11 +98,11 @@ class WatchApp:
         if request.method in {"GET", "HEAD"} and (path == "/" or path.startswith("/assets/")):
             return self._assets.answer(request, path.removeprefix("/assets/").lstrip("/") or "index.html")
         self._admission.check_key(request.headers)  # the page itself tells nothing, and asks for a key
-        handler = self.more.get((request.method, path))
+        handler = self._more.get((request.method, path))
         if handler is not None:
             result = await handler(request)
             return result if isinstance(result, Answer) else as_json(result)
-        others = {method for method, known in self.more if known == path}
+        others = {method for method, known in self._more if known == path}
         if others or request.method not in {"GET", "HEAD"}:
             raise Refused(405, f"{request}: this method is not offered here", ", ".join(others) or "GET, HEAD")
         if path == "/api/events":

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from cloud_app.serving.auth import Keys, keys
@@ -11,7 +11,7 @@ from cloud_app.serving.fair_share import FairShare, Shares
 from cloud_app.serving.http.connections import most_connections
 from cloud_app.serving.http.listening import Tls, address, check_tls, listen, web_server
 from cloud_app.watch.http.admission import Admission
-from cloud_app.watch.http.app import WatchApp
+from cloud_app.watch.http.app import Handler, WatchApp
 from cloud_app.watch.watcher import Watcher
 from emo.config import WatchConfig
 from emo.errors import ServeError
@@ -51,11 +51,13 @@ class Door:
 
 
 @contextmanager
-def serving(door: Door, watcher: Watcher, what: str) -> Iterator[WatchApp]:
-    """While the block runs. Prints `watching WHAT at URL` once it can be asked."""
+def serving(
+    door: Door, watcher: Watcher, what: str, more: Mapping[tuple[str, str], Handler] | None = None
+) -> Iterator[WatchApp]:
+    """While the block runs. Prints `watching WHAT at URL` once it can be asked. `more`: as WatchApp."""
     shares = Shares(FairShare(most_connections(), oldest=True), FairShare(_HELD))
     admission = Admission(door.keys, door.host, door.port, secure=door.tls is not None)
-    app = WatchApp(watcher, admission, shares)
+    app = WatchApp(watcher, admission, shares, more or {})
     server = web_server(app, door.socket, shares, door.tls, drain_s=1)
     thread = threading.Thread(target=server.run, name="page", daemon=True)
     url = door.url

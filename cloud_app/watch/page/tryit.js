@@ -5,7 +5,7 @@ import { el, find, mark, percent, say } from "./text.js";
 
 const SIDE = 280; // pixels of what is drawn
 const PEN = 26;
-const BROAD = 60; // of what is sent
+const BROAD = 42; // of what is sent, 0.15 of its side: with thinner ones 1 and 7 are lost in 8x8 pixels, with broader ones 8 and 9
 const STROKES = 2000; // points of one, and strokes
 const BEST = 3; // labels of each answer
 
@@ -46,7 +46,7 @@ export class TryIt {
     const hidden = endpoint == null;
     if (find("try").hidden !== hidden) find("try").hidden = find("to-try").hidden = hidden;
     if (hidden) return;
-    say(find("try-model"), endpoint.alive ? `${endpoint.name}${endpoint.version ? `, version ${endpoint.version}` : ""}` : `${endpoint.name}: the endpoint does not answer yet`);
+    say(find("try-model"), endpoint.alive ? `${endpoint.name}${endpoint.version ? `, version ${endpoint.version}` : ""}` : endpoint.text || `${endpoint.name}: the endpoint does not answer yet`);
     mark(find("try"), "data-alive", endpoint.alive ? "" : null);
   }
 
@@ -112,7 +112,7 @@ export class TryIt {
     try {
       const told = await post("api/try", image);
       if (this.asked !== asked) return;
-      say(this.told, `${name}, by ${told.model} version ${told.version}:`);
+      say(this.told, `${name}, by ${told.model} version ${told.version}${told.note ? ` (${told.note})` : ""}:`);
       this.answers.replaceChildren(...[...told.answers].sort((a, b) => (b.name === "ensemble") - (a.name === "ensemble")).map(answer));
     } catch (error) {
       if (this.asked !== asked) return;
