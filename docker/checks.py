@@ -5,6 +5,7 @@ with docker/dev's configuration: rounds, an ensemble, the endpoint that serves i
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -129,6 +130,12 @@ def _services(images: Images, folder: Path, netns: str) -> Iterator[tuple[str, I
         return Place(mounts, {**_LINK, **environ}, netns)
 
     yield "cloud", images["coordinator", "amd64"], place("cloud", EMO_ROUNDS__ROUNDS=str(ROUNDS))
+    endpoint, named = images["endpoint", "amd64"], ["--config", "/etc/emo/watch.yaml"]
+    as_watch = {
+        "Cmd": ["watch", *named],
+        "Healthcheck": {"Test": ["CMD", "emo", "health", *named]},
+    }  # says its compose file
+    yield "watch", dataclasses.replace(endpoint, config={**endpoint.config, **as_watch}), place("watch")
     index = 0
     for edge, devices in _EDGES.items():
         lan = {"EMO_LAN__HOST": "127.0.0.1"}
@@ -170,7 +177,7 @@ def _together(images: Images, folder: Path, netns: str, say: Say) -> Iterator[st
         if any(codes.values()):
             _fail(running, [name for name, code in codes.items() if code])
         yield (
-            f"all together, amd64 (docker/dev): {ROUNDS} rounds of 4 devices with 2 edges, ensemble exported, "
+            f"all together, amd64 (docker/dev): {ROUNDS} rounds of 4 devices with 2 edges, watched, ensemble exported, "
             f"accuracy {result['accuracy']['served']:.1%}; every health check passed, SIGTERM ended every process with 0"
         )
     finally:
