@@ -1,16 +1,20 @@
-"""The tiers as processes over TLS, while their operator changes the CA and every certificate: no round loses a device."""
+"""The tiers as processes over TLS, watched by another, while their operator changes the CA and every certificate: no round loses a
+device, and the page comes back."""
 
 import json
 import os
 import stat
 import sys
 import time
+import urllib.request
 from functools import partial
 
 import pytest
 import yaml
+from brokers import free_port
 from secured import Site
 
+from emo import cli
 from emo.security.pki import pem_files
 from testbed.processes.child import Child
 
@@ -47,13 +51,15 @@ class Fleet:
         self.write("edge-1", model, edge)
         for index, name in enumerate(DEVICES):
             self.write(name, model, {"edge": "edge-1", "partition": {"devices": 2, "index": index}})
+        self.page = free_port()
+        self.write("watch", None, {"port": self.page, "fleet": str(site.fleet)}, lan=False)
 
     def write(self, name, model, values, lan=True):
         for link, daemon in {"wan": self.wan, "lan": self.lan}.items():
             if link == "wan" or lan:
                 files = self.site.node(name).model_dump(mode="json")
                 values = {**values, link: {"port": daemon.port, "tls": files}}
-        values = {"id": name, "state_dir": str(self.folder / name), "model": model, **values}
+        values = {"id": name, "state_dir": str(self.folder / name), **({"model": model} if model else {}), **values}
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
 
     def came_anew(self, name, times):
@@ -79,6 +85,10 @@ class Fleet:
     def logs(self):
         return "\n".join(f"== {path.name}\n{path.read_text()[-2000:]}" for path in self.folder.glob("*.log"))
 
+    def state(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.page}/api/state", timeout=10) as answer:
+            return json.load(answer)
+
     def metrics(self, name):
         return json.loads((self.folder / name / "metrics.json").read_text(encoding="utf-8"))
 
@@ -99,7 +109,7 @@ def fleet(mosquitto_program, tmp_path):
 
 def issuers(site):
     paths = [*site.folder.glob("nodes/*/node.crt"), *site.folder.glob("brokers/*/tls/node.crt")]
-    assert len(paths) == 6
+    assert len(paths) == 7
     return {pem_files.certificate(path).issuer for path in paths}
 
 
@@ -109,11 +119,12 @@ def test_another_ca_without_a_dropped_round(fleet):
     fleet.start("cloud", "cloud", "cloud")
     fleet.start("edge", "edge", "edge-1")
     fleet.start("devices", "device", *DEVICES)
+    fleet.start("watch", "watch", "watch")
     fleet.round(1)
     site.rotate()
     site.spread()
     fleet.round(2)
-    for name in ("cloud", "edge-1", *DEVICES):
+    for name in ("cloud", "edge-1", *DEVICES, "watch"):
         site.renew(name)
     site.renew_brokers()
     assert old not in issuers(site)
@@ -133,13 +144,27 @@ def test_another_ca_without_a_dropped_round(fleet):
     ]
     until(lambda: fleet.events("cloud", "overlay"), fleet.logs)
     assert all(child.poll() in {None, 0} for child in fleet.children.values()), fleet.logs()
-    for name, links in {"cloud": ["wan"], "edge-1": ["wan", "lan"], "device-01": ["wan", "lan"]}.items():
+    for name, links in {
+        "cloud": ["wan"],
+        "watch": ["wan"],
+        "edge-1": ["wan", "lan"],
+        "device-01": ["wan", "lan"],
+    }.items():
         until(partial(fleet.came_anew, name, len(links)), fleet.logs)  # metrics.json is some seconds old
         found = fleet.metrics(name)
         assert found.get("mqtt.publish_refused", 0) == 0, name
         assert all(found[f"tls.days_left.{link}"] == 364 for link in links), name
     assert fleet.metrics("device-01")["sent.ActivationBatch"] > 0
-    must_be_private(*(fleet.folder / name for name in ("cloud", "edge-1", *DEVICES, "cache")))
+    must_be_private(*(fleet.folder / name for name in ("cloud", "edge-1", *DEVICES, "watch", "cache")))
+    until(lambda: fleet.state()["round"] == ROUNDS, fleet.logs)
+    state = fleet.state()
+    assert state["watcher"]["connected"]
+    edges = {node["id"]: node["edge"] for node in state["nodes"] if node["tier"] == "device"}
+    assert edges == dict.fromkeys(DEVICES, "edge-1") | {
+        "device-03": "edge-2"
+    }  # who is in fleet.yaml and never came, too
+    assert {"cloud", "edge-1", *DEVICES} <= {node["id"] for node in state["nodes"] if node["last_seen"]}
+    assert cli.main(["health", "--connected", "--config", str(fleet.folder / "watch.yaml")]) == 0
 
 
 def must_be_private(*folders):
