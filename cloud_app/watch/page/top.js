@@ -20,7 +20,8 @@ export class Top {
       const value = el("strong", {}, "–"), note = el("span", { class: "note" });
       this.tiles[key] = { value, note };
       const bar = key === "sent" ? (this.bar = el("span", { class: "share", "aria-hidden": "true" }, el("i", { class: "a" }), el("i", { class: "b" }))) : null;
-      find("tiles").append(el("div", { class: `panel tile of-${key}` }, el("dt", {}, name), el("dd", {}, value, bar, note)));
+      const parts = key === "sent" ? (this.parts = el("span", { class: "note parts" })) : null;
+      find("tiles").append(el("div", { class: `panel tile of-${key}` }, el("dt", {}, name), el("dd", {}, value, bar, parts, note)));
     }
   }
 
@@ -84,8 +85,11 @@ export class Top {
   sent({ bytes: sent, sent: batches }) {
     const all = sent.fl + sent.activations;
     const share = sent.sfl ? all / sent.sfl : null;
-    const by = share == null || !all ? "" : share < 1 ? `, ${(1 / share).toFixed(1)} times as much` : `, ${percent(1 / share)} of it`;
+    const by = share == null || !all ? "" : share < 1 ? `, ${(1 / share).toFixed(1)} × as much` : `, ${percent(1 / share)} of it`;
     this.tile("sent", all ? bytes(all) : "–", sent.sfl ? `split learning: ${bytes(sent.sfl)}${by}` : "compared after the first round");
+    if (!this.parts.firstChild) this.parts.append((this.fl = el("span", { class: "a" })), (this.activations = el("span", { class: "b" })));
+    say(this.fl, `FL ${bytes(sent.fl)}`);
+    say(this.activations, `activations ${bytes(sent.activations)}`);
     const scale = Math.max(all, sent.sfl ?? 0) || 1;
     this.bar.style.setProperty("--a", sent.fl / scale);
     this.bar.style.setProperty("--b", sent.activations / scale);
