@@ -137,7 +137,7 @@ def test_it_shows_what_the_json_has(seen):
     for edge, members in EDGES.items():
         held = f"""[...document.querySelectorAll('[aria-label="Devices of {edge}"] .node')].map(e => e.dataset.id)"""
         assert tab.look(held) == list(members)
-    tab.until("document.querySelector('#missing').textContent.includes('device-03')")
+    tab.until("document.querySelector('#doing').textContent.includes('device-03')")
     tab.until("document.querySelector('#tree .facts').textContent.includes('cache 7 batches')")
     tab.until("document.querySelector('#log').textContent.includes('device-00')")
     fleet.rounds(ROUNDS, {"fl": 0.75, "bagged": 0.875, "served": 0.875, "boosted.edge-1": 0.5})
