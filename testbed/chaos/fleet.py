@@ -1,4 +1,4 @@
-"""The fleet of `emo chaos`: three brokers, the cloud, two edges, two hosts with half of the devices each.
+"""The fleet of `emo chaos`: three brokers, the cloud, two edges, two hosts with half of the devices each, and an observer.
 
 Every connection goes through a proxy. There is a WAN broker and one on each edge's LAN, and none of them keeps anything when it
 ends.
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from emo.config import CloudConfig, DeviceConfig, EdgeConfig
+from emo.config import CloudConfig, DeviceConfig, EdgeConfig, WatchConfig
 from emo.config_file import parse
 from emo.errors import BrokerError
 from testbed.chaos.disk import Disk
@@ -24,6 +24,7 @@ from testbed.processes import broker
 
 EDGES = {"edge-1": "host-1", "edge-2": "host-2"}
 HOSTILE_DEVICE, HOSTILE_EDGE = "hostile-device", "hostile-edge"
+_WATCH = "watch"
 _PER_ROUND = 4
 
 
@@ -60,11 +61,11 @@ class Fleet:
             # Below those that the system gives to clients: a broker that comes back finds its own free.
             ports[name] = broker.free_port(range(20_000, 30_000))
             self.brokers[name] = _mosquitto(binary, name, folder, ports[name])
-        names = ["cloud", *EDGES, *EDGES.values()]
+        names = ["cloud", *EDGES, *EDGES.values(), _WATCH]
         self.disks = {name: Disk(folder / name, own_disks) for name in names}
         for name in names:
             self.links[f"{name}-wan"] = proxy.link(f"{name}-wan", ports["broker"])
-            if name != "cloud":
+            if name not in {"cloud", _WATCH}:
                 self.links[f"{name}-lan"] = proxy.link(f"{name}-lan", ports[f"broker-{name[-1]}"])
         self.cloud = parse(CloudConfig, self._cloud(), "cloud", {})
         self.edges = {edge: parse(EdgeConfig, self._edge(edge), edge, {}) for edge in EDGES}
@@ -76,10 +77,12 @@ class Fleet:
         self.hostile: DeviceConfig | None = None
         if plan.hostile:
             self.hostile = parse(DeviceConfig, self._device("edge-1", HOSTILE_DEVICE), HOSTILE_DEVICE, {})
+        self.watch = parse(WatchConfig, self._watch(), _WATCH, {})
         self._tier("cloud", "cloud", self.cloud)
         for edge, host in EDGES.items():
             self._tier(edge, "edge", self.edges[edge])
             self._tier(host, "device", *(self.devices[name] for name in self._members(edge)))
+        self._tier(_WATCH, "watch", self.watch)
 
     def processes(self) -> dict[str, Process]:
         return {**self.brokers, **self.tiers}
@@ -91,6 +94,7 @@ class Fleet:
         """(node, its state_dir)."""
         for name, config in [("cloud", self.cloud), *self.edges.items(), *self.devices.items()]:
             yield name, config.state_dir
+        yield _WATCH, self.watch.state_dir
 
     def rounds(self) -> int:
         """Closed so far."""
@@ -103,7 +107,7 @@ class Fleet:
         first = list(EDGES).index(edge) * half
         return [f"device-{index}" for index in range(first, first + half)]
 
-    def _tier(self, name: str, command: str, *configs: CloudConfig | EdgeConfig | DeviceConfig) -> None:
+    def _tier(self, name: str, command: str, *configs: CloudConfig | EdgeConfig | DeviceConfig | WatchConfig) -> None:
         paths = []
         for config in configs:
             paths.append(self.folder / f"{config.id}.yaml")
@@ -111,16 +115,21 @@ class Fleet:
             paths[-1].write_text(text, encoding="utf-8")
         self.tiers[name] = Tier(name, self.folder, [command, "--config", *map(str, paths)])
 
-    def _shared(self, name: str, process: str) -> dict[str, Any]:
-        ways = {
+    def _ways(self, process: str) -> dict[str, Any]:
+        return {
             way: {"port": self.links[f"{process}-{way}"].port, "keepalive_s": 5}
             for way in ("wan", "lan")
             if f"{process}-{way}" in self.links
         }
+
+    def _watch(self) -> dict[str, Any]:
+        return {"id": _WATCH, "state_dir": str(self.folder / _WATCH / "state"), "port": 0, **self._ways(_WATCH)}
+
+    def _shared(self, name: str, process: str) -> dict[str, Any]:
         norm = "batch" if self._plan.hostile else "group"  # its counters and variances can be lied about
         model = {"name": "cnn", "width": 0.5, "norm": norm, "input": [1, 8, 8], "classes": 10}
         where = self.folder / process / ("" if name == process else name)
-        return {"id": name, "model": model, "state_dir": str(where / "state"), **ways}
+        return {"id": name, "model": model, "state_dir": str(where / "state"), **self._ways(process)}
 
     def _cloud(self) -> dict[str, Any]:
         plan = self._plan

@@ -8,6 +8,7 @@ honest. The acts go straight to the brokers, past our own checks on what may be 
     bomb      4,096 equal samples in a few kilobytes         poison    turned labels, huge activations, many batch ids
     samples   an update that claims 2**24 - 1 samples        toggle    2,000 statuses, online and offline in turn
     inject    line breaks, escape codes and a megabyte of text in names, ids and headers
+    gossip    a flood of reports, events and histories to observers, of strangers and in the cloud's name, absurd in all that is free
 
 The edge answers the end of the run with an overlay of negated weights, fifty times as large.
 """
@@ -37,9 +38,12 @@ from emo.wire import codec, frame, topics
 from emo.wire.codec import Packed
 from emo.wire.messages import (
     ActivationBatch,
+    Event,
     GlobalModel,
     Message,
     OverlayWeights,
+    Report,
+    RunHistory,
     RunState,
     Status,
     TapReport,
@@ -85,6 +89,7 @@ class Hostile:
             "samples": lambda _: self._next.put("samples"),
             "toggle": self._toggle,
             "inject": self._inject,
+            "gossip": self._gossip,
         }
         self._receiver = Receiver[int]("emo", Journal())
         wan = Broker(port=wan_port, keepalive_s=5)
@@ -223,6 +228,23 @@ class Hostile:
         self._publish(Update, self._header([self._run_id, long, 1, 1, 1, {long: long}, "fp32"]))
         self._packet(topics.ROUTES[Update], f"emo/wan/status/{self._config.id}/0", long.encode())
         self._publish(TapReport, self._header([long, _UGLY, _UGLY, -1, 1e400, None]))
+
+    def _gossip(self, _variant: float) -> None:
+        figures: dict[str, float] = {_UGLY[:64]: 1e308, "sent_bytes.Update": -_MOST, "train.round": _MOST}
+        fields: dict[str, Any] = {
+            "round": _MOST,
+            "accuracy": -1e308,
+            "of": None,
+            "devices": [_UGLY] * 20,
+            _UGLY[:64]: {_UGLY[:64]: _UGLY},
+        }
+        for number in range(300):
+            node = "cloud" if number % 3 else f"stranger-{self._rng.randrange(10**9)}"
+            name = self._rng.choice(["round", "opened", "counted", "exported", "begun", "problem", _UGLY[:64]])
+            self._send(Report(node, "device", "none", -1e308, "", _UGLY[:64], _UGLY, figures, "z" * 64))
+            self._send(Event(node, "edge", self._rng.randrange(_MOST), 1e308, name, fields))
+        row = (2**31 - 1, -1e308, 1e308, -1.0, _MOST, 0, _MOST, _MOST)
+        self._send(RunHistory("none", 0, (row,) * 1000, {_UGLY[:64]: -1e308}))
 
     # -- how it sends
 

@@ -20,7 +20,7 @@ from testbed.chaos import forked_tier
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(
     [
-        *("cloud_app.run", "device_app.run", "edge_app.run", "testbed.chaos.forked_tier"),
+        *("cloud_app.run", "cloud_app.watch.run", "device_app.run", "edge_app.run", "testbed.chaos.forked_tier"),
         # What these import only when they need it.
         *("torch._dynamo", "onnx", "onnxscript.rewriter"),
         *("torch.onnx._internal.exporter._core", "torch.onnx._internal.exporter._compat"),

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 Kind = Literal["kill", "restart", "stop", "cut", "silent", "throttle", "delay", "disk", "clock"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # What a device and an edge that belong to the fleet do on purpose (hostile.py).
-Act = Literal["report", "counter", "overlay", "tensors", "bomb", "poison", "samples", "toggle", "inject"]
+Act = Literal["report", "counter", "overlay", "tensors", "bomb", "poison", "samples", "toggle", "inject", "gossip"]
 ACTS: tuple[Act, ...] = get_args(Act)
 ON_LINKS: frozenset[Kind] = frozenset({"cut", "silent", "throttle", "delay"})
 

@@ -47,7 +47,7 @@ export class TryIt {
     if (find("try").hidden !== hidden) find("try").hidden = find("to-try").hidden = hidden;
     if (hidden) return;
     say(find("try-model"), endpoint.alive ? `${endpoint.name}${endpoint.version ? `, version ${endpoint.version}` : ""}` : endpoint.text || `${endpoint.name}: the endpoint does not answer yet`);
-    for (const part of ["try", "to-try"]) mark(find(part), "data-alive", endpoint.alive ? "" : null);
+    mark(find("try"), "data-alive", endpoint.alive ? "" : null);
   }
 
   clear(told) {
