@@ -6,6 +6,7 @@ writes plan.json and rounds.jsonl. Files of others: every line is bounded and ch
 
 import json
 import math
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -146,12 +147,16 @@ def _result(folder: Path) -> Iterator[Message]:
 
 def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]]:
     """One device stands for all, since a simulation counts bytes by kind. Its time is virtual, from when it was planned."""
-    plan = _file(folder / "plan.json").get("plan")
+    header = _file(folder / "plan.json")
+    plan = header.get("plan")
     if not isinstance(plan, dict):
         raise ConfigError(f"{folder / 'plan.json'}: is no plan of emo simulate")
     began = (folder / "plan.json").stat().st_mtime
     rounds, devices = _whole(plan.get("rounds")), _whole(plan.get("devices"))
-    run = f"{printable(plan.get('method'), 20)}-seed-{_whole(plan.get('seed'))}"
+    asked = json.dumps(
+        [plan, header.get("scenario")], sort_keys=True
+    ).encode()  # or two of one seed would have one name
+    run = f"{printable(plan.get('method'), 20)}-seed-{_whole(plan.get('seed'))}-{zlib.crc32(asked):08x}"
     run = run if valid_id(run) else "simulated"
     shares = plan.get("edges")
     edges = [f"edge-{place + 1}" for place in range(min(len(shares), _FEW))] if isinstance(shares, list) else []
@@ -159,6 +164,9 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
     nodes: list[tuple[str, Role]] = [("cloud", "cloud"), *((edge, "edge") for edge in edges), (_FLEET, "device")]
     for node, role in nodes:
         yield began, Status(node, role, online=True)
+    begun = _event("cloud", "cloud", 0, began, "begun", {"run": run, "settings": _settings(plan)})
+    if begun is not None:
+        yield began, begun
     yield began, RunState(run, 0, rounds, "training")
     sums: dict[str, float] = {}
     now, damaged, last = began, 0, None
@@ -186,13 +194,26 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
         for edge, step in zip(edges, steps if isinstance(steps, list) else [], strict=False):
             yield now, Report(edge, "edge", run, now, figures={"overlay.step": number(step) or 0.0})
         yield now, RunState(run, told[0], rounds, "training")
+        names = ("round", "accuracy", "loss", "seconds", "updates", "sampled")
+        fields: dict[str, Any] = {"run": run, "of": rounds, **dict(zip(names, told, strict=False))}
+        yield now, Event("cloud", "cloud", told[0], now, "round", fields)
         yield now, RunHistory(run, rounds, (told,))
     if damaged:
         journal.problem("record.damaged", f"{folder}: {damaged} lines of its rounds cannot be read; they are left out")
     if (folder / "result.json").is_file() and last is not None:
         result = {"fl": last[1]} if plan.get("method") != "emo" else {"bagged": last[1], "served": last[1]}
+        result["seconds"] = round(now - began, 3)
         yield now, RunState(run, last[0], rounds, "done")
         yield now, RunHistory(run, rounds, (), {name: value for name, value in result.items() if value is not None})
+
+
+def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """section.key -> value, as a cloud tells them."""
+    flat: dict[str, Any] = {}
+    for key, value in plan.items():
+        inner = {f"{key}.{name}": each for name, each in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= {name: json.dumps(each) if isinstance(each, list | dict) else each for name, each in inner.items()}
+    return flat
 
 
 def _row(row: Mapping[str, Any]) -> tuple[int, float | None, float, float, int, int, int, int]:

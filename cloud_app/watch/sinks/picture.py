@@ -73,8 +73,9 @@ def picture(view: View, now: float, model: Path | None = None) -> Picture | None
     progress, history = view.progress, view.history()
     if not progress.run:
         return None
-    over = progress.phase == "done" and bool(progress.result)
-    points = [*_rounds(progress, now), *_told(progress, history["series"], over=over), *_edges(history["edges"])]
+    ended = progress.phase == "done"
+    over = ended and bool(progress.result)
+    points = [*_rounds(progress, now), *_told(progress, history["series"], ended=ended), *_edges(history["edges"])]
     if over:
         last = max(progress.rows, default=progress.round)
         at = progress.closed_at.get(last, now)
@@ -92,11 +93,11 @@ def _rounds(progress: RunProgress, now: float) -> Iterator[Point]:
                 yield Point(name, number, progress.closed_at.get(number, now), value)
 
 
-def _told(progress: RunProgress, series: Mapping[str, Any], *, over: bool) -> Iterator[Point]:
+def _told(progress: RunProgress, series: Mapping[str, Any], *, ended: bool) -> Iterator[Point]:
     times = series["time"]
     for number, at in sorted(progress.closed_at.items()):
         place = bisect_left(times, at)
-        if place == len(times) and over:
+        if place == len(times) and ended:
             place -= 1
         for name, column in _TOLD.items() if 0 <= place < len(times) else ():
             if (value := series[column][place]) is not None:

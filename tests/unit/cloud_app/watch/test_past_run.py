@@ -75,10 +75,11 @@ def test_a_simulations_folder_shows_its_rounds_and_bytes(tmp_path):
     )  # fmt: skip
     (tmp_path / "result.json").write_text("{}")
     state, view, _ = seen(tmp_path)
-    assert (state["run"], state["phase"], state["round"], state["rounds"]) == ("emo-seed-1", "done", 3, 3)
+    assert (state["run"][:11], state["phase"], state["round"], state["rounds"]) == ("emo-seed-1-", "done", 3, 3)
+    assert view.progress.settings == {"method": "emo", "devices": 20, "rounds": 3, "edges": "[0.4, 0.6]", "seed": 1}
     assert (state["bytes"]["fl"], state["bytes"]["activations"]) == (9000, 330)
     assert state["sent"] == {"offered": 40, "sent": 30}
-    assert state["result"] == {"bagged": 0.83, "served": 0.83}
+    assert state["result"] == {"bagged": 0.83, "served": 0.83, "seconds": 30.0}
     history = view.history()
     assert history["rounds"]["accuracy"] == [0.81, 0.82, 0.83]
     assert history["rounds"]["left_out"] == [1, 1, 1]
