@@ -85,11 +85,20 @@ class RunProgress:
             return
         self.phase = told.phase
         if told.phase != "training":
-            self.open = None
+            self._over()
 
     def opened(self, number: int, devices: list[str], now: float) -> None:
+        self._over()
         self.phase, self.round = "training", number
         self.open = OpenRound(number, now, dict.fromkeys(devices[:ASKED]))
+
+    def _over(self) -> None:
+        """No round is open. That it has closed is told only after it has been measured, when the next one is open."""
+        if self.open is not None and self.open.last is not None:
+            self.waited[self.open.number] = self.open.last
+            while len(self.waited) > MOST:
+                del self.waited[next(iter(self.waited))]
+        self.open = None
 
     def closed(self, fields: Mapping[str, Any], now: float) -> None:
         """The event of a round that is over."""
@@ -99,11 +108,7 @@ class RunProgress:
         self.rounds = max(self.rounds, whole(fields.get("of")) or 0)
         self.round = max(self.round, this)
         if self.open is not None and self.open.number == this:
-            if self.open.last is not None:
-                self.waited[this] = self.open.last
-                while len(self.waited) > MOST:
-                    del self.waited[next(iter(self.waited))]
-            self.open = None
+            self._over()
         self._closed.append((this, now))
         self.closed_at[this] = now
         left = fields.get("left_out")

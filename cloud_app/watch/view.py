@@ -179,9 +179,9 @@ class View:
             node.last_seen = now
         fields, last = event.fields, ""
         if node.tier == "cloud":
-            if event.name == "round" and (this := self.progress.open) is not None and this.last is not None:
-                last = this.last[0] if len(this.asked) > 1 else ""
             self._of_cloud(node, event.name, fields, min(now, event.time) if abs(now - event.time) < 3600 else now, now)
+            if event.name == "round" and fields.get("sampled") != 1:
+                last = self.progress.waited.get(whole(fields.get("round")) or 0, ("", 0.0))[0]
         elif node.tier == "device":
             self._of_device(node, event.name, fields)
         elif event.name in {"distrusted", "trusted"}:

@@ -51,6 +51,25 @@ def test_a_round_from_its_opening_to_its_close(story):
     assert history["waited"] == {"1": {"device": "device-1", "seconds": 12.0}}
 
 
+def test_who_was_waited_for_is_known_though_a_round_is_measured_while_the_next_is_open(story):
+    story.tell(RunState("r1", 1, 2, "training"))
+    for this, last in ((1, "device-2"), (2, "device-1")):
+        story.event("cloud", "opened", run="r1", round=this, devices=["device-1", "device-2"])
+        if this == 2:
+            story.event("cloud", "counted", run="r1", round=2, device="device-2", samples=64)
+            [entry] = story.event("cloud", "round", run="r1", round=1, of=2, updates=2, sampled=2, left_out={})
+            assert entry.text.endswith("device-2 was last")
+        for device in ("device-1", "device-2") if last == "device-2" else ("device-1",):
+            story.event("cloud", "counted", run="r1", round=this, device=device, samples=64)
+    story.tell(RunState("r1", 2, 2, "finishing"))
+    [entry] = story.event("cloud", "round", run="r1", round=2, of=2, updates=2, sampled=2, left_out={})
+    assert entry.text.endswith("device-1 was last")
+    assert {this: each["device"] for this, each in story.view.history()["waited"].items()} == {
+        "1": "device-2",
+        "2": "device-1",
+    }
+
+
 def test_a_device_that_is_left_out_and_one_that_is_refused_show_why(story):
     story.event("cloud", "opened", run="r1", round=1, devices=["device-1", "device-2"])
     story.event("device-2", "refused", "device", run="r1", round=1, reason="NaN in a.weight")
