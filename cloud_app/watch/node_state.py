@@ -31,7 +31,7 @@ class Node:
         self.samples = 0
         self.figures: dict[str, float] = {}
         self.told: dict[str, float] = {}
-        self.dropped = 0  # figures for which there was no room
+        self.sums: tuple[float, ...] = ()  # of some of them, by the view; empty before the first report
         self.asked = self.counted = self.trained = 0
         self.loss: float | None = None
         self.refused = self.left = ""
@@ -74,7 +74,6 @@ class Node:
     def _figure(self, name: str, value: float, now: float) -> None:
         before = self.figures.get(name)
         if before is None and len(self.figures) >= FIGURES:
-            self.dropped += 1
             oldest = min(self.told, key=self.told.__getitem__)
             del self.figures[oldest], self.told[oldest]
             self._base.pop(oldest, None)

@@ -146,6 +146,7 @@ class View:
 
     def _report(self, node: Node, report: Report, now: float) -> None:
         node.report(report, now)
+        node.sums = _sums(node)
         if node.tier == "cloud":
             if report.run and report.run != self.progress.run:
                 self._begin(report.run)
@@ -302,6 +303,7 @@ class View:
         self.progress.version, self._spare = version + 1, RunProgress()
         for node in self.nodes.values() if known else ():
             node.begin()
+            node.sums = _sums(node) if node.sums else ()
         if known:
             self._bytes, self._edges = Series(self._bytes.names), {}
 
@@ -311,12 +313,12 @@ class View:
         """Bytes by kind in this run; batches offered, and sent."""
         kinds = dict.fromkeys(_BY_KIND, 0.0)
         offered = sent = 0.0
-        for node in self.nodes.values():
-            for kind, figure in _KINDS[node.tier].items():
-                kinds[kind] += node.of_run(figure)
-            if node.tier == "device":
-                offered += max(0.0, node.sum("tap.offered"))
-                sent += max(0.0, node.sum("tap.sent"))
+        for tier, names in _KINDS.items():
+            parts = [node.sums for node in self.nodes.values() if node.tier == tier and node.sums]
+            for kind, total in zip(names, map(sum, zip(*parts, strict=True)), strict=False):
+                kinds[kind] += total
+            if tier == "device":
+                offered, sent = (sum(each[-at] for each in parts) for at in (2, 1))
         return {kind: min(value, _MOST) for kind, value in kinds.items()}, min(offered, _MOST), min(sent, _MOST)
 
     def _curves(self, now: float) -> None:
@@ -442,9 +444,9 @@ class View:
         return sorted(self.nodes.values(), key=place)
 
     def shown(self, now: float) -> dict[str, dict[str, Any]]:
-        """Every node, by its id, as in the state."""
+        """Every node, by its id, as in the state; in no order."""
         lights = self.lights(now)
-        return {node.id: node.shown(*lights[node.id]) for node in self._in_order()}
+        return {name: node.shown(*lights[name]) for name, node in self.nodes.items()}
 
     def node(self, name: str, now: float) -> dict[str, Any] | None:
         """One node with its figures and last events; None: there is no such one."""
@@ -492,6 +494,12 @@ class View:
                 break
             found.append(entry.shown())
         return found
+
+
+def _sums(node: Node) -> tuple[float, ...]:
+    """Its bytes by kind in this run, and batches offered and sent."""
+    taps = (max(0.0, node.sum("tap.offered")), max(0.0, node.sum("tap.sent")))
+    return (*map(node.of_run, _KINDS[node.tier].values()), *taps)
 
 
 def _names(value: Any) -> list[str]:

@@ -86,12 +86,14 @@ class Watcher:
 
     def summary(self, view: View) -> dict[str, Any]:
         """The state without the nodes."""
-        watcher = {**self._about, "connected": view.connected, "changed": round(view.changed, 1)}
-        summary = view.summary(self.clock())
-        return {"time": summary["time"], "watcher": {**watcher, "refused": view.refused}, **summary}
+        return self._of(view, view.summary(self.clock()))
 
     def state(self, view: View) -> dict[str, Any]:
-        return {**self.summary(view), "nodes": list(view.shown(self.clock()).values())}
+        return self._of(view, view.state(self.clock()))
+
+    def _of(self, view: View, shown: dict[str, Any]) -> dict[str, Any]:
+        watcher = {**self._about, "connected": view.connected, "changed": round(view.changed, 1)}
+        return {"time": shown["time"], "watcher": {**watcher, "refused": view.refused}, **shown}
 
 
 @contextmanager

@@ -66,7 +66,6 @@ class Stream:
         self._summary: dict[str, Any] = {}
         self._nodes: dict[str, dict[str, Any]] = {}
         self._curves = (-1, -1)
-        self.dropped = 0  # readers that were too slow
 
     @property
     def readers(self) -> int:
@@ -118,7 +117,6 @@ class Stream:
         for reader in list(self._readers):
             reader.put(data)
             if reader.over:
-                self.dropped += 1
                 self._readers.discard(reader)
 
     def _entries(self) -> list[bytes]:
