@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 import playbooks
@@ -42,7 +43,7 @@ class Fleet:
         self.folder, self.home = folder, folder / "ansible"
         self.inventory = folder / "inventory" / "hosts.yml"
         self.ports = {host: free_port() for host in HOSTS[:3]}
-        self.endpoint = free_port()
+        self.endpoint, self.page = free_port(), free_port()
         docker = folder / "docker"
         script = Path(__file__).with_name("process_docker.py")
         (folder / "engine").mkdir()
@@ -59,6 +60,12 @@ class Fleet:
             "emo_config_data": {"name": "digits"},
             "emo_service_settle_s": 3,
             "emo_endpoint": {"port": self.endpoint},
+            # Where a container would publish them, this engine's processes listen themselves.
+            "emo_watch_config": {
+                "host": "127.0.0.1",
+                "port": self.page,
+                "endpoint": {"url": f"http://127.0.0.1:{self.endpoint}"},
+            },
             **({} if os.geteuid() == 0 else {"emo_uid": os.geteuid(), "emo_broker_uid": os.geteuid()}),
         }
         for host in HOSTS:
@@ -118,6 +125,10 @@ class Fleet:
             lines = self.at(host, "var/lib/emo/state/events.jsonl").read_text().splitlines()
             return [event for event in map(json.loads, lines) if event["event"] == kind]
         return []
+
+    def state(self):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.page}/api/state", timeout=10) as answer:
+            return json.load(answer)
 
     def goes_on(self):
         rounds = len(self.events("cloud-1", "round"))
@@ -200,7 +211,7 @@ def test_it_trains_over_tls(fleet):
 def test_keys_stay_on_their_hosts_and_are_read_by_their_users_only(fleet):
     keys = {path for path in fleet.folder.rglob("*.key") if path.name != "ca.key"}
     assert {path.relative_to(fleet.folder / "nodes").parts[0] for path in keys} == set(HOSTS)
-    assert len(keys) == len(HOSTS) + 3  # three brokers
+    assert len(keys) == len(HOSTS) + 4  # three brokers, the observer
     assert {oct(path.stat().st_mode & 0o777) for path in keys} == {"0o400"}
     assert len({path.read_bytes() for path in keys}) == len(keys)
 
@@ -209,7 +220,15 @@ def test_status_says_how_every_host_fares(fleet):
     text = fleet.play("status").text
     for host in HOSTS:
         assert f"{host}: healthy" in text
+    assert "observer watch: healthy; its page: http://127.0.0.1:8080/ on cloud-1" in text
     assert "No certificate ends within 30 days" in text
+
+
+def test_the_page_shows_the_fleet_over_tls(fleet):
+    state = fleet.state()
+    assert {node["id"] for node in state["nodes"]} >= set(HOSTS)
+    assert state["watcher"]["connected"]
+    assert state["rounds"] == ROUNDS
 
 
 def test_an_upgrade_reaches_every_host_between_rounds(fleet):
@@ -245,7 +264,7 @@ def test_an_upgrade_that_fails_is_taken_back_and_goes_no_further(fleet):
 def test_the_ca_is_changed_under_the_running_fleet(fleet):
     fleet.write("a")
     before = {path: path.read_text() for path in fleet.folder.glob("nodes/*/etc/emo*/**/node.crt")}
-    assert len(before) == len(HOSTS) + 3
+    assert len(before) == len(HOSTS) + 4
     fleet.play("rotate_certs", "-e", "emo_new_ca=true")
     assert all(path.read_text() != text for path, text in before.items())
     for path in fleet.folder.glob("nodes/*/etc/emo*/**/ca.crt"):
@@ -275,6 +294,7 @@ def test_a_playbook_repeated_after_the_run_begins_no_other(fleet):
     run = fleet.events("cloud-1", "round")[-1]["run"]
     assert fleet.play("site").changed == {}
     assert fleet.compose("cloud-1", "ps", "--quiet", "--status", "running", "coordinator").stdout == ""
+    assert fleet.state()["phase"] == "done"
     assert fleet.events("cloud-1", "round")[-1]["run"] == run
 
 

@@ -101,6 +101,7 @@ def compose(args: list[str]) -> int:
         "ps": ["--all", "--quiet"],
         "logs": ["--no-color"],
         "kill": [],
+        "config": ["--services"],
         "version": [],
     }.items():
         made = words.add_parser(word)
@@ -131,6 +132,8 @@ def compose(args: list[str]) -> int:
         case "logs":
             for service in chosen:
                 print("\n".join(service.log.read_text(errors="replace").splitlines()[-asked.tail :]))
+        case "config":
+            print("\n".join(service.name for service in services))
         case "kill":
             for service in chosen:
                 service.signal(getattr(signal, f"SIG{asked.signal}"))
@@ -245,6 +248,8 @@ class Service:
     def command(self, image: str) -> list[str]:
         if "broken" in image:
             return ["sh", "-c", "echo this release cannot start >&2; exit 1"]
+        if "command" in self.spec:
+            return ["emo", *self.spec["command"]]
         name = image.split("@", maxsplit=1)[0].rpartition("/")[2].split(":")[0]
         port = str(self.spec.get("ports", [""])[0]).split(":")[-2] if name == "emo-endpoint" else ""
         return COMMANDS[name].format(port=port).split()

@@ -183,7 +183,7 @@ def test_what_emo_would_refuse_is_refused_before_any_host_is_touched(tmp_path):
     children = small(emo_config_tier={"overlay": {"lr": "fast"}, "cach": {}})
     said = preflight(tmp_path, values, children)
     (host,) = said
-    assert "cloud-1 and 3 more: wan.ruut: unknown key; did you mean 'root'?" in said[host]
+    assert "cloud-1 and 4 more: wan.ruut: unknown key; did you mean 'root'?" in said[host]
     assert "cloud-1 and 3 more: model: name: unknown name 'vgg7'; did you mean 'vgg6'?" in said[host]
     assert "edge-1: overlay.lr: Input should be a valid number" in said[host]
     assert "edge-1: cach: unknown key; did you mean 'cache'?" in said[host]
@@ -206,6 +206,17 @@ def test_configurations_that_do_not_fit_each_other_are_refused(tmp_path):
 
 def test_a_good_inventory_passes(tmp_path):
     assert preflight(tmp_path, GOOD, small()) == {}
+
+
+def test_the_observer_is_checked_as_every_node_and_may_be_left_out(tmp_path):
+    wrong = {"emo_watch_config": {"nods": 3}}
+    (text,) = preflight(tmp_path, GOOD | wrong, small()).values()
+    assert "watch: nods: unknown key; did you mean 'nodes'?" in text
+    children = small() | {"cloud": hosts("cloud-1", emo_watch=False)}
+    assert preflight(tmp_path, GOOD | wrong, children, "--limit", "pi-01") == {}
+    children = small() | {"cloud": hosts("watch")}
+    (text,) = preflight(tmp_path, GOOD, children).values()
+    assert "watch: is the name of the observer" in text
 
 
 def test_every_play_has_a_tag_and_the_preflight_is_never_left_out(tmp_path):
