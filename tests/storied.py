@@ -4,7 +4,7 @@ from cloud_app.watch.view import View
 from emo.wire.messages import Event, Report, RunHistory, RunState
 
 NOW, RUN = 1_800_000_000.0, "20270115T080000-0"
-SETTINGS = {"training.learning_rate": 0.05, "rounds.clip_norm": None, "overlays.edges": '["edge-1"]'}
+SETTINGS = {"training.lr": 0.05, "rounds.clip_norm": None, "overlays.edges": '["edge-1"]'}
 ROWS = ((1, 0.5, 1.0, 9.5, 2, 2, 0, 1000), (2, None, 0.9, 9.5, 1, 2, 1, 2000), (3, 0.75, 0.8, 9.5, 2, 2, 0, 3000))
 RESULT = {"fl": 0.75, "bagged": 0.8125, "boosted.edge-1": 0.625, "served": 0.875, "version": 2}
 

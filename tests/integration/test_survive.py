@@ -153,7 +153,8 @@ def test_cloud_devices_and_broker_killed_again_and_again(tmp_path, broker, tiers
     begun = events(state, "begun")[-1]  # one that was killed before its first round has begun nothing
     result = json.loads((state / "result.json").read_text())
     assert record.run == begun["run"] == result["run"]
-    assert events(state, "resumed")
+    assert begun["settings"]["rounds.rounds"] == 6
+    assert {json.dumps(each["settings"]) for each in events(state, "resumed")} == {json.dumps(begun["settings"])}
     assert Repository(tmp_path / "models").versions("emo") == [1]
     members = {each["round"]: sorted(each["members"]) for each in events(state, "round")}
     assert sorted(members) == list(range(1, 7))

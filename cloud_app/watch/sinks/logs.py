@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cloud_app.serving.repository import Repository
+from cloud_app.watch.run_state import RunProgress
 from cloud_app.watch.sinks.feeder import Feeder, Log
-from cloud_app.watch.sinks.picture import picture
-from cloud_app.watch.view import View
+from cloud_app.watch.sinks.picture import picture, seen
 from cloud_app.watch.watcher import Watcher
 from emo import files
 from emo.errors import ServeError
@@ -21,7 +21,7 @@ _EVERY_S = 5.0
 _LAST_S = 10.0  # that a log gets for what is left at the end
 _LIMIT = 1 << 20  # bytes of a result.json
 
-Find = Callable[[View], Path | None]
+Find = Callable[[RunProgress], Path | None]
 
 
 @contextmanager
@@ -35,17 +35,16 @@ def feeding(
         return
     feeders = {log.where: Feeder(log, journal) for log in logs}
     over = threading.Event()
-    seen: tuple[object, ...] = ()
+    last: tuple[object, ...] = ()
 
     def take() -> None:
-        nonlocal seen
+        nonlocal last
         with watcher.view() as view:
-            progress = view.progress
-            now_seen = view.version, progress.run, progress.phase
-            if now_seen == seen:
+            mark = view.version, view.progress.run, view.progress.phase
+            if mark == last:
                 return
-            seen = now_seen
-            taken = picture(view, watcher.clock(), model(view) if progress.result else None)
+            last, now, of = mark, watcher.clock(), seen(view)
+        taken = picture(of, now, model(of.progress) if of.progress.result else None)
         if taken is not None:
             for feeder in feeders.values():
                 feeder.put(taken)
@@ -71,8 +70,8 @@ def feeding(
 def in_repository(models: Path | None, name: str) -> Find:
     """The version that the cloud says it has exported, in the model repository `models`, where that is on this machine."""
 
-    def find(view: View) -> Path | None:
-        version = view.progress.result.get("version")
+    def find(progress: RunProgress) -> Path | None:
+        version = progress.result.get("version")
         if models is None or version is None:
             return None
         try:
@@ -86,13 +85,13 @@ def in_repository(models: Path | None, name: str) -> Find:
 def of_run(folder: Path) -> Find:
     """The file that `folder`, a cloud's state_dir, names in its result.json, where it is still on this machine."""
 
-    def find(view: View) -> Path | None:
+    def find(progress: RunProgress) -> Path | None:
         try:
             told = json.loads(files.read(folder / "result.json", _LIMIT))
         except (OSError, ValueError):
             return None
         path = told.get("onnx") if isinstance(told, dict) else None
-        if not isinstance(path, str) or told.get("run") != view.progress.run:
+        if not isinstance(path, str) or told.get("run") != progress.run:
             return None
         return Path(path) if path.endswith(".onnx") and Path(path).is_file() else None
 

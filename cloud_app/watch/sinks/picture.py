@@ -7,6 +7,7 @@ newest one. Names of curves: the figure, then the edge, so that edges are drawn 
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,9 +69,24 @@ class Picture:
     model: Path | None = None
 
 
-def picture(view: View, now: float, model: Path | None = None) -> Picture | None:
+@dataclass(frozen=True)
+class Seen:
+    """What a picture is made of: a copy, so that the view need not be held meanwhile."""
+
+    progress: RunProgress
+    history: Mapping[str, Any]
+
+
+def seen(view: View) -> Seen:
+    progress = copy(view.progress)
+    progress.rows, progress.closed_at = dict(progress.rows), dict(progress.closed_at)
+    progress.result = dict(progress.result)
+    return Seen(progress, view.history())
+
+
+def picture(of: Seen, now: float, model: Path | None = None) -> Picture | None:
     """None: there is no run."""
-    progress, history = view.progress, view.history()
+    progress, history = of.progress, of.history
     if not progress.run:
         return None
     ended = progress.phase == "done"

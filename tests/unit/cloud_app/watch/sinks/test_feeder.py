@@ -147,20 +147,20 @@ def test_the_model_is_the_version_that_the_cloud_has_exported_where_it_is_at_han
         (tmp_path / "emo" / str(version)).mkdir(parents=True)
         (tmp_path / "emo" / str(version) / "model.onnx").touch()
     view = watched()
-    assert in_repository(tmp_path, "emo")(view) == tmp_path / "emo" / "2" / "model.onnx"
-    assert in_repository(tmp_path, "other")(view) is None
-    assert in_repository(None, "emo")(view) is None
+    assert in_repository(tmp_path, "emo")(view.progress) == tmp_path / "emo" / "2" / "model.onnx"
+    assert in_repository(tmp_path, "other")(view.progress) is None
+    assert in_repository(None, "emo")(view.progress) is None
     view.progress.result["version"] = 1e300
-    assert in_repository(tmp_path, "emo")(view) is None
+    assert in_repository(tmp_path, "emo")(view.progress) is None
 
 
 def test_the_model_of_a_run_that_is_over_is_the_one_that_its_result_names(tmp_path):
     view, model, told = watched(), tmp_path / "model.onnx", tmp_path / "result.json"
-    assert of_run(tmp_path)(view) is None
+    assert of_run(tmp_path)(view.progress) is None
     told.write_text(json.dumps({"run": RUN, "onnx": str(model)}))
-    assert of_run(tmp_path)(view) is None  # on another machine
+    assert of_run(tmp_path)(view.progress) is None  # on another machine
     model.touch()
-    assert of_run(tmp_path)(view) == model
+    assert of_run(tmp_path)(view.progress) == model
     for wrong in (
         "[",
         "[]",
@@ -168,4 +168,4 @@ def test_the_model_of_a_run_that_is_over_is_the_one_that_its_result_names(tmp_pa
         json.dumps({"run": RUN, "onnx": str(told)}),
     ):
         told.write_text(wrong)
-        assert of_run(tmp_path)(view) is None
+        assert of_run(tmp_path)(view.progress) is None

@@ -8,7 +8,7 @@ from storied import NOW, RUN, watched
 pytest.importorskip("mlflow", reason="pip install 'emo-overlays[mlflow]'")
 
 from cloud_app.watch.sinks.mlflow import TAG, MLflow
-from cloud_app.watch.sinks.picture import picture
+from cloud_app.watch.sinks.picture import picture, seen
 from emo.errors import ConfigError
 
 
@@ -50,14 +50,14 @@ def expected(picture):
 
 
 def test_mlflow_reads_curves_settings_results_and_the_model(store, model):
-    whole = picture(watched(), NOW + 40, model)
+    whole = picture(seen(watched()), NOW + 40, model)
     assert MLflow(store).write(whole) == len(whole.points)
     client, [run] = runs(store)
     assert run.data.tags[TAG] == run.info.run_name == RUN
     assert run.info.status == "FINISHED"
     assert (run.info.start_time, run.info.end_time) == (1000 * (NOW + 1), 1000 * (NOW + 30))
     assert run.data.params == {
-        "rounds": "3", "training.learning_rate": "0.05", "rounds.clip_norm": "none", "overlays.edges": '["edge-1"]'
+        "rounds": "3", "training.lr": "0.05", "rounds.clip_norm": "none", "overlays.edges": '["edge-1"]'
     }  # fmt: skip
     assert curves(store) == expected(whole)
     assert run.data.metrics["result/served"] == 0.875
@@ -66,7 +66,7 @@ def test_mlflow_reads_curves_settings_results_and_the_model(store, model):
 
 
 def test_a_run_that_is_watched_again_has_each_point_once(store, model):
-    part, whole = picture(watched(until=2), NOW + 25), picture(watched(), NOW + 40, model)
+    part, whole = picture(seen(watched(until=2)), NOW + 25), picture(seen(watched()), NOW + 40, model)
     log = MLflow(store)
     assert [log.write(part), log.write(part)] == [len(part.points), 0]
     _, [run] = runs(store)
@@ -76,7 +76,7 @@ def test_a_run_that_is_watched_again_has_each_point_once(store, model):
 
 
 def test_what_was_taken_of_a_request_that_failed_is_not_sent_again(store, model, monkeypatch):
-    whole = picture(watched(), NOW + 40, model)
+    whole = picture(seen(watched()), NOW + 40, model)
     log = MLflow(store)
     send = log._client.log_batch
 
@@ -97,7 +97,7 @@ def test_a_server_that_is_away_is_said_without_its_password():
     log = MLflow("http://anna:secret@127.0.0.1:9")
     assert log.where == "MLflow at http://127.0.0.1:9"
     with pytest.raises(OSError, match="Connection refused") as raised:
-        log.write(picture(watched(), NOW))
+        log.write(picture(seen(watched()), NOW))
     assert "secret" not in str(raised.value)
     assert "anna" not in str(raised.value)
 

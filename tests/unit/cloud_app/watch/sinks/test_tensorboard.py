@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.hparams import metadata
 
 from cloud_app.watch.sinks import tensorboard
-from cloud_app.watch.sinks.picture import picture
+from cloud_app.watch.sinks.picture import picture, seen
 from cloud_app.watch.sinks.tensorboard import TensorBoard
 from emo.errors import ConfigError
 
@@ -32,12 +32,12 @@ def read(folder, name):
 
 @pytest.fixture(scope="module")
 def part():
-    return picture(watched(until=2), NOW + 25)
+    return picture(seen(watched(until=2)), NOW + 25)
 
 
 @pytest.fixture(scope="module")
 def whole():
-    return picture(watched(), NOW + 40)
+    return picture(seen(watched()), NOW + 40)
 
 
 def test_tensorboard_reads_curves_settings_and_results(tmp_path, whole):
@@ -52,7 +52,7 @@ def test_tensorboard_reads_curves_settings_and_results(tmp_path, whole):
         ]
     [shown] = (found.SummaryMetadata(RUN, metadata.SESSION_START_INFO_TAG).plugin_data.content,)
     settings = metadata.parse_session_start_info_plugin_data(shown).hparams
-    assert settings["training.learning_rate"].number_value == 0.05
+    assert settings["training.lr"].number_value == 0.05
     assert settings["rounds"].number_value == 3
 
 
@@ -103,7 +103,7 @@ def test_a_full_disk_is_said_and_what_is_torn_is_written_again(tmp_path, whole):
         def close(self):
             self.file.close()
 
-    log.write(picture(watched(until=0, told=False), NOW))
+    log.write(picture(seen(watched(until=0, told=False)), NOW))
     log._run._file = Full(log._run._file)
     with pytest.raises(OSError, match="No space"):
         log.write(whole)
