@@ -13,9 +13,13 @@ from cloud_app.watch.run_state import RunProgress, valid_id, whole
 from cloud_app.watch.sentences import PROBLEMS, number, percent, sentence, some, why_left_out
 from cloud_app.watch.series import Series
 from emo.security.members import Members
+from emo.throttle import Budget
 from emo.wire.messages import Event, Message, Report, Role, RunHistory, RunState, Status
 
 _EDGES = 64  # that have curves
+# How often: at once, then in a second. Events of one device or edge, beyond which they are refused; in the log, devices that come
+# and go, since all do with their broker.
+_OFTEN, _MOVES = (100, 2.0), (40, 0.5)
 _MOST = 9e15  # of a sum that is shown; exact as a float
 # Bytes by kind: counted where only one end of each message counts them. As emo demo does.
 _KINDS: dict[Role, dict[str, str]] = {
@@ -64,6 +68,7 @@ class View:
         self._edges: dict[str, Series] = {}
         self._served = Series(("requests", "latency_ms"))
         self._version = 0
+        self._often, self._moves = Budget(*_OFTEN), Budget(*_MOVES)
         if members is not None:
             for each, edge in _places(members):
                 self.nodes[each] = Node(each, members.role(each), edge)
@@ -140,6 +145,8 @@ class View:
             return []
         if was is None and self.progress.phase not in {None, "waiting"}:
             return []  # it was here before us
+        if node.tier == "device" and not self._moves.takes((), now):
+            return []
         event = "online" if status.online else "offline"
         lost = not status.online and self.progress.phase in {"training", "finishing", "exporting"}
         return [self._log(node, now, event, {}, "problem" if lost else "info")]
@@ -174,6 +181,9 @@ class View:
     # -- events
 
     def _event(self, node: Node, event: Event, now: float) -> list[Entry]:
+        if node.tier != "cloud" and not self._often.takes((node.id,), now):
+            self.refused += 1
+            return []
         if not node.first(event.number, event.time):
             return []
         if node.online is not False:

@@ -10,7 +10,7 @@ from cloud_app.watch.event_log import Entry
 from cloud_app.watch.record import Record
 from cloud_app.watch.view import View
 from emo import __version__
-from emo.wire.messages import Message
+from emo.wire.messages import Event, Message
 
 _FLUSH_S = 0.5
 
@@ -43,7 +43,7 @@ class Watcher:
         now = round(self.clock(), 3)
         with self._lock:
             entries = self._view.take(message, now)
-            if self._record is not None:
+            if self._record is not None and (entries or not isinstance(message, Event)):  # not what was refused
                 self._record.message(message, now, self._view)
         if entries:
             for tell in self._listeners:

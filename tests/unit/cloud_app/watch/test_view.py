@@ -177,6 +177,25 @@ def test_what_the_broker_kept_of_the_run_before_is_not_taken_for_this_one(story)
     assert (state["run"], state["phase"], state["accuracy"]) == ("r2", "waiting", None)
 
 
+def test_a_flood_of_one_device_leaves_the_others_their_place_in_the_log(story):
+    story.event("cloud", "begun", run="r1")
+    for number in range(5000):
+        story.event("device-1", "trained", "device", after=0.01, round=number)
+    assert len(story.view.events.since(0)) < 300
+    assert story.view.refused > 4700
+    assert story.view.log(level="info", name="begun")
+
+
+def test_when_all_devices_come_and_go_with_their_broker_the_log_keeps_the_rest(story):
+    story.event("cloud", "begun", run="r1")
+    for online in (True, False) * 20:
+        for number in range(100, 160):
+            story.tell(Status(f"device-{number}", "device", online), 0.01)
+    assert len(story.view.events.since(0)) < 100
+    assert story.view.log(name="begun")
+    assert story.light("device-100") == ("gone", "is offline")
+
+
 def test_texts_of_strangers_are_one_printable_line(story):
     [entry] = story.event("device-1", "a\nb\x1b[2J" * 5, "device", why="<script>\u202e" * 20, more="x" * 500)
     assert entry.text.isprintable()
