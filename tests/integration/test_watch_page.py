@@ -123,7 +123,7 @@ def test_before_anything_is_heard_it_says_what_it_waits_for(seen):
 
 
 def test_it_shows_what_the_json_has(seen):
-    fleet, watcher, tab = seen
+    _, watcher, tab = seen
     tab.until("document.querySelector('#headline').textContent == 'Training, round 3 of 5'")
     tab.until("document.querySelector('.of-fl strong').textContent == '60.0 %'")
     tab.until("document.querySelector('.of-batches strong').textContent == '25.0 %'")
@@ -137,17 +137,9 @@ def test_it_shows_what_the_json_has(seen):
     for edge, members in EDGES.items():
         held = f"""[...document.querySelectorAll('[aria-label="Devices of {edge}"] .node')].map(e => e.dataset.id)"""
         assert tab.look(held) == list(members)
-    tab.until("document.querySelector('#missing').textContent.includes('device-03')")
+    tab.until("document.querySelector('#doing').textContent.includes('device-03')")
     tab.until("document.querySelector('#tree .facts').textContent.includes('cache 7 batches')")
     tab.until("document.querySelector('#log').textContent.includes('device-00')")
-    fleet.rounds(ROUNDS, {"fl": 0.75, "bagged": 0.875, "served": 0.875, "boosted.edge-1": 0.5})
-    fleet.say(RunState(RUN, ROUNDS, ROUNDS, "done"))
-    tab.until("document.querySelector('.of-ensemble strong').textContent == '87.5 %'")
-    tab.until("document.querySelector('.of-fl strong').textContent == '75.0 %'")
-    assert tab.text(".of-ensemble .note") == "+12.5 points against FL alone"
-    tab.until("document.querySelector('[data-key=accuracy] .legend').textContent.includes('ensemble87.5 %')")
-    assert tab.look("document.querySelector('#steps [aria-current]').textContent") == "Done"
-    assert tab.look("document.querySelector('#progress').value") == 1
 
 
 def test_the_keyboard_reaches_a_node_and_a_cell(seen):
@@ -229,7 +221,9 @@ def test_a_long_day_leaves_its_memory_flat(seen):
 
     def hours(events):
         for number in range(events):
-            fleet.event("device-00", "device", "trained", round=number, loss=0.5)
+            fleet.event(
+                f"more-{number % 14}", "device", "trained", round=number, loss=0.5
+            )  # one may tell of 200 at once
             if number % 300 == 0:
                 fleet.rounds(1 + number // 300 % ROUNDS, {})
                 tab.look("document.querySelector('[data-key=cache] select').dispatchEvent(new Event('change'))")
@@ -249,6 +243,21 @@ def test_a_long_day_leaves_its_memory_flat(seen):
     assert others - listeners < 50, (listeners, others)
     assert tab.look("document.querySelectorAll('#log li').length") == 300
     assert tab.look("document.querySelectorAll('.uplot').length") <= 9
+
+
+def test_after_the_export_it_shows_the_ensemble(seen):
+    fleet, _, tab = seen
+    fleet.rounds(ROUNDS, {"fl": 0.75, "bagged": 0.875, "served": 0.875, "boosted.edge-1": 0.5})
+    fleet.say(RunState(RUN, ROUNDS, ROUNDS, "done"))
+    tab.until("document.querySelector('.of-ensemble strong').textContent == '87.5 %'")
+    tab.until("document.querySelector('.of-fl strong').textContent == '75.0 %'")
+    assert tab.text(".of-ensemble .note") == "+12.5 points against FL alone"
+    tab.until("document.querySelector('[data-key=accuracy] .legend').textContent.includes('ensemble87.5 %')")
+    assert tab.look("document.querySelector('#steps [aria-current]').textContent") == "Done"
+    assert tab.look("document.querySelector('#progress').value") == 1
+    fleet.link.vanish(fleet.ends["edge-1"])
+    tab.until("document.querySelector('.node[data-id=edge-1] .light').dataset.light == 'gone'", 15)
+    assert "edge-1" not in tab.text("#look")  # a run that is over: they may go
 
 
 def test_no_other_host_is_asked_and_nothing_is_complained_of(seen):

@@ -11,7 +11,7 @@ import { Top } from "./top.js";
 import { TryIt } from "./tryit.js";
 
 const OFTEN_MS = 250; // between two looks at what has changed
-const HISTORY_MS = 2000; // between two askings for the curves
+const HISTORY_MS = 1000; // between two askings for the curves
 
 // What is known. `away`: since when the server does not answer, in this machine's milliseconds; `ahead`: the server's clock
 // less this one, in seconds.

@@ -10,14 +10,14 @@ const MOST = 8; // series in one chart
 const BY_ROUND = { x: "round", waits: "Waits for the first round to close." };
 const BY_TIME = { x: "time", waits: "Waits for the first reports." };
 const CHARTS = [
-  { key: "accuracy", name: "Accuracy by round", ...BY_ROUND, form: percent, range: upToOne, series: accuracy, high: 220 },
+  { key: "accuracy", name: "Accuracy by round", ...BY_ROUND, form: percent, range: upToOne, series: accuracy, high: 220, wide: true },
   { key: "loss", name: "Training loss by round", ...BY_ROUND, form: number, series: ({ rounds }) => [rounds.round, [{ name: "FL model", values: rounds.loss }]] },
-  { key: "links", name: "Bytes by link", ...BY_TIME, form: bytes, series: links },
-  { key: "kinds", name: "Bytes by kind of message", ...BY_TIME, form: bytes, series: kinds },
-  { key: "share", name: "Share of batches sent", ...BY_TIME, form: percent, range: upToOne, series: ({ series }) => [series.time, [{ name: "sent of those offered", values: series.sent_share }]] },
   { key: "seconds", name: "Round time, last to answer", ...BY_ROUND, form: duration, bars: true, series: ({ rounds }) => [rounds.round, [{ name: "seconds", values: rounds.seconds }]], tell: waited },
+  { key: "links", name: "Bytes by link", ...BY_TIME, form: bytes, series: links },
+  { key: "share", name: "Share of batches sent", ...BY_TIME, form: percent, range: upToOne, series: ({ series }) => [series.time, [{ name: "sent of those offered", values: series.sent_share }]] },
   { key: "overlay", name: "Overlay loss by edge", ...BY_TIME, form: number, series: edges("loss") },
   { key: "cache", name: "Cache by edge", ...BY_TIME, choices: { entries: ["batches", count], bytes: ["bytes", bytes], age: ["age in rounds", number], interval: ["interval", number] }, series: (history, choice) => edges(choice)(history) },
+  { key: "kinds", name: "Bytes by kind of message", ...BY_TIME, form: bytes, series: kinds, wide: true },
   { key: "endpoint", name: "Endpoint", ...BY_TIME, waits: "Waits for the endpoint’s first figures.", choices: { requests: ["requests", count], latency_ms: ["latency", (value) => (value == null ? "–" : `${number(value)} ms`)] }, series: ({ endpoint }, choice) => [endpoint?.time ?? [], [{ name: choice === "requests" ? "requests" : "latency", values: endpoint?.[choice] ?? [] }]], when: (state) => state?.endpoint != null },
 ];
 
@@ -114,7 +114,7 @@ class Chart {
       } }, ...Object.entries(about.choices).map(([value, [name]]) => el("option", { value }, name)));
       head.append(select);
     }
-    this.card = el("article", { class: about.high ? "panel chart wide" : "panel chart", "data-key": about.key }, head, this.legend, this.area, this.told);
+    this.card = el("article", { class: about.wide ? "panel chart wide" : "panel chart", "data-key": about.key }, head, this.legend, this.area, this.told);
     this.area.append(this.waits);
     new ResizeObserver(([entry]) => {
       if (this.plot && entry.contentRect.width) this.plot.setSize({ width: Math.floor(entry.contentRect.width), height: this.high });

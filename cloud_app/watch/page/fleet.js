@@ -132,15 +132,16 @@ export class Fleet {
   }
 
   look(nodes) {
-    const bad = nodes.filter((node) => BAD.includes(node.light) && this.fits(node));
+    const over = this.store.state?.phase === "done"; // then it is no wonder that they have gone
+    const bad = nodes.filter((node) => BAD.includes(node.light) && !(over && node.light === "gone") && this.fits(node));
     bad.sort((a, b) => BAD.indexOf(a.light) - BAD.indexOf(b.light) || (a.id < b.id ? -1 : 1));
     const lines = bad.slice(0, LOOK).map((node) => [node.id, node.light, node.why || LIGHTS[node.light]]);
     const more = bad.length - lines.length;
-    const text = JSON.stringify([lines, more, nodes.length > 0]);
+    const text = JSON.stringify([lines, more, nodes.length > 0, over]);
     if (text === this.looked) return;
     this.looked = text;
     const box = find("look");
-    if (!lines.length) return box.replaceChildren(el("p", { class: "empty" }, nodes.length ? "No node needs a look." : ""));
+    if (!lines.length) return box.replaceChildren(el("p", { class: "empty" }, !nodes.length ? "" : over ? "The run is over; no node needs a look." : "No node needs a look."));
     box.replaceChildren(el("ul", {}, ...lines.map(([id, light, why]) => el("li", {}, el("i", { class: "light", "data-light": light, "aria-hidden": "true" }), el("button", { type: "button", class: "link", "data-id": id }, id), el("span", {}, why)))));
     if (more) box.append(el("p", {}, `and ${count(more)} more; the filter finds them`));
   }

@@ -20,7 +20,8 @@ export class Top {
       const value = el("strong", {}, "–"), note = el("span", { class: "note" });
       this.tiles[key] = { value, note };
       const bar = key === "sent" ? (this.bar = el("span", { class: "share", "aria-hidden": "true" }, el("i", { class: "a" }), el("i", { class: "b" }))) : null;
-      find("tiles").append(el("div", { class: `panel tile of-${key}` }, el("dt", {}, name), el("dd", {}, value, bar, note)));
+      const parts = key === "sent" ? (this.parts = el("span", { class: "note parts" })) : null;
+      find("tiles").append(el("div", { class: `panel tile of-${key}` }, el("dt", {}, name), el("dd", {}, value, bar, parts, note)));
     }
   }
 
@@ -39,8 +40,6 @@ export class Top {
     say(find("headline"), head);
     say(document.querySelector("title"), `${head} · EMO watch`);
     say(find("doing"), sentence(state.doing) || "Nothing has been heard of a cloud yet.");
-    const missing = open && open.answered < open.asked && open.missing.length ? [...open.missing.slice(0, 3), ...(open.missing_count > 3 ? [`${count(open.missing_count - 3)} more`] : [])].join(", ") : "";
-    say(find("missing"), missing ? `Not yet answered: ${missing}` : "");
     say(find("meaning"), MEANS[phase] ?? "As soon as a cloud tells of a run, it is shown here.");
     const over = phase && phase !== "waiting" && phase !== "training";
     const closed = over ? rounds : Math.max(0, round - 1) + (open?.asked ? (0.95 * open.answered) / open.asked : 0);
@@ -55,7 +54,7 @@ export class Top {
     this.time(state, over);
     this.sent(state);
     const { counts } = state;
-    this.tile("devices", counts.devices ? `${count(counts.alive)} of ${count(counts.devices)}` : "–", counts.devices ? `alive; ${count(counts.training)} training` : "none has been heard of yet");
+    this.tile("devices", counts.devices ? `${count(counts.alive)} of ${count(counts.devices)}` : "–", counts.devices ? counts.gone === counts.devices && phase === "done" ? "the run is over, they have gone" : `alive; ${count(counts.training)} training` : "none has been heard of yet");
     const { watcher } = state;
     say(find("about"), `emo watch ${watcher.version}, node ${watcher.id}, since ${moment(watcher.since)}${watcher.refused ? `; ${count(watcher.refused)} messages not shown` : ""}`);
   }
@@ -81,11 +80,16 @@ export class Top {
     this.tile("left", shown, `${count(open.answered)} of ${count(open.asked)} answered, open ${age}`);
   }
 
-  sent({ bytes: sent, sent: batches }) {
+  sent({ bytes: sent, sent: batches, phase }) {
     const all = sent.fl + sent.activations;
-    const share = sent.sfl ? all / sent.sfl : null;
-    const by = share == null || !all ? "" : share < 1 ? `, ${(1 / share).toFixed(1)} times as much` : `, ${percent(1 / share)} of it`;
-    this.tile("sent", all ? bytes(all) : "–", sent.sfl ? `split learning: ${bytes(sent.sfl)}${by}` : "compared after the first round");
+    // Reports are some seconds old, the cloud's sum is not: while short rounds go by the two do not fit.
+    const fit = phase !== "training" || last(this.store.history?.rounds.seconds) > 15;
+    const share = sent.sfl && fit ? all / sent.sfl : null;
+    const by = share == null || !all ? "" : share < 1 ? `, ${(1 / share).toFixed(1)} × as much` : `, ${percent(1 / share)} of it`;
+    this.tile("sent", all ? bytes(all) : "–", sent.sfl ? `split learning: ${bytes(sent.sfl)}${by || (fit ? "" : " so far")}` : "compared after the first round");
+    if (!this.parts.firstChild) this.parts.append((this.fl = el("span", { class: "a" })), (this.activations = el("span", { class: "b" })));
+    say(this.fl, `FL ${bytes(sent.fl || null)}`);
+    say(this.activations, `activations ${bytes(sent.activations || null)}`);
     const scale = Math.max(all, sent.sfl ?? 0) || 1;
     this.bar.style.setProperty("--a", sent.fl / scale);
     this.bar.style.setProperty("--b", sent.activations / scale);

@@ -46,8 +46,9 @@ export class TryIt {
     const hidden = endpoint == null;
     if (find("try").hidden !== hidden) find("try").hidden = find("to-try").hidden = hidden;
     if (hidden) return;
-    say(find("try-model"), endpoint.alive ? `${endpoint.name}${endpoint.version ? `, version ${endpoint.version}` : ""}` : endpoint.text || `${endpoint.name}: the endpoint does not answer yet`);
-    mark(find("try"), "data-alive", endpoint.alive ? "" : null);
+    const early = this.store.state.phase !== "done" ? "its model is served after the export" : endpoint.text || "the endpoint does not answer yet";
+    say(find("try-model"), endpoint.alive ? `${endpoint.name}${endpoint.version ? `, version ${endpoint.version}` : ""}` : early);
+    for (const part of ["try", "to-try"]) mark(find(part), "data-alive", endpoint.alive ? "" : null);
   }
 
   clear(told) {
