@@ -63,7 +63,7 @@ class OpenRound:
 
 class RunProgress:
     """`rows`: round -> a line of COLUMNS. `waited`: round -> who answered last, and seconds. `closed_at`: round -> Unix time,
-    where that is known. `settings`: section.key -> value, as the cloud told them. `version` grows with every change of the
+    where that is known; `sums`: what had been sent by then. `settings`: section.key -> value, as the cloud told them. `version` grows with every change of the
     rows."""
 
     def __init__(self, run: str = "") -> None:
@@ -75,6 +75,7 @@ class RunProgress:
         self.rows: dict[int, tuple[float | None, ...]] = {}
         self.waited: dict[int, tuple[str, float]] = {}
         self.closed_at: dict[int, float] = {}
+        self.sums: dict[int, dict[str, float | None]] = {}
         self.settings: dict[str, Any] = {}
         self.version = 0
         self._closed: deque[tuple[int, float]] = deque(maxlen=_PACE)  # round, and when it was closed
@@ -117,7 +118,9 @@ class RunProgress:
         known = self.rows.get(this)
         if known is None or known[1:6] != tuple(row[1:6]):
             self._row(this, (*row, None if known is None else known[-1]))
-        self.closed_at = {number: at for number, at in self.closed_at.items() if number in self.rows}
+        for kept in (self.closed_at, self.sums):
+            for gone in kept.keys() - self.rows.keys():
+                del kept[gone]
 
     def history(self, told: RunHistory) -> None:
         self.rounds = told.rounds

@@ -234,6 +234,8 @@ class View:
             self._counted(device, valid_id(fields.get("device")), this, at)
         elif event == "round":
             progress.closed(fields, at)
+            if this in progress.closed_at:
+                progress.sums[this] = self._so_far()
             left = fields.get("left_out")
             for each, why in left.items() if isinstance(left, dict) else ():
                 self._left_out(self.nodes.get(each), why, fields.get("round"), now)
@@ -330,6 +332,12 @@ class View:
             if tier == "device":
                 offered, sent = (sum(each[-at] for each in parts) for at in (2, 1))
         return {kind: min(value, _MOST) for kind, value in kinds.items()}, min(offered, _MOST), min(sent, _MOST)
+
+    def _so_far(self) -> dict[str, float | None]:
+        """Bytes by sort, and the share of batches sent, as told so far."""
+        kinds, offered, sent = self._totals()
+        sums = {sort: sum(kinds[kind] for kind in parts) for sort, parts in _SORTS.items()}
+        return {**sums, "sent_share": sent / offered if offered else None}
 
     def _curves(self, now: float) -> None:
         if not self._bytes.due(now):

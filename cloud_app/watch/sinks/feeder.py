@@ -61,6 +61,7 @@ class Feeder:
     def _feed(self) -> None:
         wait_s = self._retry_s
         while (picture := self._next()) is not None:
+            last = self._closing
             try:
                 points = self._log.write(picture)
             except OSError as error:
@@ -70,7 +71,7 @@ class Feeder:
                 )
                 with self._changed:
                     self._waiting.setdefault(picture.run, picture)
-                    if self._closing:
+                    if last:
                         break
                     self._changed.wait_for(lambda: self._closing, wait_s)
                 wait_s = min(_MOST_S, 2 * wait_s)

@@ -5,7 +5,6 @@ newest one. Names of curves: the figure, then the edge, so that edges are drawn 
 """
 
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -28,11 +27,11 @@ _ROUND = {
     "round/left_out": "left_out",
     "bytes/split_learning": "sfl_bytes",
 }
-# Told every few seconds; logged by the round that they were told after.
-_TOLD = {
-    "bytes/fl": "fl_bytes",
-    "bytes/activations": "activation_bytes",
-    "bytes/reports": "report_bytes",
+# Of all rounds so far, as nodes had told it when one was closed.
+_SUMS = {
+    "bytes/fl": "fl",
+    "bytes/activations": "activations",
+    "bytes/reports": "reports",
     "batches/sent_share": "sent_share",
 }
 # Of an edge, by its overlay's step.
@@ -71,27 +70,26 @@ class Picture:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture is made of: a copy, so that the view need not be held meanwhile."""
+    """What a picture is made of: a copy, so that the view need not be held meanwhile. `edges`: as GET /api/history has them."""
 
     progress: RunProgress
-    history: Mapping[str, Any]
+    edges: Mapping[str, Any]
 
 
 def seen(view: View) -> Seen:
     progress = copy(view.progress)
     progress.rows, progress.closed_at = dict(progress.rows), dict(progress.closed_at)
-    progress.result = dict(progress.result)
-    return Seen(progress, view.history())
+    progress.sums, progress.result = dict(progress.sums), dict(progress.result)
+    return Seen(progress, view.history()["edges"])
 
 
 def picture(of: Seen, now: float, model: Path | None = None) -> Picture | None:
     """None: there is no run."""
-    progress, history = of.progress, of.history
+    progress = of.progress
     if not progress.run:
         return None
-    ended = progress.phase == "done"
-    over = ended and bool(progress.result)
-    points = [*_rounds(progress, now), *_told(progress, history["series"], ended=ended), *_edges(history["edges"])]
+    over = progress.phase == "done" and bool(progress.result)
+    points = [*_rounds(progress, now), *_sums(progress), *_edges(of.edges)]
     if over:
         last = max(progress.rows, default=progress.round)
         at = progress.closed_at.get(last, now)
@@ -105,19 +103,17 @@ def _rounds(progress: RunProgress, now: float) -> Iterator[Point]:
     """`now`: of a round that was closed while nobody watched."""
     for number, row in sorted(progress.rows.items()):
         for name, column in _ROUND.items():
-            if (value := row[COLUMNS.index(column)]) is not None:
+            value = row[COLUMNS.index(column)]
+            if value is not None and (value or column != "sfl_bytes"):  # a simulation does not say
                 yield Point(name, number, progress.closed_at.get(number, now), value)
 
 
-def _told(progress: RunProgress, series: Mapping[str, Any], *, ended: bool) -> Iterator[Point]:
-    times = series["time"]
-    for number, at in sorted(progress.closed_at.items()):
-        place = bisect_left(times, at)
-        if place == len(times) and ended:
-            place -= 1
-        for name, column in _TOLD.items() if 0 <= place < len(times) else ():
-            if (value := series[column][place]) is not None:
-                yield Point(name, number, at, value)
+def _sums(progress: RunProgress) -> Iterator[Point]:
+    """Without zeros: of a record of the cloud alone nothing else is known."""
+    for number, sums in sorted(progress.sums.items()):
+        for name, key in _SUMS.items():
+            if value := sums[key]:
+                yield Point(name, number, progress.closed_at[number], value)
 
 
 def _edges(edges: Mapping[str, Any]) -> Iterator[Point]:
