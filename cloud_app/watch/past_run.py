@@ -201,8 +201,16 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
     if damaged:
         journal.problem("record.damaged", f"{folder}: {damaged} lines of its rounds cannot be read; they are left out")
     if (folder / "result.json").is_file() and last is not None:
-        result = {"fl": last[1]} if plan.get("method") != "emo" else {"bagged": last[1], "served": last[1]}
-        result["seconds"] = round(now - began, 3)
+        measured = _file(folder / "result.json").get("accuracies")
+        shares = {
+            key: _share(measured, key) for key in ("model", "head", *(f"overlay-{n + 1}" for n in range(len(edges))))
+        }
+        result: dict[str, float | None] = {"seconds": round(now - began, 3)}
+        if edges:
+            result |= {"fl": shares["head"], "bagged": shares["model"], "served": shares["model"]}
+            result |= {f"boosted.{edge}": shares[f"overlay-{place + 1}"] for place, edge in enumerate(edges)}
+        else:
+            result["fl"] = shares["model"]
         yield now, RunState(run, last[0], rounds, "done")
         yield now, RunHistory(run, rounds, (), {name: value for name, value in result.items() if value is not None})
 
@@ -217,15 +225,20 @@ def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _row(row: Mapping[str, Any]) -> tuple[int, float | None, float, float, int, int, int, int]:
-    accuracies = row.get("accuracies")
-    accuracy = number(accuracies.get("model")) if isinstance(accuracies, dict) else None
+    accuracy = _share(row.get("accuracies"), "head", "model")
     devices, arrived = _whole(row.get("devices")), _whole(row.get("arrived"))
     this = _whole(row.get("round"))
-    values = this, None if accuracy is None else round(accuracy / 100, 6), number(row.get("loss")) or 0.0
+    values = this, accuracy, number(row.get("loss")) or 0.0
     told = RunHistory(
         "row", 0, ((*values, number(row.get("virtual_s")) or 0.0, arrived, devices, max(0, devices - arrived), 0),)
     )
     return told.rows[0]
+
+
+def _share(accuracies: Any, *names: str) -> float | None:
+    """Of percents by name the first that is there: `model` is what would be served, `head` the FL model beside an ensemble."""
+    told = [number(accuracies.get(name)) for name in names] if isinstance(accuracies, dict) else []
+    return next((round(percent / 100, 6) for percent in told if percent is not None), None)
 
 
 def _traffic(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -65,7 +65,7 @@ def test_a_simulations_folder_shows_its_rounds_and_bytes(tmp_path):
         tmp_path / "rounds.jsonl",
         *(
             {
-                "round": number, "devices": 5, "arrived": 4, "loss": 0.5, "accuracies": {"model": 80.0 + number},
+                "round": number, "devices": 5, "arrived": 4, "loss": 0.5, "accuracies": {"model": 80.0 + number, "head": 70.0 + number},
                 "lan": {"up": {"ActivationBatch": 100}, "down": {"Interval": 10}},
                 "wan": {"up": {"Update": 1000}, "down": {"GlobalModel": 2000}},
                 "steps": [7, 9], "virtual_s": 10.0, "total": {"attempted": 40, "sent": 10 * number},
@@ -73,15 +73,17 @@ def test_a_simulations_folder_shows_its_rounds_and_bytes(tmp_path):
             for number in (1, 2, 3)
         ),
     )  # fmt: skip
-    (tmp_path / "result.json").write_text("{}")
+    accuracies = {"model": 83.0, "head": 73.0, "overlay-1": 71.0, "overlay-2": 72.0}
+    (tmp_path / "result.json").write_text(json.dumps({"accuracies": accuracies}))
     state, view, _ = seen(tmp_path)
     assert (state["run"][:11], state["phase"], state["round"], state["rounds"]) == ("emo-seed-1-", "done", 3, 3)
     assert view.progress.settings == {"method": "emo", "devices": 20, "rounds": 3, "edges": "[0.4, 0.6]", "seed": 1}
     assert (state["bytes"]["fl"], state["bytes"]["activations"]) == (9000, 330)
     assert state["sent"] == {"offered": 40, "sent": 30}
-    assert state["result"] == {"bagged": 0.83, "served": 0.83, "seconds": 30.0}
+    pairs = {"boosted.edge-1": 0.71, "boosted.edge-2": 0.72}
+    assert state["result"] == {"fl": 0.73, "bagged": 0.83, "served": 0.83, "seconds": 30.0} | pairs
     history = view.history()
-    assert history["rounds"]["accuracy"] == [0.81, 0.82, 0.83]
+    assert history["rounds"]["accuracy"] == [0.71, 0.72, 0.73]
     assert history["rounds"]["left_out"] == [1, 1, 1]
     assert [round(b - a) for a, b in zip(history["series"]["time"], history["series"]["time"][1:], strict=False)] == [
         10,
