@@ -10,7 +10,7 @@ from testbed.timing import scenario
 
 
 def test_the_plain_loop_and_the_fleet_give_the_same_model(tmp_path):
-    asked = bench.plan(8).model_copy(update={"devices": 6, "per_round": 3})
+    asked = bench.plan(8).model_copy(update={"devices": 4, "per_round": 2})
     training = bench.dataset(None)
     plain = bench.Plain(asked, training)
     method = run.make(asked, scenario.load(None), training, training, 1, "cpu", tmp_path)
