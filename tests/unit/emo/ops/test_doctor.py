@@ -1,16 +1,15 @@
 """`emo doctor` finds what would stop a run, says what to do, and imports no torch itself."""
 
 import contextlib
+import errno
+import io
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from brokers import free_port
 
 from emo import cli, config_file
 from emo.config import Broker
@@ -233,9 +232,25 @@ def test_what_a_broker_takes(found, levels, monkeypatch):
 
 @pytest.fixture
 def watch(files, monkeypatch):
+    """All is well, but that its endpoint is not there yet."""
+
+    def refuse(*_args, **_options):
+        raise ConnectionRefusedError("Connection refused")
+
     monkeypatch.setattr(doctor, "_STEP", "raise SystemExit('an observer needs no torch')")
-    change(files["watch"], "port: 8080", f"port: {free_port()}")
+    monkeypatch.setattr("socket.create_server", lambda *_args, **_options: io.BytesIO())
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
     return files["watch"]
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """The page's port is."""
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.EADDRINUSE, "Address already in use")
+
+    monkeypatch.setattr("socket.create_server", refuse)
 
 
 def test_an_observer_needs_no_torch_and_its_endpoint_may_come_later(watch, capsys):
@@ -250,22 +265,18 @@ def test_an_observer_needs_no_torch_and_its_endpoint_may_come_later(watch, capsy
     assert "torch" not in text
 
 
-def test_a_page_whose_port_is_taken(watch):
-    port = int(re.search(r"(?m)^port: (\d+)", watch.read_text())[1])
-    with socket.create_server(("127.0.0.1", port)):
-        check = one("page", watch)
+def test_a_page_whose_port_is_taken(watch, taken):
+    check = one("page", watch)
     assert (check.level, check.advice) == ("FAIL", "correct host, or name another port")
-    assert f"127.0.0.1:{port} cannot be listened at: Address" in check.detail
+    assert check.detail == "127.0.0.1:8080 cannot be listened at: Address already in use"
 
 
-def test_an_observer_that_runs_is_not_asked_for_its_port(watch):
+def test_an_observer_that_runs_is_not_asked_for_its_port(watch, taken):
     state = config_file.any_tier(watch, {}).state_dir
-    port = int(re.search(r"(?m)^port: (\d+)", watch.read_text())[1])
     heart = heartbeat.HeartbeatWriter(state, "observer", "watch", lambda: {"wan": True})
     state.mkdir(parents=True)
     heart.beat()
-    with socket.create_server(("127.0.0.1", port)):
-        assert one("page", watch).detail.endswith("this observer runs, and has it")
+    assert one("page", watch).detail.endswith("this observer runs, and has it")
     assert cli.main(["health", "--config", str(watch), "--connected"]) == 0
 
 
