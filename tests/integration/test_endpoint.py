@@ -136,7 +136,7 @@ def test_it_drains_and_exits_with_0(tmp_path, number):
         body = json.dumps(request()).encode()
         connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body[:10])
-        time.sleep(0.2)
+        time.sleep(0.6)
         os.kill(process.pid, number)
         time.sleep(0.3)
         connection.send(body[10:])  # the request was under way: it is answered

@@ -229,7 +229,7 @@ def test_a_full_queue_and_time_that_is_up_are_503(repository):
         threads = [threading.Thread(target=one, args=(url, {})) for _ in range(8)]
         for each in threads:
             each.start()
-            time.sleep(0.01)
+            time.sleep(0.03)
         for each in threads:
             each.join()
         full = [(after, text) for status, after, text in found if status == 503]
