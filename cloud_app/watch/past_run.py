@@ -202,15 +202,13 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
         journal.problem("record.damaged", f"{folder}: {damaged} lines of its rounds cannot be read; they are left out")
     if (folder / "result.json").is_file() and last is not None:
         measured = _file(folder / "result.json").get("accuracies")
-        shares = {
-            key: _share(measured, key) for key in ("model", "head", *(f"overlay-{n + 1}" for n in range(len(edges))))
-        }
+        served = _share(measured, "model")
         result: dict[str, float | None] = {"seconds": round(now - began, 3)}
         if edges:
-            result |= {"fl": shares["head"], "bagged": shares["model"], "served": shares["model"]}
-            result |= {f"boosted.{edge}": shares[f"overlay-{place + 1}"] for place, edge in enumerate(edges)}
+            result |= {"fl": _share(measured, "head"), "bagged": served, "served": served}
+            result |= {f"boosted.{edge}": _share(measured, f"overlay-{place}") for place, edge in enumerate(edges, 1)}
         else:
-            result["fl"] = shares["model"]
+            result["fl"] = served
         yield now, RunState(run, last[0], rounds, "done")
         yield now, RunHistory(run, rounds, (), {name: value for name, value in result.items() if value is not None})
 
