@@ -55,7 +55,7 @@ def _round(fields: Fields, last: str) -> str:
     if last:
         parts.append(f"{last} was last")
     if isinstance(left_out, dict) and left_out:
-        told = [f"{device} {why_left_out(str(why))}" for device, why in left_out.items()]
+        told = [f"{device} ({why_left_out(str(why))})" for device, why in left_out.items()]
         parts.append("without " + some(told))
     elif isinstance(left_out, str):
         parts.append(f"{left_out} left out")
