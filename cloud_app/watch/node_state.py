@@ -41,6 +41,8 @@ class Node:
         self._base: dict[str, float] = {}  # of counters that began again: what they had come to
         self._before: dict[str, float] = {}  # totals when the run began
         self.reported: float | None = None  # when, by its own clock
+        self._values: tuple[object, ...] = ()
+        self._shown: dict[str, Any] = {}  # made of these
         self.events: deque[int] = deque(maxlen=_EVENTS)
         self._seen: dict[tuple[int, float], None] = {}
 
@@ -122,11 +124,11 @@ class Node:
     def figure(self, name: str) -> float | None:
         return self.figures.get(name)
 
-    def alive(self, now: float, since: float) -> bool:
-        """`since`: when we could hear it for the last time, or began to hear."""
+    def alive(self, now: float, sure: bool) -> bool:
+        """`sure`: it could have been heard for long enough until `now` to say so where it says nothing."""
         if not self.online or self.last_seen is None:
             return False
-        return now - max(min(self.last_seen, now), since) < GONE_S
+        return not sure or now - self.last_seen < GONE_S
 
     def light(self, alive: bool, round: int, late: bool) -> tuple[Light, str]:
         """And why. `round`: the open one, or 0; `late`: whether those who have not answered in it are late."""
@@ -149,23 +151,39 @@ class Node:
         return "alive", self.distrusted
 
     def shown(self, light: Light, why: str) -> dict[str, Any]:
+        """The same object as before where nothing has changed: not to be written to."""
         device = self.tier == "device"
         number = self.figures.get("train.round" if device else "fl.round")
-        last = max(self.trained, int(number or 0))
-        return {
-            "id": self.id,
-            "tier": self.tier,
-            "alive": light != "gone",
-            "last_seen": None if self.last_seen is None else round(self.last_seen, 1),
-            "light": light,
-            "why": why,
-            "edge": self.edge if device else "",
-            "doing": self.doing,
-            "round": last or None,
-            "loss": self.loss if device else self.figures.get("overlay.loss"),
-            "samples": self.samples,
-            "intervals": self.intervals,
-        }
+        loss = self.loss if device else self.figures.get("overlay.loss")
+        values = (
+            light,
+            why,
+            self.last_seen,
+            self.edge,
+            self.doing,
+            self.trained,
+            number,
+            loss,
+            self.samples,
+            self.intervals,
+        )
+        if values != self._values:
+            self._values = values
+            self._shown = {
+                "id": self.id,
+                "tier": self.tier,
+                "alive": light != "gone",
+                "last_seen": None if self.last_seen is None else round(self.last_seen, 1),
+                "light": light,
+                "why": why,
+                "edge": self.edge if device else "",
+                "doing": self.doing,
+                "round": max(self.trained, int(number or 0)) or None,
+                "loss": loss,
+                "samples": self.samples,
+                "intervals": self.intervals,
+            }
+        return self._shown
 
 
 def _counts(name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cloud_app.watch.event_log import Entry, EventLog
-from cloud_app.watch.node_state import Light, Node
+from cloud_app.watch.node_state import GONE_S, Light, Node
 from cloud_app.watch.run_state import RunProgress, valid_id, whole
 from cloud_app.watch.sentences import PROBLEMS, number, percent, sentence, some, why_left_out
 from cloud_app.watch.series import Series
@@ -325,12 +325,16 @@ class View:
         """Bytes by kind in this run; batches offered, and sent."""
         kinds = dict.fromkeys(_BY_KIND, 0.0)
         offered = sent = 0.0
+        parts: dict[str, list[tuple[float, ...]]] = {tier: [] for tier in _KINDS}
+        for node in self.nodes.values():
+            if node.sums:
+                parts[node.tier].append(node.sums)
         for tier, names in _KINDS.items():
-            parts = [node.sums for node in self.nodes.values() if node.tier == tier and node.sums]
-            for kind, total in zip(names, map(sum, zip(*parts, strict=True)), strict=False):
+            sums = [sum(each) for each in zip(*parts[tier], strict=True)]
+            for kind, total in zip(names, sums, strict=False):
                 kinds[kind] += total
-            if tier == "device":
-                offered, sent = (sum(each[-at] for each in parts) for at in (2, 1))
+            if tier == "device" and sums:
+                offered, sent = sums[-2:]
         return {kind: min(value, _MOST) for kind, value in kinds.items()}, min(offered, _MOST), min(sent, _MOST)
 
     def _so_far(self) -> dict[str, float | None]:
@@ -380,7 +384,8 @@ class View:
         this = self.progress.open
         open_round, late = (this.number, this.late(now)) if this is not None else (0, False)
         heard, since = (now, self.changed) if self.connected or not self.changed else (self.changed, 0.0)
-        return {each.id: each.light(each.alive(heard, since), open_round, late) for each in self.nodes.values()}
+        sure = heard - since >= GONE_S
+        return {name: each.light(each.alive(heard, sure), open_round, late) for name, each in self.nodes.items()}
 
     def state(self, now: float) -> dict[str, Any]:
         """As GET /api/state has it, without `watcher`'s own words."""
@@ -388,9 +393,8 @@ class View:
         state = self.summary(now, lights)
         return {**state, "nodes": [node.shown(*lights[node.id]) for node in self._in_order()]}
 
-    def summary(self, now: float, lights: Mapping[str, tuple[Light, str]] | None = None) -> dict[str, Any]:
+    def summary(self, now: float, lights: Mapping[str, tuple[Light, str]]) -> dict[str, Any]:
         """The state without the nodes. `counts`: of devices; `alive` are all that have not gone, the others by light."""
-        lights = self.lights(now) if lights is None else lights
         progress = self.progress
         kinds, offered, sent = self._totals()
         counts = dict.fromkeys(("devices", *_LIGHTS), 0)
@@ -461,9 +465,8 @@ class View:
 
         return sorted(self.nodes.values(), key=place)
 
-    def shown(self, now: float) -> dict[str, dict[str, Any]]:
+    def shown(self, lights: Mapping[str, tuple[Light, str]]) -> dict[str, dict[str, Any]]:
         """Every node, by its id, as in the state; in no order."""
-        lights = self.lights(now)
         return {name: node.shown(*lights[name]) for name, node in self.nodes.items()}
 
     def node(self, name: str, now: float) -> dict[str, Any] | None:

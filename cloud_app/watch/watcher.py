@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from cloud_app.watch.event_log import Entry
+from cloud_app.watch.node_state import Light
 from cloud_app.watch.record import Record
 from cloud_app.watch.view import View
 from emo import __version__
@@ -84,9 +85,9 @@ class Watcher:
 
     # -- as the API has it
 
-    def summary(self, view: View) -> dict[str, Any]:
+    def summary(self, view: View, lights: Mapping[str, tuple[Light, str]]) -> dict[str, Any]:
         """The state without the nodes."""
-        return self._of(view, view.summary(self.clock()))
+        return self._of(view, view.summary(self.clock(), lights))
 
     def state(self, view: View) -> dict[str, Any]:
         return self._of(view, view.state(self.clock()))

@@ -127,16 +127,21 @@ class Stream:
         return [_entry(entry) for entry in entries]
 
     def _changes(self) -> list[bytes]:
-        with self._watcher.view() as view:
-            summary, nodes = self._watcher.summary(view), view.shown(self._watcher.clock())
+        summary, nodes = self._shown()
         parts = []
         if _lasting(summary) != _lasting(self._summary):
             parts.append(_event("state", summary))
-        changed = [node for name, node in nodes.items() if self._nodes.get(name) != node]
+        changed = [node for name, node in nodes.items() if self._nodes.get(name) is not node]
         if changed:
             parts.append(_event("nodes", changed))
         self._summary, self._nodes = summary, nodes
         return parts
+
+    def _shown(self) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """The state without the nodes, and these by id."""
+        with self._watcher.view() as view:
+            lights = view.lights(self._watcher.clock())
+            return self._watcher.summary(view, lights), view.shown(lights)
 
     def _of_curves(self, now: float, before: float) -> tuple[list[bytes], float]:
         """`before`: when the curves were told last, which is returned anew."""
@@ -152,15 +157,15 @@ class Stream:
         if len(self._readers) >= self._most:
             raise Refused(503, f"{self._most} pages follow what happens already; close one, or ask /api/state")
         reader = _Reader()
+        state, shown = self._shown()
+        nodes = list(shown.values())
         with self._watcher.view() as view:
-            state = self._watcher.summary(view)
-            nodes = list(view.shown(self._watcher.clock()).values())
             newest = view.events.newest
             # A number that is not yet: of a watcher before this one.
             entries = view.events.since(since)[-_AGAIN:] if since is not None and since <= newest else []
         if not self._readers:
             self._sent, self._summary = newest, state
-            self._nodes = {node["id"]: node for node in nodes}
+            self._nodes = shown
         first = [_entry(entry) for entry in entries if entry.number <= self._sent]
         begins = b"".join([*first, _event("state", state), _event("nodes", nodes)])
         self._readers.add(reader)
