@@ -84,7 +84,7 @@ def answers(
         labels = _labels(answer)
         own = [(str(each["name"]), _labels(each)) for each in answer.get("members", ())]
         sizes = tuple(map(int, answer["image"])), tuple(map(int, answer["input"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ServeError(f"{url}: the answer of {name!r} does not hold one probability a label") from error
     return Prediction(str(answer.get("model_version", "")), labels, own, *sizes)
 

@@ -17,6 +17,7 @@ from emo.logs import printable
 
 EVERY_S = 5.0
 TIMEOUT_S = 10.0  # without a word from it
+_HUGE = 1 << 63
 _MOST = 20  # labels of an answer, and
 _ANSWERS = 200  # answers: of what no page shows
 
@@ -43,7 +44,7 @@ class Endpoint:
             self._count(self._get("/v2/models/stats"))
         except ServeError as error:
             return self._told(now, alive=False, version="", text=printable(error))
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError):
             return self._told(now, alive=False, version="", text=f"{self.url}: speaks no Open Inference Protocol v2")
         figures = {"requests": self._requests, "latency_ms": self._latency_ms}
         return self._told(now, alive=True, version=version, text="", **figures)
@@ -66,10 +67,12 @@ class Endpoint:
         return client.ask(self.url, path, None, self._key, self._ca, timeout_s=TIMEOUT_S)
 
     def _count(self, stats: dict[str, Any]) -> None:
-        """Raises KeyError, TypeError, ValueError."""
+        """Raises KeyError, TypeError, ValueError, OverflowError."""
         mine = [each["inference_stats"] for each in stats["model_stats"] if each["name"] == self.name]
         both = [each[kind] for each in mine for kind in ("success", "fail")]
         requests, ns = sum(int(each["count"]) for each in both), sum(int(each["ns"]) for each in both)
+        if not (0 <= requests < _HUGE and 0 <= ns < _HUGE):
+            raise ValueError
         new = requests - self._requests
         if self._requests >= 0 and new > 0 and ns >= self._ns:
             self._latency_ms = round((ns - self._ns) / new / 1e6, 3)

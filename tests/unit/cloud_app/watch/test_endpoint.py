@@ -69,7 +69,18 @@ def test_away_is_said_with_since_when(said, endpoint):
 
 
 @pytest.mark.parametrize("about", [{}, {"versions": []}, {"versions": None}, {"versions": 3}])
-@pytest.mark.parametrize("stats", [_stats(), {}, {"model_stats": [{"name": "emo"}]}, {"model_stats": [7]}])
+@pytest.mark.parametrize(
+    "stats",
+    [
+        _stats(),
+        {},
+        {"model_stats": [{"name": "emo"}]},
+        {"model_stats": [7]},
+        _stats(("emo", float("inf"), 1)),
+        _stats(("emo", 10**400, 1)),
+        _stats(("emo", -1, 1)),
+    ],
+)
 def test_what_is_no_endpoint_is_said(said, endpoint, about, stats):
     said["/v2/models/emo"], said["/v2/models/stats"] = about, stats
     told = endpoint.look(1.0)
