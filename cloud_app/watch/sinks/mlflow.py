@@ -24,6 +24,7 @@ from emo import __version__
 from emo.errors import ConfigError
 from emo.logs import printable
 
+log = logging.getLogger("emo")
 TAG = "emo.run"
 _METRICS, _PARAMS = 1000, 100  # in a request
 
@@ -37,6 +38,7 @@ class MLflow:
         self._login += at
         self.where = f"MLflow at {self._shown(uri)}"
         self._run: _Run | None = None
+        self._without: set[str] = set()  # runs
         logging.getLogger("mlflow").setLevel(logging.ERROR)
         try:
             self._client = MlflowClient(tracking_uri=uri)
@@ -51,10 +53,18 @@ class MLflow:
         try:
             if self._run is None or self._run.run != picture.run:
                 self._run = _Run(self._client, picture)
-            return self._run.write(picture)
+            points = self._run.write(picture)
         except Exception as error:
             self._run = None  # what of it the server has taken is asked again
             raise OSError(self._shown(error)) from error
+        if picture.over and picture.model is None and picture.run not in self._without:
+            self._without.add(picture.run)
+            log.info(
+                "%s: run %s without its model, which is not on this machine (watch.yaml: models)",
+                self.where,
+                picture.run,
+            )
+        return points
 
     def close(self) -> None:
         self._run = None

@@ -75,6 +75,16 @@ def test_a_run_that_is_watched_again_has_each_point_once(store, model):
     assert curves(store) == expected(whole)
 
 
+def test_a_model_that_is_elsewhere_is_said_once_and_logged_when_it_is_here(store, model, caplog):
+    caplog.set_level("INFO", "emo")
+    log = MLflow(store)
+    for at_hand in (None, None, model):
+        log.write(picture(seen(watched()), NOW + 40, at_hand))
+    assert caplog.text.count(f"run {RUN} without its model, which is not on this machine") == 1
+    client, [run] = runs(store)
+    assert [each.path for each in client.list_artifacts(run.info.run_id)] == ["model.onnx"]
+
+
 def test_what_was_taken_of_a_request_that_failed_is_not_sent_again(store, model, monkeypatch):
     whole = picture(seen(watched()), NOW + 40, model)
     log = MLflow(store)
