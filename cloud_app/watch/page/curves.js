@@ -161,7 +161,7 @@ class Chart {
       width: Math.max(120, Math.floor(this.area.clientWidth)), height: this.high, legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, points: { size: 7 } },
       scales: {
-        x: { time: false, range: byRound ? (_, low, high) => this.rounds(low, high) : (_, low, high) => (low == null ? [0, 1] : [low, Math.max(high, low + 1)]) },
+        x: { time: false, range: byRound ? (_, low, high) => this.rounds(low, high) : ({ data: [times] }) => [times[0], Math.max(times.at(-1), times[0] + 10)] },
         y: { range: about.range ?? fromZero },
       },
       axes: [
