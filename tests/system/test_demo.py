@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import psutil
 import pytest
@@ -58,6 +58,11 @@ def watcher(process: subprocess.Popen[str]) -> psutil.Process:
     return found
 
 
+def asked(url: str, body: bytes | None = None) -> dict:
+    with urlopen(Request(url, body), timeout=20) as answer:
+        return json.load(answer)
+
+
 def left_behind(tmp_path: Path) -> list[str]:
     folders = [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("emo-demo-")]
     mine = []
@@ -75,8 +80,11 @@ def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_
         assert lines[0].startswith("broker mosquitto")
         assert re.fullmatch(r"page: http://127\.0\.0\.1:[0-9]+/", lines[1])
         page = lines[1].removeprefix("page: ")
-        with urlopen(page + "api/state", timeout=20) as answer:
-            state = json.load(answer)
+        until = time.monotonic() + 30
+        while not (state := asked(page + "api/state"))["endpoint"]["alive"]:
+            assert time.monotonic() < until, state
+            time.sleep(0.2)
+        tried = asked(page + "api/try", (tmp_path / "runs/demo/sample.png").read_bytes())
         with urlopen(page + "api/events", timeout=20) as open_page:
             assert open_page.readline() == b"event: state\n"
             process.send_signal(signal.SIGINT)
@@ -88,6 +96,9 @@ def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_
     assert (state["phase"], state["round"], state["rounds"]) == ("done", 3, 3)
     assert state["accuracy"] == state["result"]["fl"] == figures["accuracy"]["fl"]
     assert state["result"]["bagged"] == figures["accuracy"]["bagged"]
+    answers = {answer["name"]: answer["labels"][0][0] for answer in tried["answers"]}
+    assert set(answers) == {"FL model", "pair edge-1", "pair edge-2", "ensemble"}
+    assert answers["ensemble"] == figures["prediction"]["label"]
     assert {node["id"] for node in state["nodes"]} >= {"cloud", "edge-1", "edge-2", "device-00", "device-03"}
     assert set(figures["accuracy"]) >= {"fl", "boosted", "bagged"}
     assert len(figures["accuracy"]["boosted"]) == 2
