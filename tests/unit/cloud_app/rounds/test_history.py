@@ -81,6 +81,13 @@ def test_a_checkpoint_from_before_there_was_a_history_is_gone_on_from(tmp_path):
     assert list(history(CONFIG, again)) == []
 
 
+def test_whether_observers_are_told_may_change_between_two_processes_of_a_run(tmp_path):
+    state = long_run(3)
+    assert Checkpoints(tmp_path, Journal()).save(state)
+    silent = CONFIG.model_copy(update={"report_s": None})
+    assert Checkpoints(tmp_path, Journal()).load(silent, LIKE).history == state.history
+
+
 def histories(messages):
     return [message for message in messages if isinstance(message, RunHistory)]
 

@@ -1,4 +1,4 @@
-"""200,000 hostile packets through the receiving path: our errors only, within bounds, nothing false accepted."""
+"""100,000 hostile packets through the receiving path: our errors only, within bounds, nothing false accepted."""
 
 import dataclasses
 import logging
@@ -127,8 +127,8 @@ def test_damaged_packets(end):
     """Mutated, cut, doubled, lost, reordered and interleaved: what comes out is what was sent, to the bit."""
     rng = random.Random(1)
     accepted = number = 0
-    while end.packets < 168_000:
-        if end.packets > 20_000:
+    while end.packets < 78_000:
+        if end.packets > 10_000:
             tracemalloc.stop()  # it doubles the time, and most of these die at the first checksum
         ways = {}
         for message in rng.sample(SENT, 3):
@@ -149,8 +149,8 @@ def test_damaged_packets(end):
                 accepted += 1
                 assert any(same(got, message) for message in SENT)
     assert end.worst < LIMIT + SLACK
-    assert accepted > 5000
-    assert end.journal.counts["frames.refused"] > 100_000
+    assert accepted > 2500
+    assert end.journal.counts["frames.refused"] > 50_000
     assert end.journal.counts["chunks.late"] > 100
 
 
