@@ -18,7 +18,6 @@ class Observer(Node):
 
     def handle(self, message: Message, now: float) -> Iterator[Message]:
         del now
-        self._watcher.link(up=True)
         self._watcher.take(message)
         return iter(())
 

@@ -12,6 +12,7 @@ Counts:
     record.damaged     lines that could not be read
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -151,16 +152,18 @@ class Record:
             return False
 
     def turn(self, view: View, now: float) -> None:
-        """Begin the file anew, with all that is known now."""
+        """Begin the file anew, with all that is known now, as far as half of it holds that."""
         try:
             self._path.replace(self._before)
         except OSError as error:
             self._journal.problem("record.unwritten", f"{self._before}: cannot be written: {error.strerror}")
             return
-        waiting, self._lines = self._lines, []
-        for message in restated(view):
-            self._keep(now, message)
+        waiting, self._lines, self._size = self._lines, [], 0
         self.link(view.connected, now)
+        for message in restated(view):
+            if self._size > self._half // 2:
+                break
+            self._keep(now, message)
         self._lines += waiting
         self._size = sum(map(len, self._lines))
 
@@ -171,19 +174,17 @@ def restated(view: View) -> Iterator[Message]:
     phase = {"training": "training", "finishing": "finishing", "exporting": "finishing", "done": "done"}
     if progress.run and progress.phase in phase:
         yield RunState(progress.run, progress.round, progress.rounds, phase[progress.phase])  # type: ignore[arg-type]
+    rows = [row for _, row in sorted(progress.rows.items())][-1024:]
+    if progress.run and (rows or progress.result):
+        told = tuple((row[0], row[1], *(value or 0 for value in row[2:])) for row in rows)
+        with contextlib.suppress(ValidationError):  # rows of an event's own making
+            yield RunHistory(progress.run, progress.rounds, told, progress.result)  # type: ignore[arg-type]
     for node in list(view.nodes.values()):
         if node.online is not None:
             yield Status(node.id, node.tier, node.online, node.samples, trouble=node.unable)
         if node.reported is not None:
             about = node.run, node.reported, node.edge, node.doing, node.trouble
             yield from _in_parts(Report(node.id, node.tier, *about, intervals=node.intervals), node.figures)
-    rows = [row for _, row in sorted(progress.rows.items())][-1024:]
-    if progress.run and (rows or progress.result):
-        told = tuple((row[0], row[1], *(value or 0 for value in row[2:])) for row in rows)
-        try:
-            yield RunHistory(progress.run, progress.rounds, told, progress.result)  # type: ignore[arg-type]
-        except ValidationError:
-            return  # rows of an event's own making
 
 
 def _in_parts(report: Report, figures: dict[str, float]) -> Iterator[Report]:

@@ -115,3 +115,19 @@ def test_of_a_large_fleet_not_every_report_is_kept_but_every_figure(tmp_path):
     assert kept == {**{f"a.{number}": 1.0 for number in range(len(kept) - 1)}, "b": len(kept) - 2.0}
     assert 8 < len(kept) < 13
     assert (tmp_path / record.NAME).read_text().count('"Report"') < 6
+
+
+def test_what_is_known_of_more_nodes_than_there_is_room_for_does_not_fill_the_file(tmp_path):
+    view, now = View(2000), [NOW]
+    watcher = Watcher(view, "watch", "mqtt", "", Record(tmp_path, 1 << 17, Journal()), lambda: now[0])
+    for number in range(2000):
+        watcher.take(Status(f"device-{number}", "device", online=True))
+    for _ in range(5):
+        watcher.take(RunState("r1", 1, 9, "training"))
+        watcher.flush()
+        now[0] += 1
+    assert 0 < (tmp_path / record.NAME).stat().st_size < 1 << 16
+    again = View(2000)
+    replay(tmp_path, again, Journal())
+    assert again.progress.run == "r1"
+    assert len(again.nodes) > 200
