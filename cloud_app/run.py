@@ -188,9 +188,11 @@ def _shown(result: Mapping[str, Any]) -> dict[str, float]:
     """Of the result what observers are told."""
     accuracy = result["accuracy"]
     figures = {name: accuracy[name] for name in ("fl", "bagged", "served")}
-    figures |= {
-        f"boosted.{edge}": value for edge, value in list(zip(result["edges"], accuracy["boosted"], strict=False))[:32]
-    }
+    edges = list(result["edges"])
+    if len(edges) > len(accuracy["boosted"]):  # of one whose overlay is of no use there is no pair
+        edges = [edge for edge in edges if ensemble.OVERLAY + edge not in result["left_out"]]
+    if len(edges) == len(accuracy["boosted"]):
+        figures |= {f"boosted.{edge}": value for edge, value in list(zip(edges, accuracy["boosted"], strict=True))[:32]}
     figures |= {name: result[name] for name in ("sfl_bytes", "version", "bytes", "seconds")}
     return {name[:64]: value for name, value in figures.items() if value is not None}
 
