@@ -156,6 +156,15 @@ def test_a_device_that_calls_itself_the_cloud_moves_nothing(story):
     assert story.view.refused == 2
 
 
+def test_a_second_cloud_is_not_believed_while_the_first_is_there(story):
+    story.event("cloud", "begun", run="r1")
+    story.tell(Status("evil", "cloud", online=True))
+    story.event("evil", "begun", run="evil")
+    assert story.view.state(story.now)["run"] == "r1"
+    assert "evil" not in story.view.nodes
+    assert story.view.refused == 2
+
+
 def test_of_more_nodes_than_may_be_those_stay_that_announced_themselves():
     view = View(3)
     story = Story(view)
