@@ -221,9 +221,7 @@ def test_a_long_day_leaves_its_memory_flat(seen):
 
     def hours(events):
         for number in range(events):
-            fleet.event(
-                f"more-{number % 14}", "device", "trained", round=number, loss=0.5
-            )  # one may tell of 200 at once
+            fleet.event(f"more-{number % 50}", "device", "trained", round=number, loss=0.5)  # of one, few are shown
             if number % 300 == 0:
                 fleet.rounds(1 + number // 300 % ROUNDS, {})
                 tab.look("document.querySelector('[data-key=cache] select').dispatchEvent(new Event('change'))")
