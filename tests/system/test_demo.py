@@ -1,17 +1,21 @@
 """`emo demo` as a user starts it: real processes, a real broker, a real endpoint, and nothing left behind."""
 
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.request import Request, urlopen
 
 import psutil
 import pytest
+from chromium import PROGRAM, Chromium
 
 FEW = ("--devices", "4", "--rounds", "3", "--seed", "1")
 
@@ -73,6 +77,24 @@ def left_behind(tmp_path: Path) -> list[str]:
     return folders + mine
 
 
+def drawn(page: str, profile: Path) -> dict[str, Any]:
+    """What a browser shows at `page` when a 0 was drawn there: accuracies of FL and ensemble, each member's best label."""
+    with closing(Chromium(profile, height=2200)) as tab:
+        tab.open(page)
+        tab.until("document.querySelector('#try').hasAttribute('data-alive') && !document.querySelector('#try').hidden")
+        box = "(box => [box.left, box.top, box.width])(document.querySelector('#draw').getBoundingClientRect())"
+        left, top, side = tab.look(box)
+        for turn in range(31):
+            x, y = (math.sin(turn / 30 * math.tau), math.cos(turn / 30 * math.tau))
+            kind = {0: "mousePressed", 30: "mouseReleased"}.get(turn, "mouseMoved")
+            where = {"x": left + side * (0.5 + 0.2 * x), "y": top + side * (0.5 + 0.35 * y)}
+            tab.do("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, **where)
+        tab.until("document.querySelectorAll('.answer').length == 4")
+        names, labels = (tab.text(f".answer > {each}").split("\n") for each in ("h3", ".label"))
+        accuracy = [tab.text(f".of-{which} strong") for which in ("fl", "ensemble")]
+        return {"accuracy": accuracy, "answers": dict(zip(names, labels, strict=True))}
+
+
 def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_path, mosquitto_program):
     process = start(tmp_path, *FEW, "--json", "figures.json", "--keep")
     try:
@@ -85,6 +107,7 @@ def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_
             assert time.monotonic() < until, state
             time.sleep(0.2)
         tried = asked(page + "api/try", (tmp_path / "runs/demo/sample.png").read_bytes())
+        shown = drawn(page, tmp_path / "browser") if PROGRAM else {}
         with urlopen(page + "api/events", timeout=20) as open_page:
             assert open_page.readline() == b"event: state\n"
             process.send_signal(signal.SIGINT)
@@ -122,6 +145,12 @@ def test_it_runs_through_and_writes_its_figures_and_shows_itself_to_the_end(tmp_
     assert (tmp_path / "runs/demo/sample.png").exists()
     assert [line[:11] for line in lines if line.startswith("round")] == ["round   1/3", "round   2/3", "round   3/3"]
     assert left_behind(tmp_path) == []
+    if PROGRAM is None:
+        pytest.skip("no chromium on PATH (apt install chromium): all but what a browser shows was looked at")
+    measured = [100 * figures["accuracy"][which] for which in ("fl", "bagged")]
+    assert [float(each.removesuffix(" %")) for each in shown["accuracy"]] == pytest.approx(measured, abs=0.051)
+    assert set(shown["answers"]) == set(answers)
+    assert shown["answers"]["ensemble"] == "0"
 
 
 @pytest.mark.parametrize(("how", "training"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
