@@ -118,6 +118,8 @@ def compose(args: list[str]) -> int:
     asked = parser.parse_args(args)
     services = [Service(name, spec) for name, spec in load().items()]
     chosen = [service for service in services if not asked.services or service.name in asked.services]
+    if getattr(asked, "remove_orphans", False):
+        remove_orphans({service.name for service in services})
     match asked.word:
         case "up":
             for service in chosen:
@@ -142,6 +144,13 @@ def compose(args: list[str]) -> int:
                 sys.exit(f"service {chosen[0].name} is not running")
             return chosen[0].call(asked.command)
     return 0
+
+
+def remove_orphans(names: set[str]) -> None:
+    """What runs here and is in no compose file any more."""
+    for folder in Service("any", {}).folder.parent.glob("*"):
+        if folder.name not in names:
+            Service(folder.name, {}).down()
 
 
 def load() -> dict[str, dict]:
