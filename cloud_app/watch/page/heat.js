@@ -17,7 +17,7 @@ export class Heat {
     this.told = el("p", { class: "note told", id: "heat-told", "aria-live": "polite" });
     this.empty = el("p", { class: "empty" }, "Waits for the first answers of an edge: they say when a batch is to be sent again.");
     const scale = el("span", { class: "scale", "aria-hidden": "true" });
-    this.legend = el("p", { class: "legend" }, "sent every time ", scale, " every 36th time or less", el("span", { class: "key none", "aria-hidden": "true" }), " no answer yet");
+    this.legend = el("p", { class: "legend" }, "sent every time ", scale, " ", this.rarest = el("span"), el("span", { class: "key none", "aria-hidden": "true" }), " no answer yet");
     find("heat").append(this.empty, this.box, this.told, this.legend);
     this.box.addEventListener("scroll", () => this.draw());
     this.box.addEventListener("mousemove", (event) => this.point(event));
@@ -35,6 +35,8 @@ export class Heat {
     this.empty.hidden = devices.length > 0;
     for (const part of [this.box, this.told, this.legend]) part.hidden = !devices.length;
     if (!devices.length) return;
+    this.most = devices.reduce((most, { intervals }) => [...intervals].reduce((most, sign) => Math.max(most, SIGNS.indexOf(sign)), most), 1);
+    say(this.rarest, this.most === 35 ? "left out 35 times or more" : `left out ${this.most}${this.most === 1 ? " time" : " times"}`);
     this.columns = devices.reduce((most, { intervals }) => Math.max(most, intervals.length), 1);
     this.tall = Math.min(24, Math.max(4, Math.floor(HEIGHT / devices.length)));
     this.box.style.height = `${Math.min(HEIGHT, this.tall * devices.length)}px`;
@@ -62,7 +64,7 @@ export class Heat {
     const top = this.box.scrollTop, { tall } = this;
     this.left = tall >= 12 ? Math.min(120, Math.round(wide * 0.25)) : 0;
     const cell = (wide - this.left) / this.columns;
-    const shades = [...SIGNS].map((_, interval) => mix(often, rare, Math.log2(1 + interval) / Math.log2(36)));
+    const shades = [...SIGNS].map((_, interval) => mix(often, rare, Math.min(1, Math.log2(1 + interval) / Math.log2(1 + this.most))));
     pen.textBaseline = "middle";
     pen.font = "12px system-ui, sans-serif";
     const from = Math.floor(top / tall), until = Math.min(this.rows.length, Math.ceil((top + high) / tall));
