@@ -1,6 +1,6 @@
 """What a scrape of `emo watch` takes: `/metrics` of many nodes with thirty figures each, beside prometheus_client.
 
-    python -m bench.metrics [--json FILE] [--devices 1000] [--turns 5]
+    python -m bench.watch.metrics [--json FILE] [--devices 1000] [--turns 5]
 
 `state_s`, `text_s`: seconds of processor for the state and for its text, the median of the turns; `lines`, `mb` of the text;
 `client_s`: for the figures alone by prometheus_client's registry.
