@@ -1,7 +1,6 @@
 """Two processes train as one does, and end together, whichever of them ends first and however."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -30,11 +29,6 @@ CURVES = {  # at a rate at which the rounding of sums does not grow
     "all": Overlay(lr=0.01, mixup=0.4, flip=True, schedule="cosine", checkpoint_steps=4, seed=5),
 }
 STEPS = 20
-# Its processes have torch already.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch.distributed", "torch._dynamo", "edge_app.overlay.multi_gpu", "edge_app.overlay.trainer"]
-)
 BAD = 11  # the step with a sample that is not finite, in the part of rank 1
 
 
@@ -119,25 +113,6 @@ def rank(mode, out):
                 time.sleep(0.05)  # not stop.wait: the handler above would wait for its lock
 
 
-def member(mode, log, environment):
-    """One of two, its output in the file `log`."""
-    os.environ.update(environment)
-    with Path(log).open("w") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    try:
-        rank(mode, "-")
-    except EmoError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-
-
-def ended(process):
-    """Its exit status."""
-    process.join(timeout=60)
-    return process.exitcode
-
-
 ENVIRONMENT = {
     **os.environ,
     "OMP_NUM_THREADS": "1",
@@ -187,28 +162,27 @@ def pair(tmp_path):
         for number in range(2):
             mine = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_PORT": port}
             environment = {**ENVIRONMENT, "MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in mine.items()}}
-            log = tmp_path / f"log-{number}"
-            log.touch()
-            started.append(FORKS.Process(target=member, args=(mode, str(log), environment)))
-            started[-1].start()
+            with (tmp_path / f"log-{number}").open("w") as log:
+                command = [sys.executable, __file__, mode, "-"]
+                started.append(subprocess.Popen(command, stdout=log, stderr=log, env=environment))
         until = time.monotonic() + 60
         while "ready" not in (tmp_path / "log-0").read_text():
             assert time.monotonic() < until
-            assert started[0].is_alive(), (tmp_path / "log-0").read_text()
+            assert started[0].poll() is None, (tmp_path / "log-0").read_text()
             time.sleep(0.02)
         return started
 
     yield start
     for process in started:
         process.kill()
-        process.join()
+        process.wait()
 
 
 @pytest.mark.parametrize("mode", ["train", "idle"])
 def test_a_rank_that_is_killed_ends_the_edge(pair, tmp_path, mode):
     leader, other = pair(mode)
     other.kill()
-    assert ended(leader) == 2
+    assert leader.wait(timeout=60) == 2
     assert re.search(r"training on 2 processes broke off.*is gone.*checkpoint", (tmp_path / "log-0").read_text())
 
 
@@ -221,8 +195,8 @@ def test_the_others_end_with_rank_0(pair, tmp_path, mode, status):
         other.terminate()
         time.sleep(0.1)
         leader.terminate()
-    assert ended(leader) == status
-    assert ended(other) == (2 if status == -9 else 0), (tmp_path / "log-1").read_text()
+    assert leader.wait(timeout=60) == status
+    assert other.wait(timeout=60) == (2 if status == -9 else 0), (tmp_path / "log-1").read_text()
 
 
 def test_a_process_that_trains_alone_has_no_world():
