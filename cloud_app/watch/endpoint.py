@@ -1,7 +1,6 @@
 """The endpoint as the observer sees it: how it does, every few seconds, and what its model says of an image. It is asked, and
 told to do nothing."""
 
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from cloud_app.watch.watcher import Watcher
 from emo.config import Served
 from emo.errors import ServeError
 from emo.logs import printable
+from emo.runtime.repeating import repeating
 
 EVERY_S = 5.0
 TIMEOUT_S = 10.0  # without a word from it
@@ -87,21 +87,11 @@ class Endpoint:
 @contextmanager
 def looking(endpoint: Endpoint, watcher: Watcher, every_s: float = EVERY_S) -> Iterator[None]:
     """Tells `watcher` how the endpoint does, while the block runs."""
-    over = threading.Event()
     watcher.served({"url": endpoint.url, "name": endpoint.name, "alive": False, "version": "", "text": ""})
 
-    def look() -> None:
-        while not over.is_set():
-            watcher.served(endpoint.look(time.time()))
-            over.wait(every_s)
-
-    thread = threading.Thread(target=look, name="endpoint", daemon=True)
-    thread.start()
-    try:
+    # A look that waits for an answer changes nothing any more.
+    with repeating(lambda: watcher.served(endpoint.look(time.time())), every_s, "endpoint", patience_s=1):
         yield
-    finally:
-        over.set()
-        thread.join(timeout=1)  # one that waits for an answer changes nothing any more
 
 
 def _without_login(url: str) -> str:

@@ -11,6 +11,7 @@ from cloud_app.watch.node_state import Light
 from cloud_app.watch.record import Record
 from cloud_app.watch.view import View
 from emo import __version__
+from emo.runtime.repeating import repeating
 from emo.wire.messages import Event, Message
 
 _FLUSH_S = 0.5
@@ -100,17 +101,8 @@ class Watcher:
 @contextmanager
 def keeping(watcher: Watcher) -> Iterator[None]:
     """Flush the record again and again, until the block ends."""
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.wait(_FLUSH_S):
-            watcher.flush()
-
-    thread = threading.Thread(target=run, name="record", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(watcher.flush, _FLUSH_S, "record", patience_s=5):
+            yield
     finally:
-        over.set()
-        thread.join(timeout=5)
         watcher.flush()

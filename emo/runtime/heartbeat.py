@@ -8,7 +8,6 @@ the machine was started, so setting the date changes nothing.
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from pydantic import BaseModel
 
 from emo import files
 from emo.errors import ConfigError
+from emo.runtime.repeating import repeating
 
 NAME = "heartbeat.json"
 PAUSE = "pause"  # beside it, in the cloud's state_dir: while that file is there, no round is opened
@@ -110,21 +110,15 @@ class HeartbeatWriter:
 @contextlib.contextmanager
 def beating(hearts: Sequence[HeartbeatWriter]) -> Iterator[None]:
     """Write these heartbeats until the block ends."""
-    over = threading.Event()
 
-    def run() -> None:
-        while not over.is_set():
-            for heart in hearts:
-                heart.beat()
-            over.wait(_EVERY_S)
+    def beat() -> None:
+        for heart in hearts:
+            heart.beat()
 
-    thread = threading.Thread(target=run, name="heartbeat", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(beat, _EVERY_S, "heartbeat"):
+            yield
     finally:
-        over.set()
-        thread.join()
         for heart in hearts:
             heart.beat(stopped=True)
 

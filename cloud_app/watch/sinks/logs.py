@@ -2,7 +2,6 @@
 
 import json
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from cloud_app.watch.watcher import Watcher
 from emo import files
 from emo.errors import ServeError
 from emo.journal import Journal
+from emo.runtime.repeating import repeating
 
 log = logging.getLogger("emo")
 _EVERY_S = 5.0
@@ -34,7 +34,6 @@ def feeding(
         yield
         return
     feeders = {log.where: Feeder(log, journal) for log in logs}
-    over = threading.Event()
     last: tuple[object, ...] = ()
 
     def take() -> None:
@@ -49,18 +48,10 @@ def feeding(
             for feeder in feeders.values():
                 feeder.put(taken)
 
-    def look() -> None:
-        while not over.is_set():
-            take()
-            over.wait(every_s)
-
-    looking = threading.Thread(target=look, name="emo-logs", daemon=True)
-    looking.start()
     try:
-        yield
+        with repeating(take, every_s, "emo-logs"):
+            yield
     finally:
-        over.set()
-        looking.join()
         take()
         for where, feeder in feeders.items():
             if not feeder.close(_LAST_S):
