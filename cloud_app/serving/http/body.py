@@ -93,6 +93,10 @@ class Incoming:
             raise Refused(400, f"?{name.decode()}= takes 1 or 0")
         return text == b"1"
 
+    @property
+    def reads_gzip(self) -> bool:
+        return _GZIP.search(self.header(b"accept-encoding")) is not None
+
     async def body(self, most: int) -> bytes:
         """All of it, decompressed. Raises Refused: over `most` bytes (413), not complete in BODY_SECONDS (408), an unknown
         or a broken compression (415, 400).
@@ -184,7 +188,7 @@ async def packed(request: Incoming, answer: Answer) -> Answer:
     """`answer` as it goes out: in gzip where the client reads that and it gains. Raises Refused (503) where there is no
     room for it."""
     request.hold(len(answer.body))
-    if len(answer.body) < _COMPRESS or not _GZIP.search(request.header(b"accept-encoding")):
+    if len(answer.body) < _COMPRESS or not request.reads_gzip:
         return answer
     if len(answer.body) < _QUICK:
         body = gzip.compress(answer.body, 1)

@@ -34,7 +34,7 @@ class Assets:
         headers = [(b"etag", file.tag), (b"cache-control", b"no-cache"), (b"vary", b"accept-encoding")]
         if file.tag in request.header(b"if-none-match").encode("latin-1"):
             return Answer(b"", 304, file.type, headers)
-        if file.packed is not None and "gzip" in request.header(b"accept-encoding"):
+        if file.packed is not None and request.reads_gzip:
             return Answer(file.packed, type=file.type, headers=[*headers, (b"content-encoding", b"gzip")])
         return Answer(file.data, type=file.type, headers=headers)
 
