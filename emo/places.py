@@ -32,6 +32,17 @@ def host(text: str) -> str:
     return text
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host name or an address, with or without brackets, is this machine and nothing else."""
+    name = host.strip("[]").rstrip(".").lower()
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
 def home(path: Path) -> Path:
     """`path`, a leading `~` expanded as by a shell. Raises ValueError: no such user, or not a file name."""
     try:

@@ -10,11 +10,11 @@ from typing import Literal
 
 from emo.config import Served, WatchConfig
 from emo.errors import ConfigError
+from emo.places import is_loopback
 from emo.security import members
 
 Finding = tuple[Literal["ok", "warn", "FAIL"], str, str, str]  # level, what, detail, advice
 
-_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _WAIT_S = 5.0
 _SHORTEST = 16  # characters of a key
 
@@ -64,7 +64,7 @@ def _who_is_let_in(config: WatchConfig) -> Iterator[Finding]:
             yield "FAIL", "page keys", detail, advice
         elif keys.stat().st_mode & 0o077:
             yield "warn", "page keys", f"{keys} can be read by others", f"chmod 600 {keys}"
-    if config.host not in _LOOPBACK and (keys is None or config.tls_cert is None):
+    if not is_loopback(config.host) and (keys is None or config.tls_cert is None):
         lacks = "everybody who reaches it sees the fleet" if keys is None else "its keys can be read on the way"
         advice = "set api_key_file, tls_cert and tls_key, unless a proxy before it does that"
         yield "warn", "page", f"listens at {config.host}, not at loopback only, and {lacks}", advice

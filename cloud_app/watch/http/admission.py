@@ -4,7 +4,6 @@ A page of strangers whose name is made to point at 127.0.0.1 (DNS rebinding) ask
 only, no other name than the loopback's is answered.
 """
 
-import ipaddress
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -12,20 +11,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from cloud_app.serving.auth import Keys
 from cloud_app.serving.http.body import Answer
 from cloud_app.serving.infer_request import Refused
+from emo.places import is_loopback
 
 _QUERY = 4096  # bytes
 Headers = Mapping[bytes, bytes]
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or an address, with or without brackets, is this machine and nothing else."""
-    name = host.strip("[]").rstrip(".").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def query(text: bytes) -> dict[str, str]:
