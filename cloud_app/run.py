@@ -18,6 +18,7 @@ from cloud_app.ensemble import model as ensemble
 from cloud_app.ensemble.member_choice import Choice
 from cloud_app.ensemble.publish import added, publish
 from cloud_app.ready import ready
+from cloud_app.result import for_observers
 from cloud_app.rounds.checkpoint import Checkpoints
 from cloud_app.rounds.node import CloudNode, Host
 from cloud_app.rounds.round import history
@@ -114,7 +115,7 @@ def _run(config: CloudConfig, stop: threading.Event, new: bool) -> dict[str, Any
             why = f"{config.state_dir}: the result cannot be written: {error.strerror}"
             raise ExportError(f"{why}; make room, and start the cloud again: it adds no second version") from error
         journal.event("exported", run=state.run, version=result["version"], accuracy=result["accuracy"]["served"])
-        yield from history(config, state, _shown(result))
+        yield from history(config, state, for_observers(result))
         keep.clear()
 
     with beating([heart]):
@@ -182,19 +183,6 @@ def _told(settings: Mapping[str, Any]) -> dict[str, bool | float | str | None]:
     """The settings of a run for observers: single values."""
     single = bool | int | float | str | None
     return {key: value if isinstance(value, single) else json.dumps(value) for key, value in settings.items()}
-
-
-def _shown(result: Mapping[str, Any]) -> dict[str, float]:
-    """Of the result what observers are told."""
-    accuracy = result["accuracy"]
-    figures = {name: accuracy[name] for name in ("fl", "bagged", "served")}
-    edges = list(result["edges"])
-    if len(edges) > len(accuracy["boosted"]):  # of one whose overlay is of no use there is no pair
-        edges = [edge for edge in edges if ensemble.OVERLAY + edge not in result["left_out"]]
-    if len(edges) == len(accuracy["boosted"]):
-        figures |= {f"boosted.{edge}": value for edge, value in list(zip(edges, accuracy["boosted"], strict=True))[:32]}
-    figures |= {name: result[name] for name in ("sfl_bytes", "version", "bytes", "seconds")}
-    return {name[:64]: value for name, value in figures.items() if value is not None}
 
 
 def _sample(folder: Path, test: Dataset) -> dict[str, str] | None:

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from cloud_app.aggregation import exact_mean
+from cloud_app.result import OVERLAY
 from emo.config import Model
 from emo.data.dataset import Dataset
 from emo.errors import ExportError, ModelError, UpdateRefused
@@ -29,7 +30,7 @@ from emo.wire.compression import Weights
 DType = Literal["uint8", "float32"]
 Combine = Literal["probabilities", "logits"]
 
-TRUNK, HEAD, OVERLAY = "trunk", "head", "overlay-"
+TRUNK, HEAD = "trunk", "head"
 FL = "FL model"
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from cloud_app.ensemble import int8, member_weights, run_archive
 from cloud_app.ensemble import model as ensemble
 from cloud_app.ensemble.member_choice import Choice, Chosen, Votes, choose
-from cloud_app.ensemble.model import HEAD, OVERLAY, Combine, dtype
+from cloud_app.ensemble.model import HEAD, Combine, dtype
 from cloud_app.ensemble.onnx_export import export
 from cloud_app.ensemble.run_archive import Record
+from cloud_app.result import OVERLAY
 from cloud_app.serving import known_answer
 from cloud_app.serving.onnx_session import open_session
 from cloud_app.serving.repository import Repository

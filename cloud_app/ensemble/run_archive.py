@@ -15,7 +15,8 @@ from typing import Annotated, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from cloud_app.ensemble.model import HEAD, OVERLAY, TRUNK
+from cloud_app.ensemble.model import HEAD, TRUNK
+from cloud_app.result import OVERLAY
 from emo import files, snapshot_file
 from emo.config import Data, Model, Positive, Section
 from emo.errors import EmoError, ExportError

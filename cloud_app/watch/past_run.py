@@ -5,7 +5,6 @@ writes plan.json and rounds.jsonl. Files of others: every line is bounded and ch
 """
 
 import json
-import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cloud_app.result import for_observers, number
 from cloud_app.watch import record
-from cloud_app.watch.run_state import valid_id
-from cloud_app.watch.sentences import number
+from cloud_app.watch.run_state import valid_id, whole
 from cloud_app.watch.view import View
 from emo import files
 from emo.errors import ConfigError
 from emo.journal import Journal
 from emo.logs import printable
+from emo.runtime.reporter import fitting
 from emo.wire.messages import Event, Message, Report, Role, RunHistory, RunState, Status
 
 _LINE = 2 << 20  # bytes; the journal writes 1 MiB at most
@@ -89,7 +89,7 @@ def _events(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]]:
             known.discard(gone)
             yield now, Status(gone, "device", online=False)
         count += 1
-        told = _event(node, role, count, now, name, event)
+        told = fitting(node, role, count, now, name, event)
         if told is None:
             damaged += 1
         else:
@@ -100,44 +100,17 @@ def _events(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]]:
         yield from ((now, message) for message in _result(folder))
 
 
-def _event(node: str, role: Role, count: int, now: float, name: str, fields: dict[str, Any]) -> Event | None:
-    for most in (_MOST, _FEW, 0):
-        cut = {printable(key, 64): _cut(value, most) for key, value in list(fields.items())[:_FEW]}
-        try:
-            return Event(node, role, count, now, printable(name, 64), cut)
-        except ValidationError:
-            continue
-    return None
-
-
-def _cut(value: Any, most: int) -> Any:
-    """As an event may have it: with `most` 0 single values only."""
-    if isinstance(value, list):
-        return [_cut(each, 0) for each in value[:most]] if most else f"{len(value)} of them"
-    if isinstance(value, dict):
-        few = list(value.items())[:most]
-        return {printable(key, 64): _cut(each, 0) for key, each in few} if most else f"{len(value)} of them"
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return printable(value, 500) if isinstance(value, str) else value
-
-
 def _result(folder: Path) -> Iterator[Message]:
     """Of result.json, or of run.json, which says less: the run, and its accuracies."""
     result = _file(folder / "result.json") or _file(folder / "run.json")
     run, rounds = valid_id(result.get("run")), number(result.get("rounds"))
-    accuracy, edges = result.get("accuracy"), result.get("edges")
-    if not run or rounds is None or not isinstance(accuracy, dict):
+    if not run or rounds is None or not isinstance(result.get("accuracy"), dict):
         return
-    told: dict[str, float | None] = {name: number(accuracy.get(name)) for name in ("fl", "bagged", "served")}
-    boosted = accuracy.get("boosted")
-    if isinstance(edges, dict) and isinstance(boosted, list):
-        pairs = list(zip(edges, boosted, strict=False))[:_FEW]
-        told |= {f"boosted.{printable(edge, 50)}": number(value) for edge, value in pairs}
-    told |= {name: number(result.get(name)) for name in ("sfl_bytes", "version", "bytes", "seconds")}
     try:
         yield RunState(run, int(rounds), int(rounds), "done")
-        yield RunHistory(run, int(rounds), (), {name: value for name, value in told.items() if value is not None})
+        yield RunHistory(
+            run, int(rounds), (), {printable(name): value for name, value in for_observers(result).items()}
+        )
     except (ValidationError, OverflowError, ValueError):
         return
 
@@ -152,11 +125,11 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
     if not isinstance(plan, dict):
         raise ConfigError(f"{folder / 'plan.json'}: is no plan of emo simulate")
     began = (folder / "plan.json").stat().st_mtime
-    rounds, devices = _whole(plan.get("rounds")), _whole(plan.get("devices"))
+    rounds, devices = (whole(plan.get("rounds")) or 0), (whole(plan.get("devices")) or 0)
     asked = json.dumps(
         [plan, header.get("scenario")], sort_keys=True
     ).encode()  # or two of one seed would have one name
-    run = f"{printable(plan.get('method'), 20)}-seed-{_whole(plan.get('seed'))}-{zlib.crc32(asked):08x}"
+    run = f"{printable(plan.get('method'), 20)}-seed-{(whole(plan.get('seed')) or 0)}-{zlib.crc32(asked):08x}"
     run = run if valid_id(run) else "simulated"
     shares = plan.get("edges")
     edges = [f"edge-{place + 1}" for place in range(min(len(shares), _FEW))] if isinstance(shares, list) else []
@@ -164,7 +137,7 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
     nodes: list[tuple[str, Role]] = [("cloud", "cloud"), *((edge, "edge") for edge in edges), (_FLEET, "device")]
     for node, role in nodes:
         yield began, Status(node, role, online=True)
-    begun = _event("cloud", "cloud", 0, began, "begun", {"run": run, "settings": _settings(plan)})
+    begun = fitting("cloud", "cloud", 0, began, "begun", {"run": run, "settings": _settings(plan)})
     if begun is not None:
         yield began, begun
     yield began, RunState(run, 0, rounds, "training")
@@ -224,8 +197,8 @@ def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(row: Mapping[str, Any]) -> tuple[int, float | None, float, float, int, int, int, int]:
     accuracy = _share(row.get("accuracies"), "head", "model")
-    devices, arrived = _whole(row.get("devices")), _whole(row.get("arrived"))
-    this = _whole(row.get("round"))
+    devices, arrived = (whole(row.get("devices")) or 0), (whole(row.get("arrived")) or 0)
+    this = whole(row.get("round")) or 0
     values = this, accuracy, number(row.get("loss")) or 0.0
     told = RunHistory(
         "row", 0, ((*values, number(row.get("virtual_s")) or 0.0, arrived, devices, max(0, devices - arrived), 0),)
@@ -272,8 +245,3 @@ def _ids(value: Any) -> list[str]:
 
 def _role(tier: Any) -> Role:
     return tier if tier in {"device", "edge", "cloud"} else "cloud"
-
-
-def _whole(value: Any) -> int:
-    known = number(value)
-    return int(known) if known is not None and 0 <= known < 2**31 else 0

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cloud_app.watch.sentences import number
+from cloud_app.result import number
 from cloud_app.watch.series import MOST, thinned
 from emo.config import ID
 from emo.wire.messages import RunHistory, RunState

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cloud_app.result import number
+
 _NAMED = 3
 _WHY = {
     "offline": "had gone",
@@ -39,10 +41,6 @@ def some(names: list[str]) -> str:
 
 def why_left_out(reason: str) -> str:
     return _WHY.get(reason, reason)
-
-
-def number(value: Any) -> float | None:
-    return None if isinstance(value, bool) or not isinstance(value, int | float) else value
 
 
 def _round(fields: Fields, last: str) -> str:

@@ -37,7 +37,8 @@ _NAME, _FIGURES = 64, 64
 _ENTRY = 90  # bytes of the longest figure
 _EVENT = topics.ROUTES[Event].limit - 1024
 _REPORT = topics.ROUTES[Report].limit
-_KEPT, _SHORT = 32, 30  # of a list, and characters of a text, that are too long for an event
+# Of an event: its fields; items of a list, or the first few where these are too many; characters of a text, or the first few.
+_FIELDS_OF_EVENT, _ITEMS, _FEW, _TEXT, _SHORT = 32, 2048, 32, 500, 30
 
 
 class Reporter:
@@ -99,16 +100,10 @@ class Reporter:
 
     def _event(self, number: int, record: dict[str, Any]) -> Event | None:
         fields = {name: value for name, value in record.items() if name not in {"time", "event"}}
-        for shorten in (_whole, _short, _single):
-            try:
-                told = {name: shorten(value) for name, value in fields.items()}
-                event = Event(self._node, self._role, number, record["time"], record["event"], told)
-                if len(frame.pack(event)) <= _EVENT:
-                    return event
-            except (ValidationError, TooLarge):
-                continue
-        self._journal.count("events.untold")
-        return None
+        event = fitting(self._node, self._role, number, record["time"], record["event"], fields)
+        if event is None:
+            self._journal.count("events.untold")
+        return event
 
     def _report(self, *, idle: bool) -> Report | None:
         """None where `idle` and nothing has changed."""
@@ -172,18 +167,32 @@ def _figure(name: str, value: object) -> float | None:
     return number if number.is_integer() and abs(number) < 2**53 else float(f"{number:.5g}")
 
 
-def _whole(value: Any) -> Any:
-    return value
+def fitting(node: str, role: Role, number: int, time: float, name: str, fields: Mapping[str, Any]) -> Event | None:
+    """The event, with as much of `fields` as may be told: lists and tables whole, or their first few, or their lengths. None: it
+    cannot be told."""
+    for most in (_ITEMS, _FEW, 0):
+        text = _TEXT if most else _SHORT
+        told = {
+            printable(key, _NAME): _cut(value, most, text) for key, value in list(fields.items())[:_FIELDS_OF_EVENT]
+        }
+        try:
+            event = Event(node, role, number, time, printable(name, _NAME), told)
+            if len(frame.pack(event)) <= _EVENT:
+                return event
+        except (ValidationError, TooLarge):
+            continue
+    return None
 
 
-def _short(value: Any) -> Any:
-    """A list or a table of the first few."""
-    if isinstance(value, dict):
-        return dict(list(value.items())[:_KEPT])
-    return value[:_KEPT] if isinstance(value, list) else value
-
-
-def _single(value: Any) -> Any:
-    if isinstance(value, dict | list):
-        return f"{len(value)} of them"
-    return printable(value, _SHORT) if isinstance(value, str) else value
+def _cut(value: Any, most: int, text: int) -> Any:
+    """With `most` 0 single values only. `text`: characters."""
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        if not most or any(isinstance(each, list | dict) for each in items):
+            return f"{len(value)} of them"
+        if isinstance(value, list):
+            return [_cut(each, 0, text) for each in value[:most]]
+        return {printable(key, _NAME): _cut(each, 0, text) for key, each in list(value.items())[:most]}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return printable(value, text) if isinstance(value, str) else value

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cloud_app.ensemble import run_archive
-from cloud_app.ensemble.model import HEAD, OVERLAY, TRUNK
+from cloud_app.ensemble.model import HEAD, TRUNK
+from cloud_app.result import OVERLAY
 from cloud_app.serving.client import predict
 from edge_app.cache.disk import DiskCache
 from emo.errors import EmoError

@@ -3,7 +3,7 @@
 import pytest
 
 from cloud_app.ensemble.model import OVERLAY
-from cloud_app.run import _shown
+from cloud_app.result import for_observers
 from emo.wire.messages import RunHistory
 
 
@@ -31,13 +31,13 @@ def result(boosted, edges=("edge-1", "edge-2"), left_out=(), **accuracy):
     ],
 )
 def test_each_pair_under_its_own_edge(given, pairs):
-    shown = _shown(given)
+    shown = for_observers(given)
     assert {name: value for name, value in shown.items() if name.startswith("boosted.")} == pairs
     assert shown.keys() - pairs.keys() == {"fl", "bagged", "served", "version", "bytes", "seconds", "sfl_bytes"}
     assert RunHistory("r", 1, (), shown).result == shown
 
 
 def test_what_was_not_measured_is_not_told_and_many_edges_fit():
-    shown = _shown(result([0.5] * 40, edges=[f"{number:064}" for number in range(40)], fl=None))
+    shown = for_observers(result([0.5] * 40, edges=[f"{number:064}" for number in range(40)], fl=None))
     assert "fl" not in shown
     assert len(RunHistory("r", 1, (), shown).result) <= 64
