@@ -121,9 +121,6 @@ class Node:
         """A counter since the run began; 0 at least."""
         return max(0.0, self.sum(name) - self._before.get(name, 0.0))
 
-    def figure(self, name: str) -> float | None:
-        return self.figures.get(name)
-
     def alive(self, now: float, sure: bool) -> bool:
         """`sure`: it could have been heard for long enough until `now` to say so where it says nothing."""
         if not self.online or self.last_seen is None:

@@ -7,47 +7,21 @@ strangers send.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from cloud_app.result import number
 from cloud_app.watch.event_log import Entry, EventLog
 from cloud_app.watch.node_state import GONE_S, Light, Node
 from cloud_app.watch.run_state import RunProgress, valid_id, whole
-from cloud_app.watch.sentences import PROBLEMS, number, percent, sentence, some, why_left_out
+from cloud_app.watch.sentences import PROBLEMS, percent, sentence, some, why_left_out
 from cloud_app.watch.series import Series
+from cloud_app.watch.traffic import BY_KIND, MOST, SORTS, Totals, sums, totals
 from emo.security.members import Members
 from emo.throttle import Budget
-from emo.wire.messages import Event, Message, Report, Role, RunHistory, RunState, Status
+from emo.wire.messages import Event, Message, Report, RunHistory, RunState, Status
 
 _EDGES = 64  # that have curves
 # How often: at once, then in a second. Events of one device or edge, beyond which they are refused; in the log, devices that come
 # and go, since all do with their broker.
 _OFTEN, _MOVES = (100, 2.0), (40, 0.5)
-_MOST = 9e15  # of a sum that is shown; exact as a float
-# Bytes by kind: counted where only one end of each message counts them. As emo demo does.
-_KINDS: dict[Role, dict[str, str]] = {
-    "device": {
-        "Update": "sent_bytes.Update",
-        "Status": "sent_bytes.Status",
-        "GlobalModel": "received_bytes.GlobalModel",
-        "ActivationBatch": "sent_bytes.ActivationBatch",
-        "TapReport": "sent_bytes.TapReport",
-        "Interval": "received_bytes.Interval",
-        "Report": "sent_bytes.Report",
-        "Event": "sent_bytes.Event",
-    },
-    "edge": {
-        "OverlayWeights": "sent_bytes.OverlayWeights",
-        "GlobalHead": "received_bytes.GlobalHead",
-        "Report": "sent_bytes.Report",
-        "Event": "sent_bytes.Event",
-    },
-    "cloud": {"Report": "sent_bytes.Report", "Event": "sent_bytes.Event", "RunHistory": "sent_bytes.RunHistory"},
-    "observer": {},
-}
-_SORTS = {
-    "fl": ("Update", "Status", "GlobalModel"),
-    "activations": ("ActivationBatch", "TapReport", "Interval"),
-    "reports": ("Report", "Event", "RunHistory"),
-}
-_BY_KIND = tuple(dict.fromkeys(kind for kinds in _KINDS.values() for kind in kinds))
 _LIGHTS: tuple[Light, ...] = ("alive", "training", "late", "out", "refused", "gone")
 
 
@@ -64,7 +38,7 @@ class View:
         self.endpoint: dict[str, Any] | None = None
         self._cloud = members.cloud if members else ""
         self._spare = RunProgress()  # of another run than the one that is shown
-        self._bytes = Series(("fl", "activations", "reports", "sent_share", *_BY_KIND))
+        self._bytes = Series((*SORTS, "sent_share", *BY_KIND))
         self._edges: dict[str, Series] = {}
         self._served = Series(("requests", "latency_ms"))
         self._version = 0
@@ -90,7 +64,7 @@ class View:
     def take(self, message: Message, now: float) -> list[Entry]:
         """`now`: Unix time. Returns what there is to show of it, if anything."""
         if isinstance(message, RunState):
-            self._run_state(message, now)
+            self._run_state(message)
         elif isinstance(message, RunHistory):
             self._history(message)
         elif isinstance(message, Status | Report | Event):
@@ -153,12 +127,12 @@ class View:
 
     def _report(self, node: Node, report: Report, now: float) -> None:
         node.report(report, now)
-        node.sums = _sums(node)
+        node.sums = sums(node)
         if node.tier == "cloud":
             if report.run and report.run != self.progress.run:
                 self._begin(report.run)
             self._cloud_figures(node, now)
-        elif node.tier == "device" and (loss := node.figure("train.loss")) is not None:
+        elif node.tier == "device" and (loss := node.figures.get("train.loss")) is not None:
             node.loss = loss
         elif node.tier == "edge":
             self._edge_curves(node, now)
@@ -166,7 +140,7 @@ class View:
 
     def _cloud_figures(self, node: Node, now: float) -> None:
         progress, this = self.progress, self.progress.open
-        if whole(rounds := int(node.figure("fl.rounds") or 0)):
+        if whole(rounds := int(node.figures.get("fl.rounds") or 0)):
             progress.rounds = rounds
         fresh = [key for key in ("fl.asked", "fl.answered", "fl.round") if node.told.get(key) == now]
         if (
@@ -290,8 +264,7 @@ class View:
 
     # -- the run
 
-    def _run_state(self, told: RunState, now: float) -> None:
-        del now
+    def _run_state(self, told: RunState) -> None:
         if told.run != self.progress.run:
             if told.phase == "done" and self.progress.run:
                 return  # what the broker has kept of the run before
@@ -315,40 +288,25 @@ class View:
         self.progress.version, self._spare = version + 1, RunProgress()
         for node in self.nodes.values() if known else ():
             node.begin()
-            node.sums = _sums(node) if node.sums else ()
+            node.sums = sums(node) if node.sums else ()
         if known:
             self._bytes, self._edges = Series(self._bytes.names), {}
 
     # -- curves
 
-    def _totals(self) -> tuple[dict[str, float], float, float]:
-        """Bytes by kind in this run; batches offered, and sent."""
-        kinds = dict.fromkeys(_BY_KIND, 0.0)
-        offered = sent = 0.0
-        parts: dict[str, list[tuple[float, ...]]] = {tier: [] for tier in _KINDS}
-        for node in self.nodes.values():
-            if node.sums:
-                parts[node.tier].append(node.sums)
-        for tier, names in _KINDS.items():
-            sums = [sum(each) for each in zip(*parts[tier], strict=True)]
-            for kind, total in zip(names, sums, strict=False):
-                kinds[kind] += total
-            if tier == "device" and sums:
-                offered, sent = sums[-2:]
-        return {kind: min(value, _MOST) for kind, value in kinds.items()}, min(offered, _MOST), min(sent, _MOST)
+    def _totals(self) -> Totals:
+        return totals(self.nodes.values())
 
     def _so_far(self) -> dict[str, float | None]:
         """Bytes by sort, and the share of batches sent, as told so far."""
-        kinds, offered, sent = self._totals()
-        sums = {sort: sum(kinds[kind] for kind in parts) for sort, parts in _SORTS.items()}
-        return {**sums, "sent_share": sent / offered if offered else None}
+        told = self._totals()
+        return {**told.sorts, "sent_share": told.share}
 
     def _curves(self, now: float) -> None:
         if not self._bytes.due(now):
             return
-        kinds, offered, sent = self._totals()
-        sums = [sum(kinds[kind] for kind in _SORTS[sort]) for sort in ("fl", "activations", "reports")]
-        self._bytes.add(now, *sums, sent / offered if offered else None, *kinds.values())
+        told = self._totals()
+        self._bytes.add(now, *told.sorts.values(), told.share, *told.kinds.values())
         self._version += 1
 
     def _edge_curves(self, edge: Node, now: float) -> None:
@@ -357,7 +315,7 @@ class View:
             if len(self._edges) >= _EDGES:
                 return
             series = self._edges[edge.id] = Series(("step", "loss", "entries", "bytes", "age", "interval"))
-        figure = edge.figure
+        figure = edge.figures.get
         values = [figure(key) for key in ("overlay.step", "overlay.loss", "cache.entries", "cache.bytes")]
         series.add(now, *values, _age(edge.figures), self._interval(edge.id) if series.due(now) else None)
         self._version += 1
@@ -396,7 +354,7 @@ class View:
     def summary(self, now: float, lights: Mapping[str, tuple[Light, str]]) -> dict[str, Any]:
         """The state without the nodes. `counts`: of devices; `alive` are all that have not gone, the others by light."""
         progress = self.progress
-        kinds, offered, sent = self._totals()
+        traffic = self._totals()
         counts = dict.fromkeys(("devices", *_LIGHTS), 0)
         for node in self.nodes.values():
             if node.tier == "device":
@@ -404,7 +362,7 @@ class View:
                 counts[lights[node.id][0]] += 1
         counts["alive"] = counts["devices"] - counts["gone"]
         cloud = self.nodes.get(self._cloud)
-        figure = cloud.figure("fl.sfl_bytes") if cloud is not None and cloud.run == progress.run else None
+        figure = cloud.figures.get("fl.sfl_bytes") if cloud is not None and cloud.run == progress.run else None
         told = [value for value in (figure, progress.sfl_bytes) if value is not None]
         return {
             "time": round(now, 3),
@@ -418,10 +376,10 @@ class View:
             "accuracy": progress.accuracy,
             "result": progress.result,
             "bytes": {
-                **{sort: int(sum(kinds[kind] for kind in parts)) for sort, parts in _SORTS.items()},
-                "sfl": int(min(max(told), _MOST)) if told else None,
+                **{sort: int(count) for sort, count in traffic.sorts.items()},
+                "sfl": int(min(max(told), MOST)) if told else None,
             },
-            "sent": {"offered": int(offered), "sent": int(sent)},
+            "sent": {"offered": int(traffic.offered), "sent": int(traffic.sent)},
             "counts": counts,
             "endpoint": self.endpoint,
         }
@@ -499,7 +457,7 @@ class View:
                 "activation_bytes": columns["activations"],
                 "report_bytes": columns["reports"],
                 "sent_share": columns["sent_share"],
-                "by_kind": {kind: columns[kind] for kind in _BY_KIND},
+                "by_kind": {kind: columns[kind] for kind in BY_KIND},
             },
             "edges": {edge: series.columns() for edge, series in sorted(self._edges.items())},
             "endpoint": self._served.columns(),
@@ -515,12 +473,6 @@ class View:
                 break
             found.append(entry.shown())
         return found
-
-
-def _sums(node: Node) -> tuple[float, ...]:
-    """Its bytes by kind in this run, and batches offered and sent."""
-    taps = (max(0.0, node.sum("tap.offered")), max(0.0, node.sum("tap.sent")))
-    return (*map(node.of_run, _KINDS[node.tier].values()), *taps)
 
 
 def _names(value: Any) -> list[str]:
@@ -540,7 +492,7 @@ def _age(figures: Mapping[str, float]) -> float | None:
     total = weighted = 0.0
     for key, count in figures.items():
         least = key.removeprefix("cache.age.")
-        if least != key and least.isascii() and least.isdigit() and len(least) < 10 and 0 <= count < _MOST:
+        if least != key and least.isascii() and least.isdigit() and len(least) < 10 and 0 <= count < MOST:
             total += count
             weighted += count * int(least)
     return round(weighted / total, 2) if total else None

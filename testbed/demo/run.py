@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from cloud_app.serving.client import predict
-from cloud_app.watch import record
+from cloud_app.watch import record, traffic
 from emo.config import Data
 from emo.data import registry
 from emo.errors import ConfigError, EmoError
@@ -209,8 +209,8 @@ def _figures(args: argparse.Namespace, folder: Path, result: dict[str, Any], nam
         "accuracy": result["accuracy"],
         "instead": result["instead"],
         "bytes": {
-            "fl": total("sent_bytes.Update", "sent_bytes.Status", "received_bytes.GlobalModel"),
-            "activations": total("sent_bytes.ActivationBatch", "sent_bytes.TapReport", "received_bytes.Interval"),
+            "fl": total(*traffic.of_device("fl")),
+            "activations": total(*traffic.of_device("activations")),
             "sfl_equivalent": result["sfl_bytes"],
         },
         "sent_fraction": round(
