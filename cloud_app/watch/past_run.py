@@ -125,11 +125,11 @@ def _simulated(folder: Path, journal: Journal) -> Iterator[tuple[float, Message]
     if not isinstance(plan, dict):
         raise ConfigError(f"{folder / 'plan.json'}: is no plan of emo simulate")
     began = (folder / "plan.json").stat().st_mtime
-    rounds, devices = (whole(plan.get("rounds")) or 0), (whole(plan.get("devices")) or 0)
+    rounds, devices = whole(plan.get("rounds")) or 0, whole(plan.get("devices")) or 0
     asked = json.dumps(
         [plan, header.get("scenario")], sort_keys=True
     ).encode()  # or two of one seed would have one name
-    run = f"{printable(plan.get('method'), 20)}-seed-{(whole(plan.get('seed')) or 0)}-{zlib.crc32(asked):08x}"
+    run = f"{printable(plan.get('method'), 20)}-seed-{whole(plan.get('seed')) or 0}-{zlib.crc32(asked):08x}"
     run = run if valid_id(run) else "simulated"
     shares = plan.get("edges")
     edges = [f"edge-{place + 1}" for place in range(min(len(shares), _FEW))] if isinstance(shares, list) else []
@@ -197,7 +197,7 @@ def _settings(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def _row(row: Mapping[str, Any]) -> tuple[int, float | None, float, float, int, int, int, int]:
     accuracy = _share(row.get("accuracies"), "head", "model")
-    devices, arrived = (whole(row.get("devices")) or 0), (whole(row.get("arrived")) or 0)
+    devices, arrived = whole(row.get("devices")) or 0, whole(row.get("arrived")) or 0
     this = whole(row.get("round")) or 0
     values = this, accuracy, number(row.get("loss")) or 0.0
     told = RunHistory(

@@ -58,6 +58,16 @@ def test_a_clouds_folder_shows_the_run_as_it_ended(tmp_path):
     assert journal.counts == {}
 
 
+def test_a_pair_stands_under_its_own_edge_where_another_has_none(tmp_path):
+    write(tmp_path / "events.jsonl", {"time": 100.0, "event": "begun", "run": "r1"})
+    accuracy = {"fl": 0.9, "bagged": 0.95, "served": 0.95, "boosted": [0.7]}
+    result = {"run": "r1", "rounds": 1, "accuracy": accuracy, "edges": {"e-1": {}, "e-2": {}}}
+    for left_out, pairs in (({"overlay-e-1": "it answers with NaN"}, {"boosted.e-2": 0.7}), ({}, {})):  # of which edge?
+        (tmp_path / "result.json").write_text(json.dumps({**result, "left_out": left_out}))
+        shown = seen(tmp_path)[0]["result"]
+        assert {name: value for name, value in shown.items() if name.startswith("boosted")} == pairs
+
+
 def test_a_simulations_folder_shows_its_rounds_and_bytes(tmp_path):
     plan = {"method": "emo", "devices": 20, "rounds": 3, "edges": [0.4, 0.6], "seed": 1}
     (tmp_path / "plan.json").write_text(json.dumps({"version": "1", "plan": plan}))
